@@ -1,0 +1,29 @@
+"""The exception family: every error that a person can cause says what failed, what was given and what to do."""
+
+
+class TorchsnowError(ValueError):
+    """Something given to torchsnow cannot be used. The command line prints it and exits with code 2."""
+
+
+class SourceError(TorchsnowError):
+    """A network cannot be a source: unknown, not downloadable, or not convolutional."""
+
+
+class DeltaError(TorchsnowError):
+    """No delta can be derived from a source with these settings."""
+
+
+class DataError(TorchsnowError):
+    """A data set, a label file or an image cannot be used."""
+
+
+class TaskFileError(TorchsnowError):
+    """A task file is damaged, foreign, or belongs to another source."""
+
+
+class HubError(TorchsnowError):
+    """A hub folder cannot do what was asked."""
+
+
+class TrainingError(TorchsnowError):
+    """A training run cannot start or go on."""

@@ -1,0 +1,40 @@
+"""How a source wants its images: size, normalisation and interpolation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """The preprocessing that a source was trained with, in timm's terms.
+
+    `input_size` is (channels, height, width) in pixels; `mean` and `std` are per channel, for pixels in 0..1;
+    `crop_pct` is the share of the resized image that the centre crop keeps.
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    crop_pct: float
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> InputConfig:
+        """Build from timm's data config or from JSON (lists become tuples)."""
+        channels, height, width = (int(v) for v in values["input_size"])
+        red, green, blue = (float(v) for v in values["mean"])
+        red_std, green_std, blue_std = (float(v) for v in values["std"])
+        return cls(
+            (channels, height, width),
+            (red, green, blue),
+            (red_std, green_std, blue_std),
+            str(values["interpolation"]),
+            float(values["crop_pct"]),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain JSON values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
