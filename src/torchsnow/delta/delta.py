@@ -1,0 +1,116 @@
+"""The delta: the small trainable network of one task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from torchsnow.delta.derive import PICKED, derive_body, key_of, subscribed_taps, tap_names
+from torchsnow.delta.head import Head
+from torchsnow.delta.spec import DeltaSpec
+from torchsnow.errors import DeltaError
+from torchsnow.pooling import ChannelPooling, Subscription, num_pooled
+from torchsnow.source.features import FeatureMaps
+from torchsnow.source.source import Source
+
+
+class Delta(nn.Module):
+    """One task's delta: FeatureMaps of a source pass -> logits (B, num_classes).
+
+    A new delta is open: its pools choose anew at every training step, and its layers have a column per channel.
+    `settle` gives the delta that ships, with its choice fixed and only the chosen columns.
+    """
+
+    def __init__(self, source: Source, spec: DeltaSpec, fixed: bool = False) -> None:
+        super().__init__()
+        self.spec, self.fixed = spec, fixed
+        self.taps = subscribed_taps(source, spec)
+        self.body, own_chs = derive_body(source, spec, fixed)
+        pooling = Subscription if fixed else ChannelPooling
+        self.pools = nn.ModuleDict(
+            {
+                key_of(name): pooling(tap.num_chs, num_pooled(tap.num_chs, spec.pool_divisor), tap.dim)
+                for name, tap in self.taps.items()
+            }
+        )
+        self.head = _make_head(source, spec, own_chs, fixed)
+
+    @property
+    def needed_taps(self) -> tuple[str, ...]:
+        """The names of the taps that a source pass must return for this delta."""
+        read = self.head.taps if isinstance(self.head, Head) else ()
+        return tuple(dict.fromkeys((*self.taps, *read)))
+
+    @property
+    def needs_last(self) -> bool:
+        """Whether the source pass must return the last features."""
+        return isinstance(self.head, Head) and self.head.last
+
+    def forward(self, features: FeatureMaps) -> Tensor:
+        """One source pass -> logits (B, num_classes)."""
+        picked = {
+            PICKED + key_of(name): self.pools[key_of(name)].pick(features.taps[name])  # type: ignore[operator]
+            for name in self.taps
+        }
+        own = self.body(features.images, **picked)
+        logits: Tensor = self.head(own, features) if isinstance(self.head, Head) else self.head(own)
+        return logits
+
+    def named_pools(self) -> dict[str, ChannelPooling]:
+        """The open pools by tap name, the head's own last as "head". Empty once settled."""
+        pools = {name: self.pools[key_of(name)] for name in self.taps}
+        if isinstance(self.head, Head):
+            pools["head"] = self.head.pool
+        return {name: pool for name, pool in pools.items() if isinstance(pool, ChannelPooling)}
+
+    def settle(self, source: Source) -> Delta:
+        """The same delta with its choice of channels fixed, for evaluation, storage and further training.
+
+        Its logits equal those of this delta in eval mode. Raises DeltaError if it is settled already.
+        """
+        if self.fixed:
+            raise DeltaError("this delta is settled already")
+        settled = Delta(source, self.spec, fixed=True).to(next(self.parameters()).device)
+        settled.load_state_dict(_settled_state(self))
+        return settled.train(self.training)
+
+
+def _make_head(source: Source, spec: DeltaSpec, own_chs: int, fixed: bool) -> Head | nn.Linear:
+    taps = tap_names(source, spec.head_taps)
+    num_values = sum(source.taps[name].num_chs for name in taps) + (source.num_features if spec.head_last else 0)
+    if num_values == 0:
+        return nn.Linear(own_chs, spec.num_classes)
+    num_read = num_pooled(num_values, spec.head_divisor)
+    return Head(own_chs, taps, spec.head_last, num_values, num_read, spec.num_classes, spec.slots, fixed)
+
+
+def _settled_state(delta: Delta) -> Mapping[str, Tensor]:
+    training = delta.training
+    delta.eval()
+    state = {key: tensor for key, tensor in delta.state_dict().items() if not key.endswith(".times_chosen")}
+    for prefix, pool, readers in _readers(delta):
+        index = pool.choose()
+        if delta.spec.slots == "channel":
+            index = index.sort().values
+        state[f"{prefix}.index"] = index
+        state[f"{prefix}.weight"] = pool.weight.detach()[index]
+        for reader in readers if delta.spec.slots == "channel" else ():
+            state[f"{reader}.columns"] = state[f"{reader}.columns"].index_select(1, index)
+        if prefix == "head.pool":
+            state["head.center"], state["head.spread"] = state["head.center"][index], state["head.spread"][index]
+    delta.train(training)
+    return state
+
+
+def _readers(delta: Delta) -> list[tuple[str, ChannelPooling, list[str]]]:
+    """Every open pool with the state-dict names of itself and of the layers that read it."""
+    result = []
+    for name, tap in delta.taps.items():
+        pool = delta.pools[key_of(name)]
+        assert isinstance(pool, ChannelPooling)
+        result.append((f"pools.{key_of(name)}", pool, [f"body.{reader}" for reader in tap.readers]))
+    if isinstance(delta.head, Head):
+        assert isinstance(delta.head.pool, ChannelPooling)
+        result.append(("head.pool", delta.head.pool, ["head.fc"]))
+    return result

@@ -1,0 +1,218 @@
+"""The delta's body, derived from the source's own graph node by node.
+
+Every layer is made again at the delta's width; every dense convolution also reads pooled channels of its tap;
+numbers in the graph that speak of channels (split sizes, slices, shapes) are rewritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from torchsnow.delta import channels
+from torchsnow.delta.channels import Layout
+from torchsnow.delta.follow import Flow, argument, operation, slice_dims, value
+from torchsnow.delta.layers import SubscribedConv2d, SubscribedLinear
+from torchsnow.delta.resize import resized_follower, resized_layer
+from torchsnow.delta.spec import DeltaSpec
+from torchsnow.errors import DeltaError
+from torchsnow.pooling import num_pooled
+from torchsnow.source.graph import VALUE
+from torchsnow.source.source import Source
+from torchsnow.source.taps import Tap
+
+PICKED = "picked_"  # prefix of the body's inputs that carry pooled channels
+
+
+def derive_body(source: Source, spec: DeltaSpec, fixed: bool) -> tuple[fx.GraphModule, int]:
+    """The body of a delta and the number of pooled features it returns.
+
+    The body maps images (B, 3, H, W) and one Picked per subscribed tap to features (B, chs). With `fixed` the layers
+    have a column per chosen channel only. Raises DeltaError when the divisors leave nothing or an operation of
+    the source cannot be followed.
+    """
+    body = _Derivation(source, spec, fixed)
+    return body.build(), body.feature_chs
+
+
+class _Derivation:
+    def __init__(self, source: Source, spec: DeltaSpec, fixed: bool) -> None:
+        self.source, self.spec, self.fixed = source, spec, fixed
+        self.flow = Flow(source.traced)
+        self.graph = fx.Graph()
+        self.parts: dict[str, Any] = {}
+        self.made: dict[fx.Node, fx.Node] = {}
+        self.taps: dict[str, Tap] = {
+            reader: tap for name, tap in subscribed_taps(source, spec).items() for reader in tap.readers
+        }
+        self._refuse_empty()
+
+    def _refuse_empty(self) -> None:
+        widest = max(tap.num_chs for tap in self.source.taps.values())
+        for name in ("width_divisor", "pool_divisor"):
+            divisor = getattr(self.spec, name)
+            if divisor > widest:
+                raise DeltaError(
+                    f"{name}={divisor} leaves no channel: the widest tap of {self.source.name} has {widest}; "
+                    f"use a divisor of at most {widest}"
+                )
+
+    @property
+    def feature_chs(self) -> int:
+        return self.width(self.flow.dims[self.source.last_node][1])
+
+    def width(self, layout: Layout) -> int:
+        return channels.width(layout, self.spec.width_divisor)
+
+    def build(self) -> fx.GraphModule:
+        nodes = list(self.source.traced.graph.nodes)
+        for node in nodes:
+            if node.op == "placeholder":
+                self.made[node] = self.graph.placeholder(node.name)
+        picked = {tap.name: None for tap in self.taps.values()}
+        inputs = {name: self.graph.placeholder(PICKED + key_of(name)) for name in picked}
+        for node in nodes:
+            if node.op == "output":
+                self.graph.output(self.made[node.args[0]])
+            elif node.op != "placeholder":
+                self.made[node] = self._make(node, inputs)
+        body = fx.GraphModule(self.parts, self.graph, "DeltaBody")
+        body.graph.eliminate_dead_code()
+        body.delete_all_unused_submodules()
+        body.recompile()
+        return body
+
+    def _make(self, node: fx.Node, inputs: Mapping[str, fx.Node]) -> fx.Node:
+        if node.op == "call_module":
+            return self._make_module(node, inputs)
+        if node.op == "get_attr":
+            self.parts[node.name] = self._parameter(node)
+            return self.graph.get_attr(node.name)
+        rewrite = _REWRITES.get(operation(node))
+        target, args, kwargs = rewrite(self, node) if rewrite else (node.target, node.args, node.kwargs)
+        args, kwargs = fx.node.map_arg((args, dict(kwargs)), lambda n: self.made[n])
+        return self.graph.create_node(node.op, target, args, kwargs, node.name)
+
+    def _make_module(self, node: fx.Node, inputs: Mapping[str, fx.Node]) -> fx.Node:
+        module = self.source.traced.get_submodule(str(node.target))
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: self.made[n])
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
+            tap = self.taps.get(node.name)
+            self.parts[node.name] = self._layer(node, module, tap)
+            if tap is not None:
+                args = (*args, inputs[tap.name])
+        else:
+            real = self.source.model.get_submodule(str(node.target))
+            self.parts[node.name] = self._follower(node, real)
+        return self.graph.create_node("call_module", node.name, args, kwargs, node.name)
+
+    def _layer(self, node: fx.Node, module: nn.Module, tap: Tap | None) -> nn.Module:
+        dim = 1 if isinstance(module, nn.modules.conv._ConvNd) else value(node.args[0]).ndim - 1
+        source_node = node.args[0]
+        assert isinstance(source_node, fx.Node)
+        reads, gives = self.flow.dims[source_node][dim], self.flow.dims[node][dim]
+        in_chs = source_node.meta[VALUE].shape[dim] if reads is None else self.width(reads)
+        layer = resized_layer(module, in_chs, self.width(gives))
+        if tap is None:
+            return layer
+        pooled = num_pooled(tap.num_chs, self.spec.pool_divisor)
+        columns = pooled if self.fixed or self.spec.slots == "rank" else tap.num_chs
+        kind = SubscribedLinear if isinstance(module, nn.Linear) else SubscribedConv2d
+        return kind(layer, columns, pooled, self.spec.slots)
+
+    def _follower(self, node: fx.Node, module: nn.Module) -> nn.Module:
+        layouts = [layout for layout in self.flow.dims[node] if layout is not None]
+        if len(layouts) != 1:
+            return resized_follower(module, 0, 0)
+        return resized_follower(module, channels.num_chs(layouts[0]), self.width(layouts[0]))
+
+    def _parameter(self, node: fx.Node) -> Any:
+        """A tensor that the source's forward uses directly: learned ones start at one, scalars and fixed ones as they
+        are in the source."""
+        path, _, name = str(node.target).rpartition(".")
+        tensor = getattr(self.source.model.get_submodule(path), name)
+        dims = self.flow.dims[node]
+        shape = [
+            size if layout is None else self.width(layout) for size, layout in zip(tensor.shape, dims, strict=True)
+        ]
+        kept = tensor.detach()[tuple(slice(size) for size in shape)].clone()
+        if not isinstance(tensor, nn.Parameter):
+            return kept
+        return nn.Parameter(kept if tensor.numel() == 1 else torch.ones_like(kept))
+
+    def sizes_of(self, node: fx.Node, dims: Any, sizes: Any) -> list[Any]:
+        """Sizes given as numbers, those of channel dimensions at the delta's width."""
+        return [
+            self.width(layout) if layout is not None and isinstance(size, int) and size > 1 else size
+            for size, layout in zip(sizes, dims, strict=True)
+        ]
+
+
+def subscribed_taps(source: Source, spec: DeltaSpec) -> dict[str, Tap]:
+    """The taps that the layers of a delta read. Raises DeltaError for a name that is no tap."""
+    return {name: source.taps[name] for name in tap_names(source, spec.taps)}
+
+
+def tap_names(source: Source, names: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The given tap names in the order of the pass, or all of them for None."""
+    unknown = set(names or ()) - set(source.taps)
+    if unknown:
+        raise DeltaError(f"{source.name} has no tap {sorted(unknown)[0]!r}; its taps are {', '.join(source.taps)}")
+    return tuple(name for name in source.taps if names is None or name in names)
+
+
+def key_of(tap: str) -> str:
+    """A tap's name as an identifier."""
+    return tap.replace(".", "_")
+
+
+Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
+
+
+def _rewrite_shape(derivation: _Derivation, node: fx.Node) -> Call:
+    tensor, *sizes = node.args
+    packed = len(sizes) == 1 and isinstance(sizes[0], tuple | list)
+    given = sizes[0] if packed else sizes
+    dims = derivation.flow.dims[node]
+    if len(given) != len(dims):  # type: ignore[arg-type]
+        return node.target, node.args, dict(node.kwargs)
+    new = derivation.sizes_of(node, dims, given)
+    return node.target, (tensor, tuple(new)) if packed else (tensor, *new), dict(node.kwargs)
+
+
+def _rewrite_split(derivation: _Derivation, node: fx.Node) -> Call:
+    dim = argument(node, 2, "dim", 0)
+    parts = [part[dim] for part in derivation.flow.dims[node]]
+    if any(part is None for part in parts):
+        return node.target, node.args, dict(node.kwargs)
+    sizes = [derivation.width(part) for part in parts]
+    if node.op == "call_method":
+        return "split", (node.args[0], sizes, dim), {}
+    return torch.split, (node.args[0], sizes, dim), {}
+
+
+def _rewrite_getitem(derivation: _Derivation, node: fx.Node) -> Call:
+    source, index = node.args
+    dims = derivation.flow.of(source)
+    if not isinstance(dims, tuple):
+        return node.target, node.args, {}
+    parts = []
+    for dim, part in slice_dims(index, len(dims)):
+        layout = dims[dim]
+        if layout is not None and isinstance(part, slice) and part != slice(None):
+            start, stop, _ = slice(*value((part.start, part.stop))).indices(channels.num_chs(layout))
+            before, taken = channels.pieces(layout, [start, stop - start])
+            first = derivation.width(before)
+            part = slice(first, first + derivation.width(taken))
+        parts.append(part)
+    return node.target, (source, tuple(parts)), {}
+
+
+_REWRITES: dict[str, Callable[[_Derivation, fx.Node], Call]] = {
+    **dict.fromkeys(("view", "reshape", "expand"), _rewrite_shape),
+    **dict.fromkeys(("split", "chunk", "split_with_sizes"), _rewrite_split),
+    "getitem": _rewrite_getitem,
+}

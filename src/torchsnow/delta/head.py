@@ -1,0 +1,56 @@
+"""The head of a delta: from its own pooled features and what it subscribes to of the source's, to logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from torchsnow.delta.layers import Slots, SubscribedLinear
+from torchsnow.pooling import ChannelPooling, Picked, Subscription
+from torchsnow.source.features import FeatureMaps
+
+
+class Head(nn.Module):
+    """A linear layer over the delta's features (B, own_chs) and `num_read` of `num_values` values of the source.
+
+    The values are the averages of `taps` and, if `last`, the source's last features. They are standardised by
+    `center` and `spread` (num_values,), which training sets from the training images, and divided by the root of
+    their number, so that a step of the optimiser moves the logits alike whatever that number is.
+    """
+
+    center: Tensor
+    spread: Tensor
+
+    def __init__(
+        self,
+        own_chs: int,
+        taps: tuple[str, ...],
+        last: bool,
+        num_values: int,
+        num_read: int,
+        num_classes: int,
+        slots: Slots,
+        fixed: bool,
+    ) -> None:
+        super().__init__()
+        self.taps, self.last = taps, last
+        pooling = Subscription if fixed else ChannelPooling
+        columns = num_read if fixed or slots == "rank" else num_values
+        self.pool = pooling(num_values, num_read)
+        self.fc = SubscribedLinear(nn.Linear(own_chs, num_classes), columns, num_read, slots)
+        nn.init.zeros_(self.fc.columns)
+        nn.init.zeros_(self.fc.local.bias)
+        self.scale = num_read**-0.5
+        size = num_read if fixed else num_values
+        self.register_buffer("center", torch.zeros(size))
+        self.register_buffer("spread", torch.ones(size))
+
+    def forward(self, own: Tensor, features: FeatureMaps) -> Tensor:
+        """(B, own_chs) and one source pass -> logits (B, num_classes)."""
+        picked: Picked = self.pool.pick(features.vector(self.taps, self.last))
+        center, spread = self.center, self.spread
+        if picked.idx is not None:
+            center, spread = center[picked.idx], spread[picked.idx]
+        x = (picked.x - center) * (self.scale / spread)
+        logits: Tensor = self.fc(own, Picked(x, picked.weight, picked.idx))
+        return logits

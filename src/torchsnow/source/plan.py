@@ -1,0 +1,74 @@
+"""The source pass as it is run: batch norms folded into convolutions, dead layers dropped, optionally in bfloat16."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.layers import BatchNormAct2d, Conv2dSame
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+# Convolutions that a batch norm folds into: those whose weight is used as it stands.
+_FOLDABLE = (nn.Conv2d.forward, Conv2dSame.forward)
+
+
+def build_plan(model: nn.Module, traced: fx.GraphModule, outputs: Sequence[str], dtype: torch.dtype) -> fx.GraphModule:
+    """A module from images to the tuple of the values of the graph nodes named `outputs`, which runs nothing else.
+
+    `model` holds the numbers and `traced` the graph; the model itself is neither changed nor shared.
+    """
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    graph.graph_copy(traced.graph, copied)
+    by_name = {node.name: copied[node] for node in traced.graph.nodes if node in copied}
+    graph.output(tuple(by_name[name] for name in outputs))
+    graph.owning_module = traced
+    graph.eliminate_dead_code()
+    plan = fx.GraphModule(_parts(model, graph), graph)
+    _fold_norms(plan)
+    for module in plan.modules():
+        if getattr(module, "inplace", False):
+            setattr(module, "inplace", False)  # noqa: B010
+    return plan.to(dtype).eval().requires_grad_(False)
+
+
+def _parts(model: nn.Module, graph: fx.Graph) -> dict[str, Any]:
+    """Copies of the modules and tensors that a graph names."""
+    parts: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            parts[str(node.target)] = copy.deepcopy(model.get_submodule(str(node.target)))
+        elif node.op == "get_attr":
+            path, _, name = str(node.target).rpartition(".")
+            parts[str(node.target)] = getattr(model.get_submodule(path), name).detach().clone()
+    return parts
+
+
+def _fold_norms(plan: fx.GraphModule) -> None:
+    for node in list(plan.graph.nodes):
+        if node.op != "call_module":
+            continue
+        norm, before = plan.get_submodule(node.target), node.args[0]
+        if not isinstance(norm, nn.BatchNorm2d) or len(before.users) != 1 or before.op != "call_module":
+            continue
+        conv = plan.get_submodule(before.target)
+        if isinstance(conv, nn.Conv2d) and type(conv).forward in _FOLDABLE:
+            _fold(conv, norm)
+            if isinstance(norm, BatchNormAct2d):
+                plan.set_submodule(node.target, norm.act)
+            else:
+                node.replace_all_uses_with(before)
+                plan.graph.erase_node(node)
+    plan.delete_all_unused_submodules()
+    plan.recompile()
+
+
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    conv.weight, conv.bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )

@@ -1,0 +1,121 @@
+"""The source: a pretrained CNN, frozen for good, that gives taps in one pass."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, fx, nn
+
+from torchsnow.errors import SourceError
+from torchsnow.source.config import InputConfig
+from torchsnow.source.features import FeatureMaps
+from torchsnow.source.graph import VALUE, trace
+from torchsnow.source.plan import build_plan
+from torchsnow.source.taps import Tap, find_taps
+
+Precision = Literal["fp32", "bf16"]
+_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Source(nn.Module):
+    """A frozen CNN: images (B, 3, H, W), normalised as `input_config` says, to FeatureMaps.
+
+    `model` maps images to pooled features (B, num_features): a timm model made with `num_classes=0`. `name` and
+    `weights` say where it came from, for `load_source`. Its parameters
+    and buffers never change: it stays in eval mode, passes run without gradients, and conversions of the
+    floating-point type are ignored (choose `precision` instead).
+    `taps` are the tensors that a delta may subscribe to, by name. Raises SourceError when there are none.
+    """
+
+    def __init__(
+        self, model: nn.Module, name: str, input_config: InputConfig, weights: str, precision: Precision = "fp32"
+    ) -> None:
+        super().__init__()
+        if precision not in _DTYPES:
+            raise SourceError(f"unknown precision {precision!r}; expected one of {', '.join(_DTYPES)}")
+        self.model = model.eval().requires_grad_(False)
+        self.name, self.weights = name, weights
+        self.input_config = input_config
+        self.precision = precision
+        self._unregistered = {"traced": trace(model, input_config.input_size)}  # shapes are no part of the state
+        self.taps: dict[str, Tap] = find_taps(self.traced)
+        if not self.taps:
+            raise SourceError(f"{name} has no dense convolution to subscribe to: it is not a convolutional network")
+        self.num_features = int(self.last_node.meta[VALUE].shape[1])
+        self._plans: dict[tuple[str, ...], fx.GraphModule] = {}
+
+    @property
+    def traced(self) -> fx.GraphModule:
+        """The source's graph over a copy of its modules without numbers."""
+        return self._unregistered["traced"]
+
+    @property
+    def last_node(self) -> fx.Node:
+        """The graph node of the pooled features."""
+        (output,) = self.traced.graph.find_nodes(op="output")
+        node = output.args[0]
+        assert isinstance(node, fx.Node)
+        return node
+
+    def forward(self, images: Tensor, taps: Iterable[str] | None = None, last: bool = True) -> FeatureMaps:
+        """Run one pass, without gradients, and return the named taps (all of them by default).
+
+        The pass stops after the last layer that is needed, which is the pooling of the last features if `last`.
+
+        Raises SourceError for an unknown tap or images of a size that the network cannot take.
+        """
+        names = list(self.taps) if taps is None else sorted(set(taps))
+        unknown = [name for name in names if name not in self.taps]
+        if unknown:
+            raise SourceError(
+                f"{self.name} has no tap {unknown[0]!r}; its taps are named like {next(iter(self.taps))!r}"
+            )
+        ends = [self.last_node.name] if last else []
+        plan = self._plan((*(self.taps[name].node for name in names), *ends))
+        try:
+            with torch.no_grad():
+                values = plan(images.to(_DTYPES[self.precision]))
+        except RuntimeError as error:
+            raise SourceError(f"{self.name} cannot take images of shape {tuple(images.shape)}: {error}") from error
+        dims = {name: self.taps[name].dim for name in names}
+        last_features = values[-1].float() if last else None
+        return FeatureMaps(images, dict(zip(names, values, strict=False)), dims, last_features)
+
+    def _plan(self, nodes: tuple[str, ...]) -> fx.GraphModule:
+        if nodes not in self._plans:
+            self._plans[nodes] = build_plan(self.model, self.traced, nodes, _DTYPES[self.precision])
+        return self._plans[nodes]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, over the name, the input config, and every weight and buffer of the source."""
+        digest = hashlib.sha256(json.dumps([self.name, self.input_config.to_dict()]).encode())
+        for key, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def train(self, mode: bool = True) -> Self:
+        """Does nothing but keep eval mode: batch norms of a source must never see a task's statistics."""
+        return super().train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        self._plans.clear()
+        super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{self.name}, {len(self.taps)} taps, {self.precision}"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Source:
+        """A source is immutable, so copies of what holds it share it."""
+        return self

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from torchsnow.data import image_problem, read_image
+from torchsnow.errors import DataError
+
+
+def saved(image: Image.Image, path: Path, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def pixel(path: Path, x: int = 0, y: int = 0) -> tuple[int, int, int]:
+    image = read_image(path)
+    assert image.mode == "RGB"
+    return image.getpixel((x, y))
+
+
+def bomb_png(width: int, height: int) -> bytes:
+    """A PNG whose header promises far more pixels than its few kilobytes of zeros hold."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    body = zlib.compress(bytes(2_000_000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tiff", "gif"])
+def test_every_format_is_read_as_rgb(tmp_path: Path, suffix: str) -> None:
+    path = saved(Image.new("RGB", (16, 8), (200, 40, 40)), tmp_path / f"a.{suffix}")
+    assert read_image(path).size == (16, 8)
+    assert np.abs(np.subtract(pixel(path), (200, 40, 40))).max() < 8
+
+
+def test_a_format_outside_the_list_is_refused(tmp_path: Path) -> None:
+    path = saved(Image.new("RGB", (4, 4)), tmp_path / "a.ppm")
+    with pytest.raises(DataError, match="not an image in one of the formats JPEG"):
+        read_image(path)
+
+
+def test_streams_are_read_and_named(tmp_path: Path) -> None:
+    path = saved(Image.new("RGB", (4, 4), "red"), tmp_path / "a.png")
+    stream = io.BytesIO(path.read_bytes())
+    stream.seek(7)
+    assert read_image(stream).getpixel((0, 0)) == (255, 0, 0)
+    with path.open("rb") as file:
+        assert read_image(file).size == (4, 4)
+    with pytest.raises(DataError, match="from a stream: the file is empty"):
+        read_image(io.BytesIO())
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(1, (4, 2)), (3, (4, 2)), (6, (2, 4)), (8, (2, 4))])
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, size: tuple[int, int]) -> None:
+    image = Image.new("RGB", (4, 2), "black")
+    image.putpixel((0, 0), (255, 255, 255))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(image, tmp_path / "a.png", exif=exif)
+    white = {1: (0, 0), 3: (3, 1), 6: (1, 0), 8: (0, 3)}[orientation]
+    assert read_image(path).size == size
+    assert pixel(path, *white) == (255, 255, 255)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("exif", [b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12", b"Exif\0\0nonsense", b"Exif\0\0II"])
+def test_damaged_exif_does_not_cost_the_picture(tmp_path: Path, exif: bytes) -> None:
+    path = saved(Image.new("RGB", (4, 2), "white"), tmp_path / "a.jpg", exif=exif)
+    assert pixel(path) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
+    values = np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16)
+    path = saved(Image.fromarray(values), tmp_path / f"a.{suffix}")
+    assert np.asarray(read_image(path))[0, :, 1].tolist() == [0, 0, 1, 1, 128, 255]
+
+
+def test_big_endian_16_bit_grey(tmp_path: Path) -> None:
+    path = saved(Image.frombytes("I;16B", (2, 1), b"\x80\x00\xff\xff"), tmp_path / "a.tiff")
+    assert np.asarray(read_image(path))[0, :, 0].tolist() == [128, 255]
+
+
+def test_mode_i_is_16_bit_grey_or_refused(tmp_path: Path) -> None:
+    good = saved(Image.fromarray(np.array([[0, 257, 65535]], dtype=np.int32)), tmp_path / "good.tiff")
+    assert np.asarray(read_image(good))[0, :, 2].tolist() == [0, 1, 255]
+    for number, value in enumerate([-1, 65536]):
+        bad = saved(Image.fromarray(np.array([[0, value]], dtype=np.int32)), tmp_path / f"{number}.tiff")
+        with pytest.raises(DataError, match="no defined 8-bit scale"):
+            read_image(bad)
+
+
+def test_floats_are_refused(tmp_path: Path) -> None:
+    path = saved(Image.new("F", (2, 2)), tmp_path / "a.tiff")
+    with pytest.raises(DataError, match="floats"):
+        read_image(path)
+
+
+def test_grey_bilevel_and_cmyk_are_converted(tmp_path: Path) -> None:
+    assert pixel(saved(Image.new("L", (2, 2), 77), tmp_path / "l.png")) == (77, 77, 77)
+    assert pixel(saved(Image.new("1", (2, 2), 1), tmp_path / "1.png")) == (255, 255, 255)
+    assert pixel(saved(Image.new("CMYK", (2, 2), (0, 255, 255, 0)), tmp_path / "c.tiff")) == (255, 0, 0)
+    red = pixel(saved(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), tmp_path / "c.jpg"))
+    assert red[0] > 240
+    assert max(red[1:]) < 15
+
+
+def test_transparency_is_composited_on_white(tmp_path: Path) -> None:
+    rgba = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    rgba.putpixel((1, 0), (255, 0, 0, 128))
+    path = saved(rgba, tmp_path / "rgba.png")
+    assert pixel(path) == (255, 255, 255)
+    assert pixel(path, 1) == (255, 127, 127)
+    assert pixel(saved(Image.new("LA", (1, 1), (0, 0)), tmp_path / "la.png")) == (255, 255, 255)
+
+
+def test_palettes_with_and_without_transparency(tmp_path: Path) -> None:
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.putpixel((1, 0), 1)
+    opaque = saved(palette, tmp_path / "opaque.png")
+    assert (pixel(opaque), pixel(opaque, 1)) == ((10, 20, 30), (200, 100, 50))
+    for name, transparency in {"index.png": 0, "bytes.png": b"\x00\xff", "index.gif": 0}.items():
+        path = saved(palette, tmp_path / name, transparency=transparency)
+        assert (pixel(path), pixel(path, 1)) == ((255, 255, 255), (200, 100, 50))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tiff"])
+def test_the_first_frame_is_read(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    path = saved(frames[0], tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
+    assert pixel(path)[0] > 240
+    assert pixel(path)[2] < 15
+
+
+def test_a_decompression_bomb_is_refused_from_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(bomb_png(30_000, 30_000))
+    assert path.stat().st_size < 10_000
+    with pytest.raises(DataError, match=r"bomb\.png: 30000 x 30000 pixels are more than the 50,000,000 allowed"):
+        read_image(path)
+
+
+def test_the_cap_is_ours_and_does_not_warn(tmp_path: Path) -> None:
+    large, enormous = tmp_path / "large.png", tmp_path / "enormous.png"
+    large.write_bytes(bomb_png(10_000, 10_000))  # Pillow only warns of this one
+    enormous.write_bytes(bomb_png(20_000, 20_000))
+    limit = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert "more than" in (image_problem(large) or "")
+        assert "damaged or truncated" in (image_problem(enormous, max_pixels=400_000_000) or "")
+    assert not caught
+    assert limit == Image.MAX_IMAGE_PIXELS
+    path = saved(Image.new("L", (10, 10)), tmp_path / "small.png")
+    assert read_image(path, max_pixels=100).size == (10, 10)
+    with pytest.raises(DataError, match="10 x 10 pixels are more than the 99 allowed"):
+        read_image(path, max_pixels=99)
+
+
+def test_strips_are_refused(tmp_path: Path) -> None:
+    path = saved(Image.new("L", (101, 1)), tmp_path / "a.png")
+    with pytest.raises(DataError, match="101 x 1 pixels: over 100 times as long"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tiff", "gif"])
+def test_every_truncation_is_an_error_or_a_picture(tmp_path: Path, suffix: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    whole = saved(Image.fromarray(noise), tmp_path / f"whole.{suffix}").read_bytes()
+    path = tmp_path / f"cut.{suffix}"
+    for size in range(0, len(whole), max(1, len(whole) // 60)):
+        path.write_bytes(whole[:size])
+        problem = image_problem(path)
+        assert problem is not None or size > 0.95 * len(whole)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=f"cut.{suffix}: damaged or truncated"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tiff", "gif"])
+def test_flipped_bytes_never_escape_the_error_family(tmp_path: Path, suffix: str) -> None:
+    whole = bytearray(saved(Image.new("RGB", (12, 12), "teal"), tmp_path / f"whole.{suffix}").read_bytes())
+    generator = np.random.default_rng(1)
+    for _ in range(150):
+        damaged = whole.copy()
+        for position in generator.integers(0, len(whole), 3):
+            damaged[position] = generator.integers(0, 256)
+        with suppress(DataError):
+            assert read_image(io.BytesIO(damaged)).mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "the file is empty"), (b"not a picture at all", "not an image"), (b"\x89PNG\r\n\x1a\n", "damaged")],
+)
+def test_what_is_no_image_is_named_with_its_reason(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "odd.png"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"odd\.png: {reason}"):
+        read_image(path)
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gone\.png: there is no such file"):
+        read_image(tmp_path / "gone.png")
+    with pytest.raises(DataError, match="Is a directory"):
+        read_image(tmp_path)

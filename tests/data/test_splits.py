@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torchsnow.data import Example, LoadedData, Splits, make_splits
+from torchsnow.errors import DataError
+
+ROOT = Path("/data")
+
+
+def loaded(**counts: list[int]) -> LoadedData:
+    """loaded(train=[5, 3]) has five images of class c0 and three of c1 in its train split; no file exists."""
+    splits = {
+        split: [
+            Example(ROOT / split / f"c{label}" / f"{number}.png", label)
+            for label, count in enumerate(of_class)
+            for number in range(count)
+        ]
+        for split, of_class in counts.items()
+    }
+    classes = tuple(f"c{label}" for label in range(max(map(len, counts.values()))))
+    return LoadedData("digits", ROOT, classes, splits, (), "f00d")
+
+
+def labels(examples: tuple[Example, ...]) -> dict[int, int]:
+    return dict(Counter(example.label for example in examples))
+
+
+@given(
+    counts=st.lists(st.integers(3, 60), min_size=2, max_size=6),
+    val_share=st.floats(0.01, 0.3),
+    test_share=st.floats(0.01, 0.3),
+    seed=st.integers(0, 2**32),
+)
+def test_splits_are_disjoint_complete_and_stratified(
+    counts: list[int], val_share: float, test_share: float, seed: int
+) -> None:
+    data = loaded(all=counts)
+    splits = make_splits(data, val_share, test_share, seed)
+    together = [*splits.train, *splits.val, *splits.test]
+    assert len(together) == len(set(together)) == sum(counts)
+    assert set(together) == set(data.examples)
+    for label, count in enumerate(counts):
+        for part, share in ((splits.val, val_share), (splits.test, test_share)):
+            assert labels(part)[label] >= 1
+            assert abs(labels(part)[label] - count * share) < 1
+    assert make_splits(data, val_share, test_share, seed) == splits
+
+
+def test_the_seed_decides_and_the_listing_order_does_not() -> None:
+    data = loaded(all=[20, 20])
+    shuffled = replace(data, splits={"all": data.splits["all"][::-1]})
+    assert make_splits(data) == make_splits(shuffled)
+    assert set(make_splits(data, seed=0).test) != set(make_splits(data, seed=1).test)
+
+
+def test_train_alone_is_treated_like_all() -> None:
+    splits = make_splits(loaded(train=[20, 20]))
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (28, 6, 6)
+    assert splits.note == ""
+
+
+def test_train_and_test_give_val_from_train() -> None:
+    data = loaded(train=[20, 20], test=[4, 1])
+    splits = make_splits(data, val_share=0.1)
+    assert splits.test == tuple(data.splits["test"])
+    assert labels(splits.val) == {0: 2, 1: 2}
+    assert {*splits.train, *splits.val} == set(data.splits["train"])
+
+
+def test_train_and_val_leave_no_test_and_say_so() -> None:
+    data = loaded(train=[20, 20], val=[4, 1])
+    splits = make_splits(data)
+    assert set(splits.train) == set(data.splits["train"])
+    assert splits.val == tuple(data.splits["val"])
+    assert splits.test == ()
+    assert "no test" in splits.note
+
+
+def test_three_defined_splits_are_kept() -> None:
+    data = loaded(train=[2, 1], val=[1, 1], test=[1, 1])
+    splits = make_splits(data)
+    assert [set(splits.train), set(splits.val), set(splits.test)] == [set(part) for part in data.splits.values()]
+    assert splits.note == ""
+
+
+def test_a_share_of_zero_is_an_empty_split() -> None:
+    splits = make_splits(loaded(all=[10, 2]), test_share=0)
+    assert splits.test == ()
+    assert labels(splits.val) == {0: 2, 1: 1}
+
+
+def test_a_class_with_too_few_images_is_named() -> None:
+    with pytest.raises(DataError, match=r"class 'c1' has 2 images: .* leave none to train on; add images"):
+        make_splits(loaded(all=[10, 2]))
+    with pytest.raises(DataError, match=r"class 'c0' has 1 images: val \(15%\) and test \(0%\)"):
+        make_splits(loaded(train=[1, 9], test=[1, 1]))
+
+
+@pytest.mark.parametrize(("val_share", "test_share"), [(-0.1, 0.1), (0.5, 0.5), (0.1, float("inf"))])
+def test_impossible_shares(val_share: float, test_share: float) -> None:
+    with pytest.raises(DataError, match="at least 0 and sum to under 1"):
+        make_splits(loaded(all=[10, 10]), val_share, test_share)
+
+
+# Files
+
+
+@pytest.fixture
+def data() -> LoadedData:
+    return loaded(all=[10, 8])
+
+
+@pytest.fixture
+def saved(data: LoadedData, tmp_path: Path) -> Path:
+    path = tmp_path / "splits.json"
+    make_splits(data, seed=3).save(path)
+    return path
+
+
+def test_save_then_load_is_equal_and_readable(data: LoadedData, saved: Path) -> None:
+    assert Splits.load(saved, data) == make_splits(data, seed=3)
+    content = json.loads(saved.read_text())
+    assert content["classes"] == ["c0", "c1"]
+    assert "all/c0/" in content["train"][0]
+    assert [path.name for path in saved.parent.iterdir()] == ["splits.json"]
+
+
+def test_a_moved_data_set_is_the_same(data: LoadedData, saved: Path) -> None:
+    there = Path("/elsewhere")
+    examples = [Example(there / data.relative_path(example), example.label) for example in data.examples]
+    splits = Splits.load(saved, replace(data, root=there, splits={"all": examples}))
+    assert all(example.path.is_relative_to(there) for example in splits.train)
+
+
+def test_any_file_name_survives(data: LoadedData, tmp_path: Path) -> None:
+    names = ["\udcff.png", "é 猫\n.png", '"quoted".png']
+    odd = [Example(ROOT / f"{label}" / name, label) for name in names for label in (0, 1)]
+    data = replace(data, splits={"all": odd})
+    make_splits(data).save(tmp_path / "splits.json")
+    assert Splits.load(tmp_path / "splits.json", data) == make_splits(data)
+    assert "猫" in (tmp_path / "splits.json").read_text(encoding="utf-8", errors="surrogateescape")
+
+
+def test_changed_data_is_refused(data: LoadedData, saved: Path) -> None:
+    for other, message in [
+        (loaded(all=[10, 6]), r"digits changed .*: 2 images are missing or unreadable now: all/c1/6\.png; all/c1/7"),
+        (loaded(all=[11, 8]), r"1 images are new: all/c0/10\.png"),
+        (replace(data, fingerprint="beef"), "classes, labels or file contents differ"),
+        (replace(data, classes=("c0", "cat")), "classes, labels or file contents differ"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            Splits.load(saved, other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema": 2},
+        {"train": None},
+        {"train": [["a"]]},
+        {"val": ["all/c0/0.png"], "test": ["all/c0/0.png"]},
+        {"seed": "0"},
+        {"classes": 3},
+        {"note": None},
+    ],
+)
+def test_a_damaged_file_is_refused(data: LoadedData, saved: Path, change: dict[str, object]) -> None:
+    saved.write_text(json.dumps(json.loads(saved.read_text()) | change))
+    with pytest.raises(DataError, match=r"splits\.json is not a splits file"):
+        Splits.load(saved, data)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "{", "3", "\x00", "[" * 100_000])
+def test_what_is_no_splits_file(data: LoadedData, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "splits.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match="is not a splits file"):
+        Splits.load(path, data)
+
+
+def test_unreachable_files(data: LoadedData, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is not a splits file"):
+        Splits.load(tmp_path / "gone.json", data)
+    with pytest.raises(DataError, match="cannot write"):
+        make_splits(data).save(tmp_path / "gone" / "splits.json")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DataError, match="cannot write"):
+        make_splits(data).save(tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import timm.data
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_image
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from torchsnow.data import AUGMENTATIONS, eval_transform, prepare, train_transform
+from torchsnow.errors import DataError
+from torchsnow.source.config import InputConfig
+
+CONFIG = InputConfig((3, 224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", 0.875)
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    return Image.fromarray(load_sample_image("china.jpg"))
+
+
+@pytest.fixture(scope="module")
+def prepared(photo: Image.Image) -> torch.Tensor:
+    return pil_to_tensor(prepare(CONFIG, 64)(photo)).contiguous()
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
+@pytest.mark.parametrize(("image_size", "crop_pct"), [(224, 0.875), (144, 0.875), (160, 0.95), (96, 1.0)])
+@pytest.mark.parametrize("portrait", [False, True])
+def test_evaluation_is_timms(
+    photo: Image.Image, interpolation: str, image_size: int, crop_pct: float, portrait: bool
+) -> None:
+    config = replace(CONFIG, interpolation=interpolation, crop_pct=crop_pct, mean=(0.5, 0.4, 0.3), std=(0.5, 0.2, 1.0))
+    photo = photo.rotate(90, expand=True) if portrait else photo
+    expected = timm.data.create_transform(
+        (3, image_size, image_size),
+        is_training=False,
+        interpolation=interpolation,
+        mean=config.mean,
+        std=config.std,
+        crop_pct=crop_pct,
+    )(photo)
+    transform = eval_transform(config, image_size)
+    from_cache = transform(pil_to_tensor(prepare(config, image_size)(photo)))
+    for result in (transform(photo), from_cache):
+        assert result.shape == (3, image_size, image_size)
+        assert result.dtype == torch.float32
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
+
+
+def test_prepare_keeps_the_aspect_ratio(photo: Image.Image) -> None:
+    assert photo.size == (640, 427)
+    assert prepare(CONFIG, 64)(photo).size == (109, 73)
+
+
+def test_none_is_evaluation(photo: Image.Image, prepared: torch.Tensor) -> None:
+    assert torch.equal(train_transform(CONFIG, 64, "none")(prepared), eval_transform(CONFIG, 64)(photo))
+
+
+def test_flip_is_evaluation_or_its_mirror(prepared: torch.Tensor) -> None:
+    plain = eval_transform(CONFIG, 64)(prepared)
+    results = [train_transform(CONFIG, 64, "flip")(prepared) for _ in range(40)]
+    mirrored = sum(torch.equal(result, plain.flip(-1)) for result in results)
+    assert mirrored + sum(torch.equal(result, plain) for result in results) == 40
+    assert 5 < mirrored < 35
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+def test_every_preset_gives_normalised_floats_and_leaves_its_input_alone(
+    prepared: torch.Tensor, augmentation: str
+) -> None:
+    before = prepared.clone()
+    transform = train_transform(CONFIG, 64, augmentation)
+    for _ in range(30):
+        result = transform(prepared)
+        assert result.shape == (3, 64, 64)
+        assert result.dtype == torch.float32
+        assert -2.2 < result.min() < result.max() < 2.7
+    assert torch.equal(prepared, before)
+
+
+@pytest.mark.parametrize("augmentation", ["flip", "light", "strong"])
+def test_all_randomness_is_torchs(prepared: torch.Tensor, augmentation: str) -> None:
+    def epoch(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        random.seed()
+        np.random.seed()
+        return torch.stack([train_transform(CONFIG, 64, augmentation)(prepared) for _ in range(15)])
+
+    assert torch.equal(epoch(0), epoch(0))
+    assert not torch.equal(epoch(0), epoch(1))
+
+
+def test_light_crops_and_strong_goes_further(prepared: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    light = torch.stack([train_transform(CONFIG, 64, "light")(prepared) for _ in range(20)])
+    assert len({image.sum().item() for image in light}) == 20
+    strong = torch.stack([train_transform(CONFIG, 64, "strong")(prepared) for _ in range(60)])
+    assert strong.mean((1, 2, 3)).std() > 1.5 * light.mean((1, 2, 3)).std()
+
+
+def test_bad_settings_are_named() -> None:
+    with pytest.raises(DataError, match="unknown augmentation 'wild'; expected one of none, flip, light, strong"):
+        train_transform(CONFIG, 64, "wild")
+    with pytest.raises(DataError, match="unknown interpolation 'random'; expected one of nearest,"):
+        eval_transform(replace(CONFIG, interpolation="random"), 64)
+    with pytest.raises(DataError, match="at least 1 pixel, not 0"):
+        prepare(CONFIG, 0)
