@@ -21,8 +21,9 @@ class SnowModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """One source pass, then the delta."""
-        features = self.source(images, self.delta.needed_taps, self.delta.needs_last)
-        logits: Tensor = self.delta(features)
+        choice = self.delta.choose()  # before the pass, which then keeps the chosen channels alone
+        features = self.source(images, self.delta.request(choice))
+        logits: Tensor = self.delta(features, choice)
         return logits
 
     def settle(self) -> SnowModel:

@@ -74,15 +74,14 @@ class ChannelPooling(nn.Module):
             self.times_chosen[index] += 1
         return index
 
-    def pick(self, x: Tensor) -> Picked:
-        """Choose channels of `x`, (B, N, ...) or with N in dimension `dim`, and leave the scaling to the reader."""
-        index = self.choose()
-        return Picked(x.index_select(self.dim, index), self.weight[index], index)
+    def take(self, x: Tensor, idx: Tensor) -> Picked:
+        """The channels `idx` of a tap, `x` (B, M, ...), as chosen by `choose`, for a layer that scales them."""
+        return Picked(x, self.weight[idx], idx)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, H, W) -> (B, M, H, W), chosen and scaled."""
-        picked = self.pick(x)
-        return scale_channels(picked.x, picked.weight, self.dim)
+        idx = self.choose()
+        return scale_channels(x.index_select(self.dim, idx), self.weight[idx], self.dim)
 
     def extra_repr(self) -> str:
         return f"{self.num_pooled} of {self.num_chs}, sigma={self.sigma:g}"
@@ -103,14 +102,18 @@ class Subscription(nn.Module):
         self.register_buffer("index", torch.arange(num_pooled))
         self.weight = nn.Parameter(torch.ones(num_pooled))
 
-    def pick(self, x: Tensor) -> Picked:
-        """The subscribed channels of `x`, not yet scaled."""
-        return Picked(x.index_select(self.dim, self.index), self.weight, None)
+    def choose(self) -> Tensor:
+        """The M subscribed channels, (M,) int64."""
+        return self.index
+
+    def take(self, x: Tensor, idx: Tensor) -> Picked:
+        """The subscribed channels of a tap, `x` (B, M, ...), for a layer that scales them."""
+        del idx
+        return Picked(x, self.weight, None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, H, W) -> (B, M, H, W), chosen and scaled."""
-        picked = self.pick(x)
-        return scale_channels(picked.x, picked.weight, self.dim)
+        return scale_channels(x.index_select(self.dim, self.index), self.weight, self.dim)
 
     def extra_repr(self) -> str:
         return f"{self.num_pooled} of {self.num_chs}"

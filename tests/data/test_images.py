@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from torchsnow.data import image_problem, read_image
 from torchsnow.errors import DataError
@@ -61,22 +61,24 @@ def test_streams_are_read_and_named(tmp_path: Path) -> None:
         read_image(io.BytesIO())
 
 
-@pytest.mark.parametrize(("orientation", "size"), [(1, (4, 2)), (3, (4, 2)), (6, (2, 4)), (8, (2, 4))])
-def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, size: tuple[int, int]) -> None:
-    image = Image.new("RGB", (4, 2), "black")
-    image.putpixel((0, 0), (255, 255, 255))
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: str) -> None:
+    image = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(2, 4, 3))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = saved(image, tmp_path / "a.png", exif=exif)
-    white = {1: (0, 0), 3: (3, 1), 6: (1, 0), 8: (0, 3)}[orientation]
-    assert read_image(path).size == size
-    assert pixel(path, *white) == (255, 255, 255)
+    path = saved(image, tmp_path / f"a.{suffix}", exif=exif)
+    with Image.open(path) as opened:
+        expected = ImageOps.exif_transpose(opened)
+    assert read_image(path).size == ((2, 4) if 5 <= orientation <= 8 else (4, 2))
+    assert np.array_equal(read_image(path), expected)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("exif", [b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12", b"Exif\0\0nonsense", b"Exif\0\0II"])
-def test_damaged_exif_does_not_cost_the_picture(tmp_path: Path, exif: bytes) -> None:
-    path = saved(Image.new("RGB", (4, 2), "white"), tmp_path / "a.jpg", exif=exif)
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_damaged_exif_does_not_cost_the_picture(tmp_path: Path, exif: bytes, suffix: str) -> None:
+    path = saved(Image.new("RGB", (4, 2), "white"), tmp_path / f"a.{suffix}", exif=exif)
     assert pixel(path) == (255, 255, 255)
 
 

@@ -55,7 +55,7 @@ def _read_rows(table: Path) -> list[tuple[int, dict[str, str]]]:
     if not rows:
         raise DataError(f"{table} has a header and no rows")
     for number, row in rows:
-        for column in {"path", "label", "split"} & set(header):
+        for column in [name for name in ("path", "label", "split") if name in header]:
             if not (row[column] or "").strip() or "\0" in row[column]:
                 raise DataError(f"{table}, row {number}: the {column} is empty or has a null byte")
     return rows

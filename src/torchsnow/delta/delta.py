@@ -11,7 +11,7 @@ from torchsnow.delta.head import Head
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.errors import DeltaError
 from torchsnow.pooling import ChannelPooling, Subscription, num_pooled
-from torchsnow.source.features import FeatureMaps
+from torchsnow.source.features import FeatureMaps, Request
 from torchsnow.source.source import Source
 
 
@@ -36,30 +36,35 @@ class Delta(nn.Module):
         )
         self.head = _make_head(source, spec, own_chs, fixed)
 
-    @property
-    def needed_taps(self) -> tuple[str, ...]:
-        """The names of the taps that a source pass must return for this delta."""
-        read = self.head.taps if isinstance(self.head, Head) else ()
-        return tuple(dict.fromkeys((*self.taps, *read)))
+    def choose(self) -> dict[str, Tensor]:
+        """The channels that the layers read, by tap: while training, a new draw; otherwise the strongest."""
+        return {name: self._pool(name).choose() for name in self.taps}
 
-    @property
-    def needs_last(self) -> bool:
-        """Whether the source pass must return the last features."""
-        return isinstance(self.head, Head) and self.head.last
+    def request(self, choice: Mapping[str, Tensor]) -> Request:
+        """What a source pass must return for this delta, with its channels chosen."""
+        head = self.head if isinstance(self.head, Head) else None
+        return Request(channels=choice, averages=head.taps if head else (), last=head.last if head else False)
 
-    def forward(self, features: FeatureMaps) -> Tensor:
-        """One source pass -> logits (B, num_classes)."""
+    def forward(self, features: FeatureMaps, choice: Mapping[str, Tensor] | None = None) -> Tensor:
+        """One source pass -> logits (B, num_classes). `choice` is what `choose` returned, if the pass was asked for
+        these channels alone; otherwise channels are chosen here."""
+        choice = self.choose() if choice is None else choice
         picked = {
-            PICKED + key_of(name): self.pools[key_of(name)].pick(features.taps[name])  # type: ignore[operator]
-            for name in self.taps
+            PICKED + key_of(name): self._pool(name).take(features.channels(name, idx), idx)
+            for name, idx in choice.items()
         }
         own = self.body(features.images, **picked)
         logits: Tensor = self.head(own, features) if isinstance(self.head, Head) else self.head(own)
         return logits
 
+    def _pool(self, tap: str) -> ChannelPooling | Subscription:
+        pool = self.pools[key_of(tap)]
+        assert isinstance(pool, ChannelPooling | Subscription)
+        return pool
+
     def named_pools(self) -> dict[str, ChannelPooling]:
         """The open pools by tap name, the head's own last as "head". Empty once settled."""
-        pools = {name: self.pools[key_of(name)] for name in self.taps}
+        pools: dict[str, nn.Module] = {name: self._pool(name) for name in self.taps}
         if isinstance(self.head, Head):
             pools["head"] = self.head.pool
         return {name: pool for name, pool in pools.items() if isinstance(pool, ChannelPooling)}
@@ -107,7 +112,7 @@ def _readers(delta: Delta) -> list[tuple[str, ChannelPooling, list[str]]]:
     """Every open pool with the state-dict names of itself and of the layers that read it."""
     result = []
     for name, tap in delta.taps.items():
-        pool = delta.pools[key_of(name)]
+        pool = delta._pool(name)
         assert isinstance(pool, ChannelPooling)
         result.append((f"pools.{key_of(name)}", pool, [f"body.{reader}" for reader in tap.readers]))
     if isinstance(delta.head, Head):

@@ -6,6 +6,7 @@ numbers in the graph that speak of channels (split sizes, slices, shapes) are re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from torchsnow.delta import channels
 from torchsnow.delta.channels import Layout
 from torchsnow.delta.follow import Flow, argument, operation, slice_dims, value
 from torchsnow.delta.layers import SubscribedConv2d, SubscribedLinear
-from torchsnow.delta.resize import resized_follower, resized_layer
+from torchsnow.delta.resize import init_weight, resized_follower, resized_layer
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.errors import DeltaError
 from torchsnow.pooling import num_pooled
@@ -83,7 +84,7 @@ class _Derivation:
         body.graph.eliminate_dead_code()
         body.delete_all_unused_submodules()
         body.recompile()
-        return body
+        return body.train()  # followers are copies of the source's layers, which are in eval mode
 
     def _make(self, node: fx.Node, inputs: Mapping[str, fx.Node]) -> fx.Node:
         if node.op == "call_module":
@@ -130,8 +131,8 @@ class _Derivation:
         return resized_follower(module, channels.num_chs(layouts[0]), self.width(layouts[0]))
 
     def _parameter(self, node: fx.Node) -> Any:
-        """A tensor that the source's forward uses directly: learned ones start at one, scalars and fixed ones as they
-        are in the source."""
+        """A tensor that the source's forward uses directly: learned vectors start at one, matrices as weights do,
+        scalars and fixed tensors as they are in the source."""
         path, _, name = str(node.target).rpartition(".")
         tensor = getattr(self.source.model.get_submodule(path), name)
         dims = self.flow.dims[node]
@@ -141,7 +142,11 @@ class _Derivation:
         kept = tensor.detach()[tuple(slice(size) for size in shape)].clone()
         if not isinstance(tensor, nn.Parameter):
             return kept
-        return nn.Parameter(kept if tensor.numel() == 1 else torch.ones_like(kept))
+        if sum(size > 1 for size in kept.shape) > 1:
+            init_weight(kept, math.prod(kept.shape[1:]))
+        elif kept.numel() > 1:
+            kept = torch.ones_like(kept)
+        return nn.Parameter(kept)
 
     def sizes_of(self, node: fx.Node, dims: Any, sizes: Any) -> list[Any]:
         """Sizes given as numbers, those of channel dimensions at the delta's width."""
@@ -213,6 +218,6 @@ def _rewrite_getitem(derivation: _Derivation, node: fx.Node) -> Call:
 
 _REWRITES: dict[str, Callable[[_Derivation, fx.Node], Call]] = {
     **dict.fromkeys(("view", "reshape", "expand"), _rewrite_shape),
-    **dict.fromkeys(("split", "chunk", "split_with_sizes"), _rewrite_split),
+    **dict.fromkeys(("split", "chunk", "split_with_sizes", "tensor_split"), _rewrite_split),
     "getitem": _rewrite_getitem,
 }

@@ -77,7 +77,7 @@ def _follow_module(flow: Flow, node: fx.Node, module: nn.Module) -> Any:
     source = node.args[0]
     result = node.meta[VALUE]
     dims = flow.of(source)
-    if isinstance(module, nn.Flatten | nn.Unflatten):
+    if isinstance(module, nn.Flatten):
         return _reshape(flow, node)
     if isinstance(module, nn.modules.conv._ConvNd):
         if module.groups == module.in_channels == module.out_channels and module.groups > 1:
@@ -228,6 +228,8 @@ def _transpose(flow: Flow, node: fx.Node) -> Any:
 def _reduce(flow: Flow, node: fx.Node) -> Any:
     """mean, sum, amax, ...: the reduced dimensions go, or stay with size one."""
     result = node.meta[VALUE]
+    if isinstance(argument(node, 1, "other"), fx.Node):  # max and min of two tensors
+        return _broadcast(flow, node)
     if isinstance(result, tuple):  # max and min along a dimension
         return [_reduced(flow, node, part) for part in result]
     return _reduced(flow, node, result)
@@ -266,6 +268,19 @@ def _matmul(flow: Flow, node: fx.Node) -> Any:
     return (*batch, first[-2], second[-1])
 
 
+def _linear(flow: Flow, node: fx.Node) -> Any:
+    """A linear layer by its function: its weight (out, in) is a value of the graph."""
+    weight = flow.of(argument(node, 1, "weight"))
+    dims = flow.of(node.args[0])
+    if dims[-1] is not None:
+        channels.unify(dims[-1], weight[1])
+    for span in channels.spans(weight[0]):
+        span.scaled = True
+    if argument(node, 2, "bias") is not None:
+        channels.unify(weight[0], flow.of(argument(node, 2, "bias"))[0])
+    return (*dims[:-1], weight[0])
+
+
 def _reshape(flow: Flow, node: fx.Node) -> Any:
     source = node.args[0]
     before, after = value(source).shape, node.meta[VALUE].shape
@@ -302,11 +317,11 @@ def _regroup(inputs: list[tuple[int, Layout | None]], outputs: list[int]) -> lis
     if [size for size, _ in wide] == [outputs[i] for i in places]:
         for place, (_, layout) in zip(places, wide, strict=True):
             result[place] = layout
-    elif len(places) == 1 and all(layout is None for _, layout in wide[:-1]):
-        # (r, C) -> r * C: the same channels r times over
-        layout = wide[-1][1]
-        assert layout is not None
-        result[places[0]] = layout * math.prod(size for size, _ in wide[:-1])
+    elif len(places) == 1 and sum(layout is not None for _, layout in wide) == 1:
+        # (q, C, r) -> q * C * r: each channel r times, and all of that q times over
+        (at,) = (i for i, (_, layout) in enumerate(wide) if layout is not None)
+        outer, inner = (math.prod(size for size, _ in part) for part in (wide[:at], wide[at + 1 :]))
+        result[places[0]] = [span for span in channels.spans(wide[at][1] or []) for _ in range(inner)] * outer
     elif len(wide) == 1 and wide[0][1] is not None:
         # r * C -> (r, C): r runs that must shrink alike
         last = outputs[places[-1]]
@@ -323,9 +338,10 @@ RULES: dict[str, Callable[[Flow, fx.Node], Any]] = {
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     **dict.fromkeys(("split", "chunk", "unbind", "split_with_sizes", "tensor_split"), _split),
     **dict.fromkeys(("mean", "sum", "amax", "amin", "max", "min", "norm", "var", "std"), _reduce),
-    **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"), _reshape),
+    **dict.fromkeys(("view", "reshape", "flatten", "squeeze", "unsqueeze"), _reshape),
     **dict.fromkeys(("expand", "expand_as"), _expand),
     **dict.fromkeys(("matmul", "bmm"), _matmul),
+    "linear": _linear,
     "stack": _stack,
     "getitem": _getitem,
     "permute": _permute,

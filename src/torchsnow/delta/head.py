@@ -47,7 +47,8 @@ class Head(nn.Module):
 
     def forward(self, own: Tensor, features: FeatureMaps) -> Tensor:
         """(B, own_chs) and one source pass -> logits (B, num_classes)."""
-        picked: Picked = self.pool.pick(features.vector(self.taps, self.last))
+        idx = self.pool.choose()
+        picked = self.pool.take(features.vector(self.taps, self.last).index_select(1, idx), idx)
         center, spread = self.center, self.spread
         if picked.idx is not None:
             center, spread = center[picked.idx], spread[picked.idx]

@@ -34,14 +34,14 @@ class SubscribedLayer(nn.Module):
         self.slots = slots
         weight = local.weight
         assert isinstance(weight, nn.Parameter)
-        self.columns = nn.Parameter(torch.empty(weight.shape[0], num_columns, *weight.shape[2:]))
+        self.columns: nn.Parameter = nn.Parameter(torch.empty(weight.shape[0], num_columns, *weight.shape[2:]))
         fan_in = (weight.shape[1] + num_pooled) * math.prod(weight.shape[2:])
         init_weight(weight, fan_in)
         init_weight(self.columns, fan_in)
 
     def pooled_weight(self, picked: Picked) -> Tensor:
         """The columns of the chosen channels, scaled: (out, M) and the kernel's size."""
-        columns = self.columns
+        columns: Tensor = self.columns
         if picked.idx is not None and self.slots == "channel":
             columns = columns.index_select(1, picked.idx)
         return columns * picked.weight.view(1, -1, *(1,) * (columns.ndim - 2))

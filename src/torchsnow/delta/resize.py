@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 _SIZE_ATTRIBUTES = ("num_features", "num_channels", "normalized_shape", "channels", "num_chs")
+_GROUP_ATTRIBUTES = ("num_groups", "groups")
 _SMALLEST_GROUP = 4  # channels a group keeps where the source's groups are wider
 
 
@@ -58,8 +59,10 @@ def resized_follower(module: nn.Module, source_chs: int, chs: int) -> nn.Module:
     """
     layer = copy.deepcopy(module)
     for part in layer.modules():
-        if isinstance(part, nn.GroupNorm):
-            part.num_groups = group_count(part.num_groups, source_chs // part.num_groups, chs, chs)
+        for name in _GROUP_ATTRIBUTES:
+            groups = getattr(part, name, None)
+            if isinstance(groups, int) and groups > 1:
+                setattr(part, name, group_count(groups, source_chs // groups, chs, chs))
         for name in _SIZE_ATTRIBUTES:
             if hasattr(part, name):
                 setattr(part, name, _resized_attribute(getattr(part, name), source_chs, chs))

@@ -32,14 +32,20 @@ class DeltaSpec:
     head_divisor: int = 1
 
     def __post_init__(self) -> None:
-        if self.num_classes < 2:
-            raise DeltaError(f"a task needs at least 2 classes; {self.num_classes} given")
+        if not isinstance(self.num_classes, int) or self.num_classes < 2:
+            raise DeltaError(f"a task needs at least 2 classes; {self.num_classes!r} given")
         for name in ("width_divisor", "pool_divisor", "head_divisor"):
             divisor = getattr(self, name)
             if not isinstance(divisor, int) or divisor < 1:
                 raise DeltaError(f"{name} is {divisor!r}; expected a whole number of 1 or more")
         if self.slots not in ("channel", "rank"):
             raise DeltaError(f"slots is {self.slots!r}; expected 'channel' or 'rank'")
+        if not isinstance(self.head_last, bool):
+            raise DeltaError(f"head_last is {self.head_last!r}; expected true or false")
+        for name in ("taps", "head_taps"):
+            taps = getattr(self, name)
+            if taps is not None and not (isinstance(taps, tuple) and all(isinstance(tap, str) for tap in taps)):
+                raise DeltaError(f"{name} is {taps!r}; expected names of taps, or none at all for every tap")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -1,9 +1,19 @@
 """The source: a frozen pretrained CNN that gives its taps in one pass."""
 
 from torchsnow.source.config import InputConfig
-from torchsnow.source.features import FeatureMaps
-from torchsnow.source.load import load_source, make_source
+from torchsnow.source.features import FeatureMaps, Request
+from torchsnow.source.load import BUNDLED, load_source, make_source
 from torchsnow.source.source import Precision, Source
 from torchsnow.source.taps import Tap
 
-__all__ = ["FeatureMaps", "InputConfig", "Precision", "Source", "Tap", "load_source", "make_source"]
+__all__ = [
+    "BUNDLED",
+    "FeatureMaps",
+    "InputConfig",
+    "Precision",
+    "Request",
+    "Source",
+    "Tap",
+    "load_source",
+    "make_source",
+]

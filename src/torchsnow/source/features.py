@@ -2,35 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a source pass shall return.
+
+    - `taps`: names of taps to return whole;
+    - `channels`: for a tap's name, the indices of the channels to return, (M,) int64: only these are kept in memory;
+    - `averages`: names of taps whose mean over all positions is wanted;
+    - `last`: whether the pooled features at the end are wanted. The pass stops after the last thing that is.
+    """
+
+    taps: tuple[str, ...] = ()
+    channels: Mapping[str, Tensor] = field(default_factory=dict)
+    averages: tuple[str, ...] = ()
+    last: bool = False
+
+    @classmethod
+    def together(cls, requests: Iterable[Request]) -> Request:
+        """One request that serves several deltas: taps of which channels are read come whole."""
+        requests = list(requests)
+        return cls(
+            taps=unique(name for request in requests for name in (*request.taps, *request.channels)),
+            averages=unique(name for request in requests for name in request.averages),
+            last=any(request.last for request in requests),
+        )
+
+
+def average(x: Tensor, dim: int) -> Tensor:
+    """The mean over all dimensions but the batch and `dim`, in float32: (B, C, H, W) -> (B, C)."""
+    return x.mean([other for other in range(1, x.ndim) if other != dim], dtype=torch.float32)
+
+
 class FeatureMaps:
     """The result of one source pass over a batch.
 
-    `images` (B, 3, H, W) are the normalised images, `taps` the asked-for taps by name, (B, C, H, W) each (or
-    (B, H, W, C) where the source works channels-last), and `last` (B, num_features) the source's pooled features, if asked for.
-    Averages of taps are computed once, however many deltas ask for them.
+    `images` (B, 3, H, W) are the normalised images, `taps` the taps returned whole by name, (B, C, H, W) each (or
+    (B, H, W, C) where the source works channels-last), and `last` (B, num_features) the source's pooled features.
     """
 
     def __init__(
-        self, images: Tensor, taps: Mapping[str, Tensor], dims: Mapping[str, int], last: Tensor | None
+        self,
+        images: Tensor,
+        dims: Mapping[str, int],
+        taps: Mapping[str, Tensor] | None = None,
+        gathered: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+        averages: Mapping[str, Tensor] | None = None,
+        last: Tensor | None = None,
     ) -> None:
         self.images = images
-        self.taps = dict(taps)
+        self.taps = dict(taps or {})
         self.last = last
         self._dims = dims
-        self._averages: dict[str, Tensor] = {}
+        self._gathered = dict(gathered or {})  # tap -> (indices, those channels)
+        self._averages = dict(averages or {})
+
+    def channels(self, tap: str, idx: Tensor) -> Tensor:
+        """The channels `idx` (M,) of a tap, (B, M, H, W)."""
+        known, values = self._gathered.get(tap, (None, None))
+        if known is idx and values is not None:
+            return values
+        return self.taps[tap].index_select(self._dims[tap], idx)
 
     def average(self, tap: str) -> Tensor:
-        """The mean of a tap over all positions, (B, C), in float32."""
+        """The mean of a tap over all positions, (B, C), in float32; computed once, however many deltas ask."""
         if tap not in self._averages:
-            x = self.taps[tap]
-            positions = [dim for dim in range(1, x.ndim) if dim != self._dims[tap]]
-            self._averages[tap] = x.mean(positions, dtype=torch.float32)
+            self._averages[tap] = average(self.taps[tap], self._dims[tap])
         return self._averages[tap]
 
     def vector(self, taps: Sequence[str], last: bool) -> Tensor:
@@ -40,3 +83,8 @@ class FeatureMaps:
             assert self.last is not None
             parts.append(self.last)
         return torch.cat(parts, dim=1)
+
+
+def unique(names: Iterable[str]) -> tuple[str, ...]:
+    """The names without repeats, in order."""
+    return tuple(dict.fromkeys(names))

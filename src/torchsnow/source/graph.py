@@ -9,10 +9,12 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import timm.layers
 import torch
+from timm.layers import evo_norm, filter_response_norm
 from timm.layers.grn import GlobalResponseNorm
 from timm.models._features_fx import get_notrace_functions, get_notrace_modules
 from timm.models.nfnet import NormFreeBlock
@@ -22,6 +24,11 @@ from torch import Tensor, fx, nn
 from torchsnow.errors import SourceError
 
 VALUE = "val"  # key of a node's meta value in `node.meta`
+
+
+def _layers_in(module: ModuleType) -> list[type[nn.Module]]:
+    return [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, nn.Module)]
+
 
 # Layers that stay one node: each only follows the width of what it reads, and is resized as a whole.
 _LEAVES = (
@@ -40,6 +47,8 @@ _LEAVES = (
     timm.layers.SimpleNorm2d,
     timm.layers.StdConv2d,
     GlobalResponseNorm,
+    *_layers_in(evo_norm),
+    *_layers_in(filter_response_norm),
 )
 # timm keeps these whole only because plain fx cannot trace their control flow; ours can.
 _TRACEABLE = (NormFreeBlock, ConvMlp)
@@ -65,17 +74,26 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, self._leaves) or super().is_leaf_module(m, module_qualified_name)
 
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> fx.Node:
+        node = super().create_node(kind, target, args, kwargs, *rest, **named)
+        if kind == "get_attr":  # here, because a buffer among the arguments of a function gets no proxy
+            self._set_value(node)
+        return node
+
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> fx.Proxy:
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
         if kind == "placeholder":
             proxy.node.meta[VALUE] = self._image
-        elif kind != "output":
-            self._evaluating = True
-            try:
-                proxy.node.meta[VALUE] = self._evaluate(proxy.node)
-            finally:
-                self._evaluating = False
+        elif kind not in ("output", "get_attr"):
+            self._set_value(proxy.node)
         return proxy
+
+    def _set_value(self, node: fx.Node) -> None:
+        self._evaluating = True
+        try:
+            node.meta[VALUE] = self._evaluate(node)
+        finally:
+            self._evaluating = False
 
     def _evaluate(self, node: fx.Node) -> Any:
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: n.meta[VALUE])

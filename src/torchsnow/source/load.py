@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from torchsnow.errors import SourceError
 from torchsnow.source.config import InputConfig
+from torchsnow.source.families import refuse_other_kinds
 from torchsnow.source.source import Precision, Source
 
 BUNDLED = "bundled"
@@ -38,7 +39,9 @@ def load_source(name: str = BUNDLED, weights: str | Path = "pretrained", precisi
     """
     if name == BUNDLED:
         return _bundled(precision)
-    _refuse_unknown(name)
+    refuse_unknown(name)
+    with torch.device("meta"):
+        refuse_other_kinds(timm.create_model(name, pretrained=False), name)  # before anything is downloaded
     if weights == "pretrained":
         model = _pretrained(name)
     elif weights == "random":
@@ -53,11 +56,13 @@ def load_source(name: str = BUNDLED, weights: str | Path = "pretrained", precisi
 
 def make_source(model: nn.Module, name: str, weights: str, precision: Precision = "fp32") -> Source:
     """A source from a timm model made with `num_classes=0`. Raises SourceError when it cannot be one."""
+    refuse_other_kinds(model, name)
     config = InputConfig.from_mapping(timm.data.resolve_model_data_config(model))
     return Source(model, name, config, weights, precision)
 
 
-def _refuse_unknown(name: str) -> None:
+def refuse_unknown(name: str) -> None:
+    """Raise SourceError for a name or a weight tag that timm does not know, with near ones."""
     architecture, _, tag = name.partition(".")
     known = timm.list_models()
     if architecture not in known:

@@ -3,28 +3,48 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from torchsnow.source.features import average
+
 # Convolutions that a batch norm folds into: those whose weight is used as it stands.
 _FOLDABLE = (nn.Conv2d.forward, Conv2dSame.forward)
 
 
-def build_plan(model: nn.Module, traced: fx.GraphModule, outputs: Sequence[str], dtype: torch.dtype) -> fx.GraphModule:
-    """A module from images to the tuple of the values of the graph nodes named `outputs`, which runs nothing else.
+@dataclass(frozen=True)
+class PlanOutput:
+    """One value that a plan returns: the graph node `node`, or what is made of it.
 
-    `model` holds the numbers and `traced` the graph; the model itself is neither changed nor shared.
+    "whole" is the value itself; "channels" the channels along `dim` that an extra input of the plan lists;
+    "average" the mean over all positions.
+    """
+
+    node: str
+    kind: Literal["whole", "channels", "average"] = "whole"
+    dim: int = 1
+
+
+def build_plan(
+    model: nn.Module, traced: fx.GraphModule, outputs: Sequence[PlanOutput], dtype: torch.dtype
+) -> fx.GraphModule:
+    """A module from images, and one tensor of indices per "channels" output, to the tuple of the outputs.
+
+    Nothing else is run, and values are freed as soon as nothing more is made of them. `model` holds the numbers and
+    `traced` the graph; the model itself is neither changed nor shared.
     """
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     graph.graph_copy(traced.graph, copied)
-    by_name = {node.name: copied[node] for node in traced.graph.nodes if node in copied}
-    graph.output(tuple(by_name[name] for name in outputs))
+    by_name = {node.name: made for node, made in copied.items()}
+    graph.output(tuple([_output(graph, by_name[output.node], output) for output in outputs]))
     graph.owning_module = traced
     graph.eliminate_dead_code()
     plan = fx.GraphModule(_parts(model, graph), graph)
@@ -33,6 +53,19 @@ def build_plan(model: nn.Module, traced: fx.GraphModule, outputs: Sequence[str],
         if getattr(module, "inplace", False):
             setattr(module, "inplace", False)  # noqa: B010
     return plan.to(dtype).eval().requires_grad_(False)
+
+
+def _output(graph: fx.Graph, value: fx.Node, output: PlanOutput) -> fx.Node:
+    """Make of a value what is wanted, right where it is computed, so that the rest of it can be freed."""
+    if output.kind == "whole":
+        return value
+    if output.kind == "channels":
+        with graph.inserting_after(graph.find_nodes(op="placeholder")[-1]):
+            idx = graph.placeholder(f"idx_{value.name}")
+        with graph.inserting_after(value):
+            return graph.call_method("index_select", (value, output.dim, idx))
+    with graph.inserting_after(value):
+        return graph.call_function(average, (value, output.dim))
 
 
 def _parts(model: nn.Module, graph: fx.Graph) -> dict[str, Any]:
@@ -48,14 +81,15 @@ def _parts(model: nn.Module, graph: fx.Graph) -> dict[str, Any]:
 
 
 def _fold_norms(plan: fx.GraphModule) -> None:
+    calls = Counter(node.target for node in plan.graph.nodes if node.op == "call_module")
     for node in list(plan.graph.nodes):
-        if node.op != "call_module":
+        if node.op != "call_module" or calls[node.target] > 1:
             continue
         norm, before = plan.get_submodule(node.target), node.args[0]
         if not isinstance(norm, nn.BatchNorm2d) or len(before.users) != 1 or before.op != "call_module":
             continue
         conv = plan.get_submodule(before.target)
-        if isinstance(conv, nn.Conv2d) and type(conv).forward in _FOLDABLE:
+        if isinstance(conv, nn.Conv2d) and type(conv).forward in _FOLDABLE and calls[before.target] == 1:
             _fold(conv, norm)
             if isinstance(norm, BatchNormAct2d):
                 plan.set_submodule(node.target, norm.act)

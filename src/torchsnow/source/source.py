@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Literal, Self
 
@@ -13,9 +13,9 @@ from torch import Tensor, fx, nn
 
 from torchsnow.errors import SourceError
 from torchsnow.source.config import InputConfig
-from torchsnow.source.features import FeatureMaps
+from torchsnow.source.features import FeatureMaps, Request
 from torchsnow.source.graph import VALUE, trace
-from torchsnow.source.plan import build_plan
+from torchsnow.source.plan import PlanOutput, build_plan
 from torchsnow.source.taps import Tap, find_taps
 
 Precision = Literal["fp32", "bf16"]
@@ -38,7 +38,8 @@ class Source(nn.Module):
         super().__init__()
         if precision not in _DTYPES:
             raise SourceError(f"unknown precision {precision!r}; expected one of {', '.join(_DTYPES)}")
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.requires_grad_(False)
+        self.eval()
         self.name, self.weights = name, weights
         self.input_config = input_config
         self.precision = precision
@@ -47,7 +48,7 @@ class Source(nn.Module):
         if not self.taps:
             raise SourceError(f"{name} has no dense convolution to subscribe to: it is not a convolutional network")
         self.num_features = int(self.last_node.meta[VALUE].shape[1])
-        self._plans: dict[tuple[str, ...], fx.GraphModule] = {}
+        self._plans: dict[tuple[PlanOutput, ...], fx.GraphModule] = {}
 
     @property
     def traced(self) -> fx.GraphModule:
@@ -62,34 +63,43 @@ class Source(nn.Module):
         assert isinstance(node, fx.Node)
         return node
 
-    def forward(self, images: Tensor, taps: Iterable[str] | None = None, last: bool = True) -> FeatureMaps:
-        """Run one pass, without gradients, and return the named taps (all of them by default).
-
-        The pass stops after the last layer that is needed, which is the pooling of the last features if `last`.
+    def forward(self, images: Tensor, request: Request | None = None) -> FeatureMaps:
+        """Run one pass, without gradients, and return what is asked for (by default all taps and the last features).
 
         Raises SourceError for an unknown tap or images of a size that the network cannot take.
         """
-        names = list(self.taps) if taps is None else sorted(set(taps))
-        unknown = [name for name in names if name not in self.taps]
-        if unknown:
-            raise SourceError(
-                f"{self.name} has no tap {unknown[0]!r}; its taps are named like {next(iter(self.taps))!r}"
-            )
-        ends = [self.last_node.name] if last else []
-        plan = self._plan((*(self.taps[name].node for name in names), *ends))
+        request = request or Request(taps=tuple(self.taps), last=True)
+        for name in (*request.taps, *request.channels, *request.averages):
+            if name not in self.taps:
+                raise SourceError(f"{self.name} has no tap {name!r}; its taps are named like {next(iter(self.taps))!r}")
+        plan = self._plan(self._outputs(request))
         try:
             with torch.no_grad():
-                values = plan(images.to(_DTYPES[self.precision]))
+                values = iter(plan(images.to(_DTYPES[self.precision]), *request.channels.values()))
         except RuntimeError as error:
             raise SourceError(f"{self.name} cannot take images of shape {tuple(images.shape)}: {error}") from error
-        dims = {name: self.taps[name].dim for name in names}
-        last_features = values[-1].float() if last else None
-        return FeatureMaps(images, dict(zip(names, values, strict=False)), dims, last_features)
+        return FeatureMaps(
+            images,
+            {name: tap.dim for name, tap in self.taps.items()},
+            taps={name: next(values) for name in request.taps},
+            gathered={name: (idx, next(values)) for name, idx in request.channels.items()},
+            averages={name: next(values) for name in request.averages},
+            last=next(values).float() if request.last else None,
+        )
 
-    def _plan(self, nodes: tuple[str, ...]) -> fx.GraphModule:
-        if nodes not in self._plans:
-            self._plans[nodes] = build_plan(self.model, self.traced, nodes, _DTYPES[self.precision])
-        return self._plans[nodes]
+    def _outputs(self, request: Request) -> tuple[PlanOutput, ...]:
+        tap = self.taps
+        return (
+            *(PlanOutput(tap[name].node) for name in request.taps),
+            *(PlanOutput(tap[name].node, "channels", tap[name].dim) for name in request.channels),
+            *(PlanOutput(tap[name].node, "average", tap[name].dim) for name in request.averages),
+            *([PlanOutput(self.last_node.name)] if request.last else []),
+        )
+
+    def _plan(self, outputs: tuple[PlanOutput, ...]) -> fx.GraphModule:
+        if outputs not in self._plans:
+            self._plans[outputs] = build_plan(self.model, self.traced, outputs, _DTYPES[self.precision])
+        return self._plans[outputs]
 
     @cached_property
     def fingerprint(self) -> str:

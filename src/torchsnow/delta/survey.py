@@ -1,0 +1,104 @@
+"""Which of timm's families can be a source, and what a delta costs there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import timm
+import torch
+
+from torchsnow.delta.cost import delta_cost, source_cost
+from torchsnow.delta.spec import DeltaSpec
+from torchsnow.errors import TorchsnowError
+from torchsnow.source.families import CONVOLUTIONAL, OTHER, family_of
+from torchsnow.source.load import make_source, refuse_unknown
+
+_CLASSES = 10
+_SPEC = DeltaSpec(_CLASSES, head_divisor=8)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model: its taps, and a delta's learned numbers and multiply-adds as shares of the source's.
+
+    `reason` says why it cannot be a source, and is None where it can; the figures are None where it cannot.
+    """
+
+    family: str
+    model: str
+    num_taps: int | None = None
+    params_share: float | None = None
+    multiply_adds_share: float | None = None
+    reason: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def survey_model(name: str) -> Row:
+    """Derive a delta (K = M = 8, 10 classes, as the default preset makes it) without numbers.
+
+    Raises SourceError for a name that timm does not know.
+    """
+    refuse_unknown(name)
+    with torch.device("meta"):
+        model = timm.create_model(name, pretrained=False, num_classes=0)
+        family = family_of(model)
+        try:
+            source = make_source(model, name, "none")
+            whole, delta = source_cost(source), delta_cost(source, _SPEC)
+        except TorchsnowError as error:
+            return Row(family, name, reason=str(error))
+    params, multiply_adds = delta.num_params / whole.num_params, delta.multiply_adds / whole.multiply_adds
+    return Row(family, name, len(source.taps), round(params, 4), round(multiply_adds, 4))
+
+
+def survey_families() -> Iterator[Row]:
+    """One model of every convolutional family, then every other family with what it is."""
+    for family, name in CONVOLUTIONAL.items():
+        yield Row(**{**asdict(survey_model(name)), "family": family})
+    for family, kind in sorted(OTHER.items()):
+        yield Row(family, "", reason=kind)
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """The page docs/sources.md."""
+    tried = [row for row in rows if row.family in CONVOLUTIONAL]
+    working = [row for row in tried if row.reason is None]
+    others = [row for row in rows if row.family in OTHER]
+    table = "\n".join(
+        f"| {row.family} | {row.model} | {row.num_taps} | {100 * (row.params_share or 0):.1f} "
+        f"| {100 * (row.multiply_adds_share or 0):.1f} |"
+        if row.reason is None
+        else f"| {row.family} | {row.model} | - | - | - ({row.reason}) |"
+        for row in tried
+    )
+    refused = "\n".join(f"| {row.family} | {row.reason} |" for row in others)
+    return f"""# Which networks can be a source
+
+Written by `torchsnow sources --markdown`, with timm {timm.__version__}; do not edit by hand.
+
+A family is a module of timm. It counts as convolutional when at least one of its models mixes positions by
+convolution and pooling alone: {len(tried)} families, of which {len(working)} work
+({100 * len(working) / len(tried):.0f}%). One small model of each is derived below, for {_CLASSES} classes with
+K = M = 8; parameters and multiply-adds are those of the delta that ships, its head included, in percent of the
+source's. `torchsnow sources NAME` tells the same of any other model.
+
+| family | model | taps | parameters, % | multiply-adds, % |
+|---|---|---|---|---|
+{table}
+
+In small networks the shares exceed the 1/K² + 1/(K·M) of a wide one: depthwise convolutions shrink by K alone, a
+layer never has less than one channel, and convolutions of the image keep all three colours.
+
+Models of these families that use attention between positions (for example `fastvit_sa12`, `caformer_s18`,
+`mobilenetv4_hybrid_medium`) are refused by name, and so are `bat_resnext26ts` (its bilinear attention hides its
+convolutions) and these families:
+
+| family | what it is |
+|---|---|
+{refused}
+"""

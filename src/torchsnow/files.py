@@ -1,0 +1,68 @@
+"""Files that are either the old one or the new one, never half of one, and clear words for what a disk refuses."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torchsnow.errors import TorchsnowError
+
+TEMPORARY_SUFFIX = ".tmp"
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full; free some space and try again",
+    errno.EDQUOT: "the disk quota is used up; free some space and try again",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.EACCES: "permission denied; check the owner and the mode, or choose another folder",
+    errno.EPERM: "permission denied; check the owner and the mode, or choose another folder",
+    errno.ENOENT: "no such file or folder",
+    errno.ENOTDIR: "a part of this path is a file, not a folder",
+    errno.EISDIR: "this is a folder, not a file",
+    errno.ELOOP: "this is a symbolic link, which is not followed here",
+}
+
+
+@contextmanager
+def clear_os_errors(action: str, path: Path, error: type[TorchsnowError] = TorchsnowError) -> Iterator[None]:
+    """Turn any OSError of the block into `error`: "cannot ACTION PATH: why and what to do"."""
+    try:
+        yield
+    except OSError as e:
+        reason = _ADVICE.get(e.errno or 0) or e.strerror or str(e)
+        raise error(f"cannot {action} {path}: {reason}") from e
+
+
+def write_atomically(path: Path | str, content: bytes | str, error: type[TorchsnowError] = TorchsnowError) -> None:
+    """Write a whole file: whatever happens meanwhile, `path` holds either what it held before or all of `content`.
+
+    Text is written as UTF-8. The content goes to a temporary file in the same folder, which must exist, reaches the
+    disk and is renamed. Raises `error` when the disk is full, the folder read-only and the like; the temporary file
+    is removed then. Only a killed process leaves one behind, named `.*.tmp`.
+    """
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+    with clear_os_errors("write", path, error):
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Let the folder's list of names reach the disk. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

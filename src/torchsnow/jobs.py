@@ -1,0 +1,215 @@
+"""What the verbs do, without the command line: from a data set to a task in a hub, and back to predictions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare, read_image
+from torchsnow.errors import DataError, HubError
+from torchsnow.hub import SOURCE_FILE, Hub
+from torchsnow.methods import make_method
+from torchsnow.model import SnowModel
+from torchsnow.plots import draw_run
+from torchsnow.source import BUNDLED, InputConfig, Precision, Source, load_source
+from torchsnow.task_file import check_task_name, make_task
+from torchsnow.train import FitResult, Metrics, RunFolder, TrainSettings, evaluate, fit
+
+
+@dataclass(frozen=True)
+class TrainedTask:
+    """A finished training: validation and, where the data has one, test metrics; times in seconds."""
+
+    name: str
+    hub: Path
+    run: Path
+    fit: FitResult
+    test: Metrics | None
+    size_bytes: int
+    seconds: float
+
+    def summary(self) -> dict[str, Any]:
+        """The main figures as plain JSON values."""
+        return {
+            "task": self.name,
+            "hub": str(self.hub),
+            "run": str(self.run),
+            "best_epoch": self.fit.best.epoch,
+            "val_accuracy": self.fit.metrics.accuracy,
+            "test_accuracy": None if self.test is None else self.test.accuracy,
+            "test_balanced_accuracy": None if self.test is None else self.test.balanced_accuracy,
+            "test_images": 0 if self.test is None else self.test.num_images,
+            "size_bytes": self.size_bytes,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def source_for(hub_path: Path, source: str | None, weights: str, precision: Precision) -> Source:
+    """The source named, or else the one of the hub, or else the bundled one.
+
+    Raises HubError when the hub is on another source than the one named.
+    """
+    if not (hub_path / SOURCE_FILE).exists():
+        return load_source(source or BUNDLED, weights, precision)
+    if source is None:
+        return Hub.open(hub_path).source
+    return Hub.open(hub_path, load_source(source, weights, precision)).source
+
+
+def train_task(
+    data: LoadedData,
+    name: str,
+    hub_path: Path,
+    run: RunFolder,
+    settings: TrainSettings,
+    source: Source,
+    *,
+    method: str = "snow",
+    preset: str = "default",
+    resume: bool = False,
+    replace: bool = False,
+    quiet: bool = False,
+) -> TrainedTask:
+    """Train one task and add it to a hub, which is made if there is none.
+
+    The split is drawn by the settings' seed and kept in the run folder. Everything that can be refused is refused
+    before training starts. Raises a TorchsnowError for a name that is taken, another source than the hub's, data or
+    settings that do not fit.
+    """
+    start = time.monotonic()
+    check_task_name(name)
+    hub = Hub.open(hub_path, source) if (hub_path / SOURCE_FILE).exists() else None
+    if hub is not None and name in hub.names() and not replace:
+        raise HubError(f"the hub {hub_path} has a task {name!r} already; use --replace to train it anew")
+    splits = _splits(data, run, settings.seed, resume)
+    learner = make_method(method, source, len(splits.classes), preset, settings.seed)
+    result = fit(learner, splits, settings, run, resume=resume, quiet=quiet)
+    draw_run(run, result.metrics)
+    test = test_metrics(result.model, splits, source.input_config, settings)
+    task = make_task(
+        source,
+        _delta_of(result.model),
+        name,
+        splits.classes,
+        settings.image_size,
+        training={**settings.to_dict(), "method": method, "preset": preset, "data": data.name},
+        metrics={"val": result.metrics.to_dict(), "test": None if test is None else test.to_dict()},
+    )
+    hub = hub or Hub.create(hub_path, source)
+    hub.add(task, replace=replace)
+    return TrainedTask(name, hub_path, run.path, result, test, hub.infos()[name].size_bytes, time.monotonic() - start)
+
+
+def _splits(data: LoadedData, run: RunFolder, seed: int, resume: bool) -> Splits:
+    if resume and run.splits.exists():
+        return Splits.load(run.splits, data)
+    splits = make_splits(data, seed=seed)
+    run.refuse_taken()
+    run.make()
+    splits.save(run.splits)
+    return splits
+
+
+def _delta_of(model: nn.Module) -> Any:
+    assert isinstance(model, SnowModel)
+    return model.delta
+
+
+def test_metrics(model: nn.Module, splits: Splits, config: InputConfig, settings: TrainSettings) -> Metrics | None:
+    """Metrics on the test split, or None where there is none. To be looked at once, when nothing is left to choose."""
+    if not splits.test:
+        return None
+    images = plain_images(splits.test, splits.classes, config, settings.image_size)
+    return evaluate(model, images, splits.classes, settings.batch_size, settings.torch_device())
+
+
+def plain_images(examples: Iterable[Example], classes: Sequence[str], config: InputConfig, image_size: int) -> ImageSet:
+    """Images as they are at evaluation."""
+    return ImageSet(tuple(examples), classes, eval_transform(config, image_size), prepare(config, image_size))
+
+
+def evaluate_task(hub: Hub, name: str, data: LoadedData, examples: Sequence[Example], device: torch.device) -> Metrics:
+    """Metrics of a hub's task on labelled examples, whose classes are matched by name.
+
+    Raises DataError when the data has a class that the task does not know.
+    """
+    task = hub.task(name)
+    unknown = [label for label in data.classes if label not in task.classes]
+    if unknown:
+        raise DataError(
+            f"{data.name} has the class {unknown[0]!r}, which task {name!r} does not know; "
+            f"its classes are {', '.join(task.classes)}"
+        )
+    place = [task.classes.index(label) for label in data.classes]
+    relabelled = [Example(example.path, place[example.label]) for example in examples]
+    images = plain_images(relabelled, task.classes, hub.source.input_config, task.image_size)
+    return evaluate(SnowModel(hub.source, task.delta).to(device), images, task.classes, 32, device)
+
+
+def examples_of(data: LoadedData, split: str, splits_file: Path | None) -> Sequence[Example]:
+    """The examples of one split ("all" for every image), as a run's splits.json or the data itself defines it.
+
+    Raises DataError for a split that there is not.
+    """
+    if split == "all":
+        return data.examples
+    if splits_file is not None:
+        run_splits = Splits.load(splits_file, data)
+        splits = {"train": run_splits.train, "val": run_splits.val, "test": run_splits.test}
+    else:
+        splits = {name: tuple(examples) for name, examples in data.splits.items() if name != "all"}
+    if not splits.get(split):
+        have = ", ".join(["all", *(name for name, examples in splits.items() if examples)])
+        raise DataError(f"{data.name} has no split {split!r}; it has: {have}. A run's own are in its splits.json")
+    return splits[split]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one task says of one image: probabilities by class name, the most likely first."""
+
+    image: str
+    task: str
+    probabilities: dict[str, float]
+
+    @property
+    def label(self) -> str:
+        """The most likely class."""
+        return next(iter(self.probabilities))
+
+
+def predict_images(
+    hub: Hub, files: Sequence[Path], names: Sequence[str] | None, on_bad: Callable[[Path, str], None]
+) -> list[Prediction]:
+    """Classify image files by the named tasks (by default all), image by image.
+
+    Tasks of one image size share one source pass. A file that is no usable image is passed to `on_bad` with the
+    reason, and the others are classified. Raises HubError for an unknown task.
+    """
+    tasks = [hub.task(name) for name in (hub.names() if names is None else names)]
+    sizes = sorted({task.image_size for task in tasks})
+    result = []
+    for file in files:
+        try:
+            image = read_image(file)
+        except DataError as error:
+            on_bad(file, str(error))
+            continue
+        for size in sizes:
+            pixels = eval_transform(hub.source.input_config, size)(image)[None]
+            asked = [task.name for task in tasks if task.image_size == size]
+            for name, logits in hub.predict(pixels, asked).items():
+                result.append(_prediction(file, name, hub.task(name).classes, logits[0]))
+    return result
+
+
+def _prediction(file: Path, name: str, classes: Sequence[str], logits: torch.Tensor) -> Prediction:
+    probabilities = logits.softmax(0)
+    order = probabilities.argsort(descending=True).tolist()
+    return Prediction(str(file), name, {classes[i]: float(probabilities[i]) for i in order})

@@ -1,0 +1,62 @@
+"""Streaming statistics of many values over labelled images: mean, spread, and how well each tells classes apart."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_FLOOR_SHARE = 0.01
+
+
+class ClassSums:
+    """Sums of N values per class, in float64: what is kept does not grow with the number of images."""
+
+    def __init__(self, num_values: int, num_classes: int, device: torch.device) -> None:
+        self._counts = torch.zeros(num_classes, dtype=torch.float64, device=device)
+        self._sums = torch.zeros(num_classes, num_values, dtype=torch.float64, device=device)
+        self._squares = torch.zeros(num_values, dtype=torch.float64, device=device)
+
+    def add(self, values: Tensor, labels: Tensor) -> None:
+        """Values (B, N) of images with labels (B,)."""
+        values = values.double()
+        members = F.one_hot(labels, len(self._counts)).double()  # sums by matmul are deterministic on CUDA too
+        self._counts += members.sum(0)
+        self._sums += members.T @ values
+        self._squares += values.square().sum(0)
+
+    @property
+    def center(self) -> Tensor:
+        """The mean over all images, (N,)."""
+        return self._sums.sum(0) / self._counts.sum()
+
+    @property
+    def spread(self) -> Tensor:
+        """The standard deviation over all images, (N,).
+
+        A value that is all but constant gets a hundredth of the average spread: divided by its own, it would blow
+        up on the first image that differs.
+        """
+        spread = self._raw_spread
+        return spread.clamp_min(max(_FLOOR_SHARE * float(spread.mean()), 1e-6))
+
+    @property
+    def _raw_spread(self) -> Tensor:
+        return (self._total / self._counts.sum()).sqrt()
+
+    @property
+    def _total(self) -> Tensor:
+        """Sum of squared deviations from the mean."""
+        return (self._squares - self._counts.sum() * self.center.square()).clamp_min(0)
+
+    def f_statistic(self) -> Tensor:
+        """One-way analysis of variance, (N,): variance between classes over variance within them.
+
+        0 for values that are all but constant, infinite for those that are so within every class.
+        """
+        num_images, num_classes = float(self._counts.sum()), int((self._counts > 0).sum())
+        means = self._sums / self._counts.clamp_min(1)[:, None]
+        between = (self._counts[:, None] * (means - self.center).square()).sum(0)
+        within = (self._total - between).clamp_min(0)
+        ratio = (between / max(1, num_classes - 1)) / (within / max(1, num_images - num_classes))
+        return torch.where(self._raw_spread < self.spread, 0.0, ratio).nan_to_num(0.0, posinf=torch.inf)

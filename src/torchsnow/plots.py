@@ -1,0 +1,148 @@
+"""Pictures of a training run, as PNG files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from torchsnow.errors import TrainingError
+from torchsnow.files import clear_os_errors, write_atomically
+from torchsnow.train.evaluate import Metrics
+from torchsnow.train.run_folder import RunFolder
+
+DPI = 120
+_TRAIN, _VAL = "#7a8a99", "#c8501e"  # training in grey, validation in orange
+_MOST_COUNTS = 25  # classes up to which the cells of a confusion matrix show their numbers
+_MOST_NAMES = 60  # classes or taps up to which every one is named
+_NAME_LENGTH = 24  # characters
+
+Row = Mapping[str, str]
+
+
+def draw_run(run: RunFolder, metrics: Metrics) -> list[Path]:
+    """Draw a run from its tables and its metrics, and return the pictures' paths.
+
+    These are results.png, confusion_matrix.png and, for methods that choose channels, selection.png. Raises
+    TrainingError when the tables cannot be read or the pictures not be written.
+    """
+    figures = {"results.png": results_figure(_read(run.results)), "confusion_matrix.png": confusion_figure(metrics)}
+    if run.selection.exists():
+        figures["selection.png"] = selection_figure(_read(run.selection))
+    for name, figure in figures.items():
+        save_png(figure, run.path / name)
+    return [run.path / name for name in figures]
+
+
+def results_figure(rows: Sequence[Row]) -> Figure:
+    """Loss, accuracy and learning rate of every epoch, from the rows of results.csv."""
+    figure = _figure(12, 3.6)
+    loss, accuracy, lr = figure.subplots(1, 3)
+    epochs = _column(rows, "epoch")
+    for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
+        axes.plot(epochs, _column(rows, f"train_{name}"), color=_TRAIN, marker=".", label="training")
+        axes.plot(epochs, _column(rows, f"val_{name}"), color=_VAL, marker=".", label="validation")
+        axes.legend(frameon=False)
+    lr.plot(epochs, _column(rows, "lr"), color=_TRAIN, marker=".")
+    lr.set_ylim(bottom=0)
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    for axes, title in ((loss, "loss (nats)"), (accuracy, "accuracy"), (lr, "learning rate at the end of the epoch")):
+        axes.set_title(title)
+        _epoch_axis(axes)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def confusion_figure(metrics: Metrics) -> Figure:
+    """True classes down, predicted ones across; the colour is the share of the true class, the number a count."""
+    counts = np.array(metrics.confusion)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = min(12.0, 3.5 + 0.45 * len(counts))
+    figure = _figure(size + 1, size)
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, shrink=0.8, format=PercentFormatter(1, decimals=0), label="share of the true class")
+    axes.set_title(f"accuracy {metrics.accuracy:.1%} of {metrics.num_images} images")
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if len(counts) <= _MOST_NAMES:
+        names = [_shortened(name) for name in metrics.classes]
+        axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(names)), names, parse_math=False)
+    if len(counts) <= _MOST_COUNTS:
+        for (row, column), count in np.ndenumerate(counts):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+    return figure
+
+
+def selection_figure(rows: Sequence[Row]) -> Figure:
+    """How the subscription settles, tap by tap and epoch by epoch, from the rows of selection.csv.
+
+    On the left the share of a tap's channels that were ever chosen, on the right the share of the chosen ones that
+    another draw of the noise would replace.
+    """
+    taps = list(dict.fromkeys(row["tap"] for row in rows))
+    panels = {
+        "ever chosen, of all channels": _grid(rows, taps, "ever_chosen", "channels"),
+        "still changing, of the chosen ones": _grid(rows, taps, "still_changing", "chosen"),
+    }
+    figure = _figure(11, min(16.0, 2.0 + 0.18 * len(taps)))
+    for axes, (title, shares) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
+        extent = (0.5, shares.shape[1] + 0.5, len(taps) - 0.5, -0.5)
+        image = axes.imshow(shares, cmap="viridis", vmin=0, vmax=1, aspect="auto", extent=extent, interpolation="none")
+        axes.set_title(title)
+        _epoch_axis(axes)
+        if len(taps) <= _MOST_NAMES:
+            axes.set_yticks(range(len(taps)), taps, fontsize=7)
+    figure.colorbar(image, ax=figure.axes, format=PercentFormatter(1, decimals=0))
+    return figure
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure atomically. Raises TrainingError when the disk refuses."""
+    data = io.BytesIO()
+    with warnings.catch_warnings():
+        # Class names may be in a script that the font lacks; a box in their place is good enough.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(data, format="png", dpi=DPI)
+    write_atomically(path, data.getvalue(), TrainingError)
+
+
+def _figure(width_inches: float, height_inches: float) -> Figure:
+    figure = Figure(figsize=(width_inches, height_inches), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _epoch_axis(axes: Axes) -> None:
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _grid(rows: Sequence[Row], taps: Sequence[str], part: str, whole: str) -> np.ndarray:
+    """Shares (taps, epochs)."""
+    shares = [float(row[part]) / float(row[whole]) for row in rows]
+    return np.array(shares).reshape(-1, len(taps)).T
+
+
+def _column(rows: Sequence[Row], name: str) -> list[float]:
+    return [float(row[name]) for row in rows]
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 3] + "..."
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with clear_os_errors("read", path, TrainingError), path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

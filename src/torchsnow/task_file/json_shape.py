@@ -1,0 +1,96 @@
+"""JSON from a file, read strictly: what is not of the expected shape is refused with its place."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+_LARGEST_INT = 2**53  # beyond it other JSON readers lose digits
+_TYPE_NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object"}
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError for anything else, and for NaN and infinite numbers."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not valid JSON: {error}") from error
+
+
+def check_shape(value: Any, shape: Any, where: str) -> None:
+    """Raise ValueError, naming the place inside `where`, unless a JSON value is of the given shape.
+
+    A shape is a type (float takes whole numbers too, dict any object), None, a list [shape of every item], a tuple of
+    alternatives, a dict {key: shape} with exactly these keys, or {str: shape} with any keys.
+    """
+    if isinstance(shape, tuple):
+        _check_alternatives(value, shape, where)
+    elif isinstance(shape, list):
+        _expect(isinstance(value, list), value, "a list", where)
+        for i, item in enumerate(value):
+            check_shape(item, shape[0], f"{where}[{i}]")
+    elif isinstance(shape, dict):
+        _expect(isinstance(value, dict), value, "an object", where)
+        any_key = str in shape
+        if not any_key:
+            _check_keys(value, shape, where)
+        for key, item in value.items():
+            check_shape(item, shape[str if any_key else key], f"{where}.{key}")
+    elif shape is None:
+        _expect(value is None, value, "null", where)
+    else:
+        _expect(_is_a(value, shape), value, _TYPE_NAMES[shape], where)
+
+
+def check_version(values: Any, known: int) -> None:
+    """Raise ValueError unless a JSON object says that it is of the known schema version."""
+    given = values.get("schema_version") if isinstance(values, dict) else None
+    if type(given) is not int or given < 1:
+        raise ValueError("it does not say its schema version: it was not written by torchsnow")
+    if given != known:
+        raise ValueError(f"its schema version is {given}, this torchsnow reads {known}; upgrade torchsnow to use it")
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    if isinstance(value, int) and kind in (int, float):
+        return abs(value) <= _LARGEST_INT
+    return isinstance(value, kind)
+
+
+def _check_alternatives(value: Any, shapes: tuple[Any, ...], where: str) -> None:
+    for shape in shapes[:-1]:
+        try:
+            return check_shape(value, shape, where)
+        except ValueError:
+            continue
+    return check_shape(value, shapes[-1], where)
+
+
+def _check_keys(value: dict[str, Any], shape: dict[str, Any], where: str) -> None:
+    missing, unknown = sorted(set(shape) - set(value)), sorted(set(value) - set(shape))
+    if missing:
+        raise ValueError(f"{where} lacks {missing[0]!r}")
+    if unknown:
+        raise ValueError(f"{where} has an unknown key {_short(unknown[0])}")
+
+
+def _expect(holds: bool, value: Any, expected: str, where: str) -> None:
+    if not holds:
+        raise ValueError(f"{where} is {_short(value)}; expected {expected}")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a finite number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_constant(text)

@@ -1,0 +1,72 @@
+"""What a task file says about itself: one JSON text in the header of the .safetensors file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import Any
+
+from torchsnow.delta import DeltaSpec
+from torchsnow.errors import TaskFileError
+from torchsnow.task_file.json_shape import check_shape, check_version, parse_json
+from torchsnow.task_file.source_info import SourceInfo
+from torchsnow.task_file.task import TaskInfo, check_classes, check_task_name
+
+SCHEMA_VERSION = 1
+
+_TAPS = (None, [str])
+_SHAPE = {
+    "schema_version": int,
+    "name": str,
+    "classes": [str],
+    "spec": {
+        "num_classes": int,
+        "width_divisor": int,
+        "pool_divisor": int,
+        "slots": str,
+        "taps": _TAPS,
+        "head_last": bool,
+        "head_taps": _TAPS,
+        "head_divisor": int,
+    },
+    "source_info": dict,
+    "subscription": {str: int},
+    "image_size": int,
+    "training": dict,
+    "metrics": dict,
+    "versions": {"torchsnow": str, "torch": str, "timm": str},
+    "created": str,
+}
+
+
+def encode_info(info: TaskInfo) -> str:
+    """A task's information as JSON, the same text for the same information."""
+    values = {field.name: getattr(info, field.name) for field in fields(TaskInfo)}
+    values |= {"spec": info.spec.to_dict(), "source_info": info.source_info.to_dict()}
+    return json.dumps({"schema_version": SCHEMA_VERSION, **values}, allow_nan=False, sort_keys=True)
+
+
+def decode_info(text: str) -> TaskInfo:
+    """Read what `encode_info` wrote. Raises TaskFileError for another version, shape or contradictory values."""
+    try:
+        values = parse_json(text)
+        check_version(values, SCHEMA_VERSION)
+        check_shape(values, _SHAPE, "metadata")
+        values["source_info"] = SourceInfo.from_dict(values["source_info"])
+        values["spec"] = DeltaSpec.from_dict(values["spec"])
+        _check_values(values)
+    except ValueError as error:
+        raise TaskFileError(str(error)) from error
+    del values["schema_version"]
+    return TaskInfo(**{**values, "classes": tuple(values["classes"])})
+
+
+def _check_values(values: dict[str, Any]) -> None:
+    check_task_name(values["name"])
+    check_classes(values["classes"], values["spec"].num_classes)
+    if values["image_size"] < 1:
+        raise ValueError(f"metadata.image_size is {values['image_size']}; expected 1 pixel or more")
+    for key in ("taps", "head_taps"):
+        names = getattr(values["spec"], key)
+        if names is not None and len(set(names)) != len(names):
+            raise ValueError(f"metadata.spec.{key} names a tap twice")

@@ -1,0 +1,190 @@
+"""Task files: one task is one .safetensors file, written whole and read strictly. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from torchsnow.delta import Delta
+from torchsnow.errors import TaskFileError, TorchsnowError
+from torchsnow.files import clear_os_errors, write_atomically
+from torchsnow.pooling import Subscription
+from torchsnow.source import Source
+from torchsnow.task_file.json_shape import parse_json
+from torchsnow.task_file.metadata import decode_info, encode_info
+from torchsnow.task_file.source_info import SourceInfo
+from torchsnow.task_file.task import Task, TaskInfo, subscription_of
+
+MAX_SIZE_BYTES = 256 * 2**20
+"""Larger files are refused before they are read, unless the caller allows more."""
+_MAX_HEADER_BYTES = 16 * 2**20
+_METADATA_KEY = "torchsnow"
+_FOREIGN = {b"\x80": "a Python pickle", b"PK": "a zip archive of pickles, as torch.save writes"}
+
+
+def content_hash(content: bytes) -> str:
+    """SHA-256 of a task file's bytes, in hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def encode_task(task: Task) -> bytes:
+    """The bytes of a task file; the same for the same task. Raises TaskFileError for NaN or infinite numbers."""
+    check_numbers(task.delta)
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in task.delta.state_dict().items()}
+    return bytes(safetensors.torch.save(tensors, {_METADATA_KEY: encode_info(task)}))
+
+
+def save_task(task: Task, path: Path | str) -> None:
+    """Write a task file; an existing one is replaced as a whole or, on any error, left alone.
+
+    Raises TaskFileError for numbers that are not finite, a full disk, a folder that is missing or read-only.
+    """
+    with _naming(Path(path)):
+        content = encode_task(task)
+    write_atomically(path, content, TaskFileError)
+
+
+def load_task(
+    path: Path | str, source: Source, sha256: str | None = None, max_size_bytes: int = MAX_SIZE_BYTES
+) -> Task:
+    """Read a task file; the delta comes in eval mode, on the source's device.
+
+    Raises TaskFileError, naming the file and the first thing wrong: too large, another kind of file, other content
+    than `sha256` if that is given, of a newer version, of another source, or tensors of other names, shapes, types,
+    or with numbers that cannot be.
+    """
+    path = Path(path)
+    with _opened(path, max_size_bytes) as file, _naming(path):
+        content = file.read()
+        if sha256 is not None and content_hash(content) != sha256:
+            raise TaskFileError(f"damaged: its SHA-256 is {content_hash(content)[:12]}..., expected {sha256[:12]}...")
+        return _decode_task(content, source)
+
+
+def read_task_info(path: Path | str, max_size_bytes: int = MAX_SIZE_BYTES) -> TaskInfo:
+    """What a task file says about itself, without reading its tensors. Raises TaskFileError as `load_task` does."""
+    path = Path(path)
+    with _opened(path, max_size_bytes) as file, _naming(path):
+        start = file.read(9)
+        return _decode_header(start + file.read(_header_bytes(start) - 1))
+
+
+def check_numbers(delta: Delta) -> None:
+    """Raise TaskFileError unless a delta is settled, in float32, finite, and its chosen channels exist, once each."""
+    if not delta.fixed:
+        raise TaskFileError(
+            "this delta is not settled: a task stores the chosen channels only; use delta.settle(source)"
+        )
+    for key, tensor in delta.state_dict().items():
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise TaskFileError(f"tensor {key!r} is {tensor.dtype}; expected torch.float32")
+        if not tensor.isfinite().all():
+            raise TaskFileError(f"tensor {key!r} holds {int((~tensor.isfinite()).sum())} NaN or infinite numbers")
+    for name, pool in delta.named_modules():
+        if isinstance(pool, Subscription):
+            _check_index(f"{name}.index", pool)
+
+
+def _check_index(key: str, pool: Subscription) -> None:
+    index = pool.index
+    if int(index.min()) < 0 or int(index.max()) >= pool.num_chs:
+        outside = index[(index < 0) | (index >= pool.num_chs)][0]
+        raise TaskFileError(f"tensor {key!r} chooses channel {int(outside)} of 0 to {pool.num_chs - 1}")
+    if len(set(index.tolist())) != len(index):
+        raise TaskFileError(f"tensor {key!r} chooses a channel twice")
+
+
+def _decode_task(content: bytes, source: Source) -> Task:
+    info = _decode_header(content)
+    difference = info.source_info.difference(SourceInfo.of(source))
+    if difference:
+        raise TaskFileError(f"it belongs to another source: {difference}. Load the task's own source to use it")
+    try:
+        tensors = safetensors.torch.load(content)
+    except Exception as error:  # the reader raises what it likes for a damaged header
+        raise TaskFileError(f"not a readable .safetensors file: {error}") from error
+    delta = _delta_of(info, tensors, source)
+    if info.subscription != subscription_of(delta):
+        raise TaskFileError("metadata.subscription does not say what the file holds")
+    return Task(**{**vars(info), "delta": delta})
+
+
+def _delta_of(info: TaskInfo, tensors: Mapping[str, Tensor], source: Source) -> Delta:
+    # On the meta device even an absurd spec takes no memory; the tensors of the file become the delta's own.
+    with torch.device("meta"):
+        delta = Delta(source, info.spec, fixed=True)
+    _check_tensors(tensors, delta.state_dict())
+    device = next(source.parameters()).device
+    delta.load_state_dict({key: tensor.to(device, copy=True) for key, tensor in tensors.items()}, assign=True)
+    delta.to(device)  # fixed filters are no part of the file
+    check_numbers(delta)
+    return delta.eval()
+
+
+def _check_tensors(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    missing, unknown = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
+    if missing:
+        raise TaskFileError(f"it lacks the tensor {missing[0]!r} ({len(missing)} in all)")
+    if unknown:
+        raise TaskFileError(f"it has an unknown tensor {unknown[0]!r} ({len(unknown)} in all)")
+    for key, tensor in wanted.items():
+        if given[key].shape != tensor.shape:
+            shapes = f"{tuple(given[key].shape)}, expected {tuple(tensor.shape)}"
+            raise TaskFileError(f"tensor {key!r} has shape {shapes}")
+        if given[key].dtype != tensor.dtype:
+            raise TaskFileError(f"tensor {key!r} is {given[key].dtype}, expected {tensor.dtype}")
+
+
+def _decode_header(content: bytes) -> TaskInfo:
+    """From the file's first bytes: the header's length (8 bytes, little-endian), then the header, in JSON."""
+    end = 8 + _header_bytes(content[:9])
+    try:
+        header = parse_json(content[8:end])
+        text = header["__metadata__"][_METADATA_KEY]
+    except (ValueError, KeyError, TypeError) as error:
+        raise TaskFileError(
+            "its header does not speak of a task: it was not written by torchsnow, or it is damaged"
+        ) from error
+    if len(header["__metadata__"]) != 1 or not isinstance(text, str):
+        raise TaskFileError(f"its metadata must be one text named {_METADATA_KEY!r}, and nothing else")
+    return decode_info(text)
+
+
+def _header_bytes(start: bytes) -> int:
+    size_bytes = int.from_bytes(start[:8], "little")
+    if start[8:9] == b"{" and size_bytes <= _MAX_HEADER_BYTES:
+        return size_bytes
+    for magic, kind in _FOREIGN.items():
+        if start.startswith(magic):
+            raise TaskFileError(f"not a .safetensors file but {kind}; it is never unpickled")
+    raise TaskFileError("not a .safetensors file, or a damaged one: it does not begin with a header")
+
+
+@contextmanager
+def _opened(path: Path, max_size_bytes: int) -> Iterator[BinaryIO]:
+    with clear_os_errors("read task file", path, TaskFileError):
+        if path.exists() and not path.is_file():
+            raise TaskFileError(f"task file {path}: this is not a file; expected a .safetensors file")
+        with path.open("rb") as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            if size_bytes > max_size_bytes:
+                raise TaskFileError(
+                    f"task file {path}: it has {size_bytes} bytes, more than the {max_size_bytes} allowed"
+                )
+            yield file
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except TorchsnowError as error:
+        raise TaskFileError(f"task file {path}: {error}") from error

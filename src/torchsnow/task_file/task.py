@@ -1,0 +1,126 @@
+"""A task: a name, its classes, its settled delta and the source it belongs to."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import timm
+import torch
+
+from torchsnow.delta import Delta, DeltaSpec
+from torchsnow.errors import TaskFileError
+from torchsnow.pooling import Subscription
+from torchsnow.source import Source
+from torchsnow.task_file.source_info import SourceInfo
+
+_TASK_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """All that is known of a task but its numbers.
+
+    `classes` are in the order of the logits; `subscription` is the number of chosen channels per tap, the head's own
+    last as "head"; `image_size` the height and width in pixels that it was trained with; `training` and `metrics`
+    are free JSON objects; `versions` those of torchsnow, torch and timm; `created` an ISO date and time in UTC.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    spec: DeltaSpec
+    source_info: SourceInfo
+    subscription: dict[str, int]
+    image_size: int
+    training: dict[str, Any]
+    metrics: dict[str, Any]
+    versions: dict[str, str]
+    created: str
+
+
+@dataclass(frozen=True, eq=False)
+class Task(TaskInfo):
+    """A task with its settled delta."""
+
+    delta: Delta
+
+
+def make_task(
+    source: Source,
+    delta: Delta,
+    name: str,
+    classes: Sequence[str],
+    image_size: int | None = None,
+    training: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+) -> Task:
+    """A new task from a source and a settled delta; `image_size` in pixels, the source's own by default.
+
+    `training` (settings) and `metrics` must be JSON objects without NaN. Raises TaskFileError for anything that
+    could not be stored.
+    """
+    check_task_name(name)
+    check_classes(classes, delta.spec.num_classes)
+    if not delta.fixed:
+        raise TaskFileError(
+            "this delta is not settled: a task stores the chosen channels only; use delta.settle(source)"
+        )
+    return Task(
+        name=name,
+        classes=tuple(classes),
+        spec=delta.spec,
+        source_info=SourceInfo.of(source),
+        subscription=subscription_of(delta),
+        image_size=source.input_config.input_size[1] if image_size is None else image_size,
+        training=_plain("training", training or {}),
+        metrics=_plain("metrics", metrics or {}),
+        versions={"torchsnow": version("torchsnow"), "torch": str(torch.__version__), "timm": timm.__version__},
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        delta=delta,
+    )
+
+
+def check_task_name(name: str) -> None:
+    """Raise TaskFileError unless a name can be a task's: it is also a folder's name on every file system."""
+    if not _TASK_NAME.fullmatch(name):
+        raise TaskFileError(
+            f"{name[:80]!r} cannot be a task's name; expected 1 to 64 of a-z, 0-9, '.', '_' and '-', "
+            "beginning with a letter or a digit, for example 'solar-cells'"
+        )
+
+
+def check_classes(classes: Sequence[str], num_classes: int) -> None:
+    """Raise TaskFileError unless the class names are unique, not empty, and as many as the delta has logits."""
+    if len(classes) != num_classes:
+        raise TaskFileError(f"{len(classes)} class names for a delta of {num_classes} classes; they must be as many")
+    seen: set[str] = set()
+    for name in classes:
+        if not name.strip():
+            raise TaskFileError(f"class {len(seen)} has an empty name; every class needs one")
+        if name in seen:
+            raise TaskFileError(f"two classes are named {name!r}; class names must be unique")
+        seen.add(name)
+
+
+def subscription_of(delta: Delta) -> dict[str, int]:
+    """The number of chosen channels of a settled delta, by tap name, the head's last as "head"."""
+    pools = [module for module in delta.pools.values() if isinstance(module, Subscription)]
+    numbers = {name: pool.num_pooled for name, pool in zip(delta.taps, pools, strict=True)}
+    head = getattr(delta.head, "pool", None)
+    return numbers | ({"head": head.num_pooled} if isinstance(head, Subscription) else {})
+
+
+def _plain(what: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as they will be read back: lists for tuples, texts for keys."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(values), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise TaskFileError(
+            f"{what} cannot be stored as JSON ({error}); give numbers, texts, lists and dicts"
+        ) from error
+    return plain

@@ -1,0 +1,9 @@
+"""Training one task: settings, the contract of a method, the loop, its run folder, and evaluation."""
+
+from torchsnow.train.contract import Method
+from torchsnow.train.evaluate import ClassMetrics, Metrics, evaluate
+from torchsnow.train.fit import FitResult, fit
+from torchsnow.train.run_folder import RunFolder
+from torchsnow.train.settings import TrainSettings
+
+__all__ = ["ClassMetrics", "FitResult", "Method", "Metrics", "RunFolder", "TrainSettings", "evaluate", "fit"]

@@ -1,0 +1,59 @@
+"""The contract between training and a method of transfer learning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from torchsnow.source.config import InputConfig
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+"""Batches of normalised images (B, 3, H, W) and labels (B,)."""
+
+
+class Method(Protocol):
+    """A way to turn a source into a classifier of one task.
+
+    `name` is the method's name, `model` maps normalised images (B, 3, H, W) to logits (B, num_classes), and
+    `input_config` says how the images are normalised. A method draws its initial weights when it is made; from then
+    on all its randomness is torch's global generator.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def input_config(self) -> InputConfig: ...
+
+    def config(self) -> dict[str, Any]:
+        """What the method was made with, in JSON values: a run resumes only with an equal one."""
+
+    def start(self, images: Batches, device: torch.device) -> None:
+        """Called once before training, with the training images as at evaluation; the model is on `device`."""
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """The parameters that train, as an optimiser's groups, each with its own "lr" and "weight_decay"."""
+
+    def set_progress(self, fraction: float) -> None:
+        """Called before every step with the share of all steps that is done, 0 to below 1."""
+
+    def record(self) -> list[dict[str, Any]]:
+        """What to write down after an epoch: rows of plain values, the same columns every time; may be empty."""
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """Everything that training changes, by name, and nothing of a frozen source."""
+
+    def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `trainable_state` gave. Raises TrainingError when it does not fit."""
+
+    def subscription(self) -> dict[str, Any]:
+        """Which channels are read, tap by tap, in JSON values; empty for methods without channel pooling."""
+
+    def finish(self) -> nn.Module:
+        """The model as it ships, in eval mode, with the logits of `model` in eval mode."""

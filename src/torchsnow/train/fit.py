@@ -1,0 +1,260 @@
+"""The training loop. Between two epochs the whole state of a run is in its folder, so that it can stop anywhere."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchsnow.data import Splits
+from torchsnow.errors import TrainingError
+from torchsnow.source import Source
+from torchsnow.train.batches import (
+    balanced_weights,
+    data_config,
+    epoch_seed,
+    num_batches,
+    plain_loader,
+    run_images,
+    train_loader,
+)
+from torchsnow.train.checkpoint import Checkpoint
+from torchsnow.train.contract import Method
+from torchsnow.train.evaluate import Metrics, evaluate
+from torchsnow.train.history import Epoch, best_epoch, is_finished
+from torchsnow.train.progress import TrainingBar
+from torchsnow.train.run_folder import RunFolder
+from torchsnow.train.schedule import load_optimizer_tensors, lr_factor, make_optimizer, optimizer_tensors, set_lr
+from torchsnow.train.settings import TrainSettings
+
+MAX_GRADIENT_NORM = 5.0
+_LOOK_EVERY = 10  # steps: looking at the loss makes the CPU wait for an accelerator
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A finished run.
+
+    `model` is the best model as it ships, in eval mode: images -> logits. `metrics` are its validation metrics,
+    `best` its epoch and `history` all epochs.
+    """
+
+    model: nn.Module
+    metrics: Metrics
+    best: Epoch
+    history: tuple[Epoch, ...]
+
+
+def fit(
+    method: Method,
+    splits: Splits,
+    settings: TrainSettings,
+    run: RunFolder,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+) -> FitResult:
+    """Train on the training split, choose the best epoch on the validation split, never look at the test split.
+
+    Everything is written to `run`. With `resume` a run that was stopped, in whatever way, goes on after its last
+    finished epoch and ends as if it had not been; of a finished run this gives the result. On the CPU the numbers
+    are the same bit by bit. torch's global generators are left as they were.
+
+    Raises TrainingError when `run` holds a run already (without `resume`) or none or another one (with it), when
+    there are too few images, and when the loss is no longer a finite number. KeyboardInterrupt says how to go on.
+    """
+    loop = _Loop(method, splits, settings, run)
+    with loop.own_randomness(), TrainingBar(settings.epochs, len(loop.images.train), quiet) as bar:
+        try:
+            if resume:
+                loop.resume(bar)
+            else:
+                loop.begin(bar)
+            while not is_finished(loop.history, settings.epochs, settings.patience):
+                loop.run_epoch(bar)
+            return loop.result()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(loop.stopped()) from None
+
+
+class _Loop:
+    """One run: what it works with and how far it is."""
+
+    def __init__(self, method: Method, splits: Splits, settings: TrainSettings, run: RunFolder) -> None:
+        _check_precision(method.model, settings)
+        self.method, self.splits, self.settings, self.run = method, splits, settings, run
+        self.device = settings.torch_device()
+        self.images = run_images(splits, method.input_config, settings)
+        method.model.to(self.device)
+        self.optimizer = make_optimizer(method.parameter_groups(settings.lr, settings.weight_decay), settings)
+        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        weights = None if settings.class_weights == "none" else balanced_weights(self.images.train)
+        self.criterion = nn.CrossEntropyLoss(weights, label_smoothing=settings.label_smoothing).to(self.device)
+        self.steps = num_batches(len(self.images.train), settings.batch_size)
+        self.history: list[Epoch] = []
+        self.selection: list[dict[str, Any]] = []
+        config = {"method": method.config(), "training": settings.to_dict(), "data": data_config(splits)}
+        self.config: dict[str, Any] = json.loads(json.dumps(config))  # as it will be read back
+
+    @contextmanager
+    def own_randomness(self) -> Iterator[None]:
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            yield
+
+    def begin(self, bar: TrainingBar) -> None:
+        """Write down what is run, let the method look at the images, and save the state before the first epoch."""
+        self.run.create(self.config)
+        self.splits.save(self.run.splits)
+        self.run.log(f"started {self.method.name} on {self.device}, {len(self.images.train)} images to train on")
+        torch.manual_seed(epoch_seed(self.settings.seed, 0))
+        self.method.start(bar.preparing(plain_loader(self.images.plain, self.settings)), self.device)
+        self._save()
+
+    def resume(self, bar: TrainingBar) -> None:
+        """Go back to the last saved state; a run that was stopped before the first one begins."""
+        if not self.run.last.exists():
+            if not self.run.args.exists():
+                raise TrainingError(f"there is no run to resume in {self.run.path}; start one there first")
+            self.begin(bar)
+            return
+        checkpoint = Checkpoint.load(self.run.last)
+        checkpoint.refuse_other(self.config, self.run.path)
+        self.method.load_trainable_state(checkpoint.model)
+        load_optimizer_tensors(self.optimizer, checkpoint.optimizer)
+        self.history, self.selection = checkpoint.history, checkpoint.selection
+        self._repair(checkpoint)
+        finished = is_finished(self.history, self.settings.epochs, self.settings.patience)
+        self._say(bar, f"{'this run is finished: ' if finished else 'resumed after '}epoch {len(self.history)}")
+
+    def _repair(self, last: Checkpoint) -> None:
+        """Do what a run that was killed right after saving `last` did not come to."""
+        self.run.write_tables(self.history, self.selection)
+        if self.history and best_epoch(self.history) is self.history[-1]:
+            self._save_best(last.model)
+
+    def run_epoch(self, bar: TrainingBar) -> None:
+        """Train, validate and save. Raises TrainingError when the loss is not finite; nothing is saved then."""
+        epoch = len(self.history) + 1
+        torch.manual_seed(epoch_seed(self.settings.seed, epoch))
+        bar.start_epoch(epoch)
+        start_s = time.perf_counter()
+        loss, accuracy = self._train(epoch, bar)
+        trained_s = time.perf_counter() - start_s
+        val = self._validate(self.method.model)
+        row = Epoch(
+            epoch=epoch,
+            train_loss=loss,
+            train_accuracy=accuracy,
+            val_loss=val.loss,
+            val_accuracy=val.accuracy,
+            lr=self.settings.lr * self._lr_factor(epoch * self.steps - 1),
+            images_per_s=len(self.images.train) / trained_s,
+            seconds=time.perf_counter() - start_s,
+        )
+        self.history.append(row)
+        self.selection += [{"epoch": epoch, **record} for record in self.method.record()]
+        self._save()
+        self._say(bar, _line(row))
+
+    def _train(self, epoch: int, bar: TrainingBar) -> tuple[float, float]:
+        """One pass over the training images; mean loss and accuracy."""
+        self.method.model.train()
+        totals = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, right ones, images
+        first = (epoch - 1) * self.steps
+        for step, (images, labels) in enumerate(train_loader(self.images.train, self.settings, epoch, self.device)):
+            totals += self._step(images.to(self.device), labels.to(self.device), first + step)
+            bar.advance(len(images))
+            if step % _LOOK_EVERY == 0 or step == self.steps - 1:
+                loss, accuracy = (totals[:2] / totals[2]).tolist()
+                self._require_finite(totals[0], epoch)
+                bar.show(loss, accuracy)
+        return loss, accuracy
+
+    def _step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
+        """One step of the optimiser; (sum of the loss, right ones, images)."""
+        self.method.set_progress(step / (self.steps * self.settings.epochs))
+        set_lr(self.optimizer, self._lr_factor(step))
+        amp = self.settings.amp and self.device.type == "cuda"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=amp):
+            logits = self.method.model(images).float()
+        loss = self.criterion(logits, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
+        self.optimizer.step()
+        right = (logits.detach().argmax(1) == labels).sum()
+        return torch.stack([loss.detach().double() * len(labels), right.double(), right.new_tensor(len(labels))])
+
+    def _lr_factor(self, step: int) -> float:
+        return lr_factor(step, self.steps * self.settings.epochs, self.steps * self.settings.warmup_epochs)
+
+    def _require_finite(self, loss: Tensor, epoch: int) -> None:
+        if not bool(loss.isfinite()):
+            message = (
+                f"the loss is no longer a finite number in epoch {epoch}: the learning rate {self.settings.lr:g} is "
+                f"probably too high; try {self.settings.lr / 10:g}, or warmup_epochs, in a new run. {self._kept()}"
+            )
+            self.run.log(message)
+            raise TrainingError(message)
+
+    def _validate(self, model: nn.Module) -> Metrics:
+        settings = self.settings
+        classes = self.splits.classes
+        return evaluate(model, self.images.val, classes, settings.batch_size, self.device, settings.num_workers)
+
+    def _save(self) -> None:
+        """`last` first: from it everything else can be written again."""
+        state = self.method.trainable_state()
+        memory = optimizer_tensors(self.optimizer)
+        Checkpoint(self.config, state, memory, self.history, self.selection).save(self.run.last)
+        if self.history and best_epoch(self.history) is self.history[-1]:
+            self._save_best(state)
+        self.run.write_tables(self.history, self.selection)
+
+    def _save_best(self, state: dict[str, Tensor]) -> None:
+        Checkpoint(self.config, state, history=self.history).save(self.run.best)
+
+    def stopped(self) -> str:
+        """Note that somebody stopped the run, and how it goes on."""
+        message = f"stopped. {self._kept()} Resume the run to go on from there"
+        self.run.log(message)
+        return message
+
+    def _kept(self) -> str:
+        return f"{len(self.history)} of {self.settings.epochs} epochs are safe in {self.run.path}."
+
+    def result(self) -> FitResult:
+        """The best model as it ships, and how good it is on the validation split."""
+        self.method.load_trainable_state(Checkpoint.load(self.run.best).model)
+        model = self.method.finish()
+        self.run.write_subscription(self.method.subscription())
+        best = best_epoch(self.history)
+        self.run.log(f"finished after {len(self.history)} epochs; the best is epoch {best.epoch}")
+        return FitResult(model, self._validate(model), best, tuple(self.history))
+
+    def _say(self, bar: TrainingBar, line: str) -> None:
+        self.run.log(line)
+        bar.say(line)
+
+
+def _check_precision(model: nn.Module, settings: TrainSettings) -> None:
+    for module in model.modules():
+        if isinstance(module, Source) and module.precision != settings.precision:
+            raise TrainingError(
+                f"the settings say precision {settings.precision!r} and the source was loaded in {module.precision!r}; "
+                f"load it with load_source(..., precision={settings.precision!r})"
+            )
+
+
+def _line(row: Epoch) -> str:
+    return (
+        f"epoch {row.epoch}: loss {row.train_loss:.4f}, accuracy {row.train_accuracy:.1%}; validation loss "
+        f"{row.val_loss:.4f}, accuracy {row.val_accuracy:.1%}; {row.images_per_s:.0f} images/s, {row.seconds:.1f} s"
+    )

@@ -1,0 +1,62 @@
+"""The progress bar of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Self, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+T = TypeVar("T")
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.0f} images/s")
+
+
+class TrainingBar:
+    """A bar over all images of all epochs, on stderr; nothing at all if `quiet`."""
+
+    def __init__(self, epochs: int, num_images: int, quiet: bool) -> None:
+        self.epochs, self.num_images = epochs, num_images
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
+        self._progress = Progress(
+            *columns, _Speed(), TimeRemainingColumn(), console=Console(stderr=True), disable=quiet
+        )
+        self._task = self._progress.add_task("", total=epochs * num_images, figures="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def preparing(self, batches: Iterable[T]) -> Iterator[T]:
+        """The same batches, of the pass before training."""
+        self._progress.update(self._task, description="looking at the images")
+        yield from batches
+
+    def start_epoch(self, epoch: int) -> None:
+        """Epoch `epoch`, counted from 1, begins."""
+        done = (epoch - 1) * self.num_images
+        self._progress.update(self._task, description=f"epoch {epoch}/{self.epochs}", completed=done)
+
+    def advance(self, num_images: int) -> None:
+        """So many images more are done."""
+        self._progress.advance(self._task, num_images)
+
+    def show(self, loss: float, accuracy: float) -> None:
+        """Mean loss and accuracy of this epoch so far."""
+        self._progress.update(self._task, figures=f"loss {loss:.3f}  accuracy {accuracy:.1%}")
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        if not self._progress.disable:
+            self._progress.console.print(line, highlight=False, markup=False)

@@ -1,0 +1,107 @@
+"""The folder of one training run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from torchsnow.errors import TrainingError
+from torchsnow.files import clear_os_errors, write_atomically
+from torchsnow.train.history import Epoch
+
+
+class RunFolder:
+    """Where a run writes; each file is whole at any moment, and every finished epoch is in it.
+
+    `args.yaml` says what was run, `splits.json` on which images, `log.txt` what happened; `results.csv` has a row
+    per epoch and `selection.csv` one per epoch and tap; `last.safetensors` is what a run resumes from and
+    `best.safetensors` the best model so far; `subscription.json` has the channels that the finished task reads.
+    Whoever shows the run adds `results.png`, `selection.png` and `confusion_matrix.png`.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    @property
+    def args(self) -> Path:
+        return self.path / "args.yaml"
+
+    @property
+    def splits(self) -> Path:
+        return self.path / "splits.json"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.csv"
+
+    @property
+    def selection(self) -> Path:
+        return self.path / "selection.csv"
+
+    @property
+    def subscription(self) -> Path:
+        return self.path / "subscription.json"
+
+    @property
+    def last(self) -> Path:
+        return self.path / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best.safetensors"
+
+    def create(self, config: Mapping[str, Any]) -> None:
+        """Make the folder and write args.yaml.
+
+        Raises TrainingError when a run is there already: it is never overwritten.
+        """
+        self.refuse_taken()
+        self.make()
+        self._write(self.args, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+    def make(self) -> None:
+        """Make the folder if it is missing."""
+        with clear_os_errors("create the run folder", self.path, TrainingError):
+            self.path.mkdir(parents=True, exist_ok=True)
+
+    def refuse_taken(self) -> None:
+        """Raise TrainingError when a run is here already."""
+        if self.last.exists():
+            raise TrainingError(f"{self.path} holds a run already: resume it, or choose another folder")
+
+    def write_tables(self, history: Sequence[Epoch], selection: Sequence[Mapping[str, Any]]) -> None:
+        """Write results.csv, and selection.csv if there are rows for it."""
+        self._write(self.results, _table([asdict(row) for row in history]))
+        if selection:
+            self._write(self.selection, _table(selection))
+
+    def write_subscription(self, subscription: Mapping[str, Any]) -> None:
+        """Write subscription.json, if there is one."""
+        if subscription:
+            self._write(self.subscription, json.dumps(subscription, indent=1) + "\n")
+
+    def log(self, text: str) -> None:
+        """Add one line, with the time in UTC, to log.txt."""
+        time = datetime.now(UTC).isoformat(" ", timespec="seconds")
+        path = self.path / "log.txt"
+        with clear_os_errors("write", path, TrainingError), path.open("a", encoding="utf-8") as file:
+            file.write(f"{time} {text}\n")
+
+    def _write(self, path: Path, text: str) -> None:
+        write_atomically(path, text, TrainingError)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

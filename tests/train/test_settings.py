@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from torchsnow.errors import TrainingError
+from torchsnow.train import TrainSettings
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("epochs", 0, "a whole number of 1 or more"),
+        ("epochs", 2.5, "a whole number of 1 or more"),
+        ("epochs", True, "a whole number of 1 or more"),
+        ("batch_size", 0, "a whole number of 2 or more"),
+        ("image_size", -1, "a whole number of 1 or more"),
+        ("seed", -1, "a whole number of 0 or more"),
+        ("num_workers", -1, "a whole number of 0 or more"),
+        ("lr", 0, "a number above 0"),
+        ("lr", float("nan"), "a number above 0"),
+        ("lr", "fast", "a number above 0"),
+        ("weight_decay", -0.1, "0 or more"),
+        ("label_smoothing", 1.0, "less than 1"),
+        ("warmup_epochs", 15, "fewer than the 15 epochs"),
+        ("optimizer", "adam", "adamw, sgd"),
+        ("class_weights", "some", "none, balanced"),
+        ("augmentation", "wild", "none, flip, light, strong"),
+        ("precision", "fp16", "fp32, bf16"),
+        ("device", "tpu", "auto, cpu, cuda"),
+        ("patience", 0, "None or a whole number"),
+        ("amp", "yes", "true or false"),
+    ],
+)
+def test_out_of_range_says_what_was_given_and_expected(name: str, value: Any, expected: str) -> None:
+    with pytest.raises(TrainingError) as error:
+        TrainSettings(**{name: value})
+    assert str(error.value).startswith(f"{name} is {value!r}")
+    assert expected in str(error.value)
+
+
+def test_batch_of_one_is_explained() -> None:
+    with pytest.raises(TrainingError, match="batch normalisation cannot estimate a variance from one image"):
+        TrainSettings(batch_size=1)
+
+
+def test_dict_and_back() -> None:
+    settings = TrainSettings(epochs=7, patience=3, optimizer="sgd")
+    assert TrainSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+
+
+@pytest.mark.parametrize("change", [{"momentum": 0.9}, {"epochs": None}])
+def test_foreign_dict_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(TrainingError, match=next(iter(change))):
+        TrainSettings.from_dict({**TrainSettings().to_dict(), **change})
+
+
+def test_missing_setting_is_named() -> None:
+    values = TrainSettings().to_dict()
+    del values["lr"]
+    with pytest.raises(TrainingError, match="differ from the expected ones in: lr"):
+        TrainSettings.from_dict(values)
+
+
+def test_device() -> None:
+    assert TrainSettings(device="cpu").torch_device() == torch.device("cpu")
+    assert TrainSettings().torch_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_missing_cuda_is_said() -> None:
+    with pytest.raises(TrainingError, match="no CUDA device"):
+        TrainSettings(device="cuda").torch_device()
