@@ -25,13 +25,19 @@ def evaluate(
     """
     from torchsnow.hub import Hub
     from torchsnow.jobs import evaluate_task, examples_of
-    from torchsnow.train import TrainSettings
+    from torchsnow.train import torch_device
 
     opened = Hub.open(hub)
     opened.info(task)
     loaded = load_checked(data, quiet=json)
     examples = examples_of(loaded, split, splits)
-    metrics = evaluate_task(opened, task, loaded, examples, TrainSettings(device=device).torch_device())
+    metrics = evaluate_task(
+        opened,
+        task,
+        loaded,
+        examples,
+        torch_device(device),
+    )
     if json:
         print_json({"task": task, "split": split, **metrics.to_dict()})
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from torchsnow.cli.output import percent, print_json, print_table, say
 app = typer.Typer(help="List, show, remove and verify the tasks of a hub.", no_args_is_help=True, rich_markup_mode=None)
 
 HubFolder = Annotated[Path, typer.Option("--hub", help="Folder of the hub.")]
+TaskName = Annotated[str, typer.Argument(help="Name of the task.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -37,7 +38,7 @@ def list_tasks(hub: HubFolder, json: AsJson = False) -> None:
 
 
 @app.command("show")
-def show(task: Annotated[str, typer.Argument(help="Name of the task.")], hub: HubFolder, json: AsJson = False) -> None:
+def show(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
     """What a task's file says about itself. Example: torchsnow hub show screws --hub my-hub"""
     from torchsnow.hub import Hub
 
@@ -61,7 +62,7 @@ def show(task: Annotated[str, typer.Argument(help="Name of the task.")], hub: Hu
     accuracies = {
         split: percent(values["accuracy"]) for split, values in info.metrics.items() if values and "accuracy" in values
     }
-    rows = [
+    rows: list[list[Any]] = [
         ["classes", ", ".join(info.classes)],
         ["source", info.source_info],
         ["image size", f"{info.image_size} px"],
@@ -74,9 +75,7 @@ def show(task: Annotated[str, typer.Argument(help="Name of the task.")], hub: Hu
 
 
 @app.command("remove")
-def remove(
-    task: Annotated[str, typer.Argument(help="Name of the task.")], hub: HubFolder, json: AsJson = False
-) -> None:
+def remove(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
     """Remove a task and its file. Example: torchsnow hub remove screws --hub my-hub"""
     from torchsnow.hub import Hub
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from torchsnow.cli.output import percent, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from torchsnow.delta.survey import Row
 
 
 def sources(
@@ -40,6 +43,6 @@ def sources(
         say("parameters and multiply-adds: one delta for 10 classes over its source")
 
 
-def _cells(row: Row) -> list[str]:  # noqa: F821
+def _cells(row: Row) -> list[str]:
     taps = "-" if row.num_taps is None else str(row.num_taps)
     return [row.family, row.model, taps, percent(row.params_share), percent(row.multiply_adds_share), row.reason or ""]

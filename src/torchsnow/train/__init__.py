@@ -4,6 +4,16 @@ from torchsnow.train.contract import Method
 from torchsnow.train.evaluate import ClassMetrics, Metrics, evaluate
 from torchsnow.train.fit import FitResult, fit
 from torchsnow.train.run_folder import RunFolder
-from torchsnow.train.settings import TrainSettings
+from torchsnow.train.settings import TrainSettings, torch_device
 
-__all__ = ["ClassMetrics", "FitResult", "Method", "Metrics", "RunFolder", "TrainSettings", "evaluate", "fit"]
+__all__ = [
+    "ClassMetrics",
+    "FitResult",
+    "Method",
+    "Metrics",
+    "RunFolder",
+    "TrainSettings",
+    "evaluate",
+    "fit",
+    "torch_device",
+]

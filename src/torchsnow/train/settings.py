@@ -23,6 +23,19 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _WHOLE_FROM = {"epochs": 1, "batch_size": 2, "image_size": 1, "warmup_epochs": 0, "seed": 0, "num_workers": 0}
 
 
+def torch_device(name: str) -> torch.device:
+    """The device "cpu" or "cuda", or for "auto" CUDA where there is one and else the CPU.
+
+    Raises TrainingError for another name, and for "cuda" where there is none.
+    """
+    if name not in _CHOICES["device"]:
+        raise TrainingError(f"device is {name!r}; expected one of {', '.join(_CHOICES['device'])}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("device is 'cuda', but torch sees no CUDA device here; use 'auto' or 'cpu'")
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(found if name == "auto" else name)
+
+
 @dataclass(frozen=True)
 class TrainSettings:
     """Settings of one training run; a value out of range raises TrainingError.
@@ -79,10 +92,7 @@ class TrainSettings:
 
     def torch_device(self) -> torch.device:
         """The device to train on. Raises TrainingError for "cuda" where there is none."""
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise TrainingError("device is 'cuda', but torch sees no CUDA device here; use 'auto' or 'cpu'")
-        found = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(found if self.device == "auto" else self.device)
+        return torch_device(self.device)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
