@@ -21,18 +21,41 @@ from torchsnow.source.families import CONVOLUTIONAL, OTHER, unlisted_families
 TINY = [name for name in timm.list_models("test_*") if "vit" not in name and "coatnet" not in name]
 REFUSED = [name for name in timm.list_models("test_*") if name not in TINY]
 
-# Parameters that no gradient reaches, by source, each with its reason.
-WITHOUT_GRADIENT: dict[str, set[str]] = {}
+# Endings of the names of parameters that no gradient reaches.
+WITHOUT_GRADIENT: dict[str, str] = {
+    # A batch norm follows, which takes any constant away again.
+    "rexnet_100": "_se_fc1.bias",
+    "hgnetv2_b0": "_lab_bias",
+}
+FULL_SIZE = {"vgg"}  # families whose networks end in a convolution as large as the last map
 
 
 def images(size: int, batch: int = 4) -> Tensor:
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
+def lifelike_source(name: str, size: int) -> Source:
+    """With random weights, but with batch norms that have seen images: activations neither die nor explode."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False, num_classes=0)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model.train()(images(size))
+        for tensor in model.state_dict().values():  # other norms, scales and biases off their start of zero or one
+            if tensor.is_floating_point() and tensor.ndim <= 1:
+                tensor.add_(0.2 * torch.rand_like(tensor))
+    return make_source(model, name, "random")
+
+
 def trained_twice(source: Source, spec: DeltaSpec, pictures: Tensor, seed: int) -> SnowModel:
     """A model after two steps: the head starts blind to the source, so only the second reaches its pool."""
     torch.manual_seed(seed)
     model = SnowModel(source, Delta(source, spec)).train()
+    for name, parameter in model.delta.body.named_parameters():
+        if name.endswith("bias"):
+            nn.init.constant_(parameter, 0.5)  # so that few rectifiers are silent where one or two channels are left
     for pool in model.delta.named_pools().values():
         pool.sigma = 0.1
     optimizer = torch.optim.SGD(model.delta.parameters(), lr=0.01)
@@ -45,14 +68,24 @@ def trained_twice(source: Source, spec: DeltaSpec, pictures: Tensor, seed: int) 
 def without_gradient(model: SnowModel) -> set[str]:
     gradients = {name: parameter.grad for name, parameter in model.delta.named_parameters()}
     assert all(gradient is None or gradient.isfinite().all() for gradient in gradients.values())
-    return {name for name, gradient in gradients.items() if gradient is None or not gradient.abs().sum() > 0}
+    excused = WITHOUT_GRADIENT.get(model.source.name)
+    return {
+        name
+        for name, gradient in gradients.items()
+        if (gradient is None or not gradient.abs().sum() > 0) and not (excused and name.endswith(excused))
+    }
 
 
 def assert_contract(source: Source, spec: DeltaSpec, pictures: Tensor) -> None:
-    """A delta derives, learns with every parameter, is smaller than the source, and settles to the same logits."""
+    """The source computes what the plain network does, and a delta derives, learns with every parameter, is smaller
+    than the source, and settles to the same logits."""
+    with torch.no_grad():
+        expected = source.model(pictures)
+    torch.testing.assert_close(source(pictures).last, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
     model = trained_twice(source, spec, pictures, seed=0)
-    without = without_gradient(model) - WITHOUT_GRADIENT.get(source.name, set())
-    for seed in range(1, 5):  # the one or two rectified channels of a narrow squeeze-and-excite may be silent
+    without = without_gradient(model)
+    for seed in range(1, 6):  # a squeeze-and-excite of one channel is silent in every second start
         without &= without_gradient(trained_twice(source, spec, pictures, seed)) if without else set()
     assert without == set()
 
@@ -88,19 +121,12 @@ def assert_full_width_is_the_source(source: Source, pictures: Tensor) -> None:
 
 @pytest.mark.parametrize("name", TINY)
 def test_tiny_networks(name: str) -> None:
-    source = load_source(name, weights="random")
-    assert_contract(source, DeltaSpec(3, 4, 4), images(64))
+    assert_contract(lifelike_source(name, 64), DeltaSpec(3, 4, 4), images(64))
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_tiny_networks_at_full_width_are_the_source(name: str) -> None:
-    torch.manual_seed(0)
-    model = timm.create_model(name, pretrained=False, num_classes=0).eval()
-    with torch.no_grad():  # norms and scales away from one and zero
-        for tensor in model.state_dict().values():
-            if tensor.is_floating_point() and tensor.ndim <= 1:
-                tensor.add_(0.5 * torch.rand_like(tensor))
-    assert_full_width_is_the_source(make_source(model, name, "random"), images(64))
+    assert_full_width_is_the_source(lifelike_source(name, 64), images(64))
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -123,10 +149,8 @@ def test_every_family_of_timm_is_listed() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", CONVOLUTIONAL)
 def test_families(family: str) -> None:
-    """On images of half the usual size where the network takes them."""
-    source = load_source(CONVOLUTIONAL[family], weights="random")
-    size = 128 if source.input_config.input_size[1] < 300 else 192
-    assert_contract(source, DeltaSpec(3, 8, 8), images(size, batch=2))
+    size = 224 if family in FULL_SIZE else 128
+    assert_contract(lifelike_source(CONVOLUTIONAL[family], size), DeltaSpec(3, 8, 8), images(size, batch=2))
 
 
 @pytest.mark.slow

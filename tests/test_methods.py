@@ -10,8 +10,10 @@ import torch
 from sklearn.feature_selection import f_classif
 from torch import Tensor, nn
 
+from torchsnow.delta.head import Head
 from torchsnow.errors import TrainingError
 from torchsnow.methods import METHODS, PRESETS, PoolTraining, Snow, make_method
+from torchsnow.methods.probe import fit_probe
 from torchsnow.methods.snow import inform, make_snow, still_changing
 from torchsnow.methods.statistics import ClassSums
 from torchsnow.pooling import ChannelPooling
@@ -200,12 +202,38 @@ def test_every_parameter_trains_once_with_its_own_rate(source: Source) -> None:
 
 def test_noise_is_in_proportion_to_the_spread_and_ends(snow: Snow, batches: Batches) -> None:
     snow.start(batches, CPU)
-    pools = snow.delta.named_pools().values()
+    pools = [pool for name, pool in snow.delta.named_pools().items() if name != "head"]
     expected = {0.0: 0.5, 0.35: 0.25, 0.7: 0.0, 0.99: 0.0}
     for progress, share in expected.items():
         snow.set_progress(progress)
         for pool in pools:
             assert pool.sigma == pytest.approx(share * float(pool.weight.detach().std(correction=0)))
+
+
+def test_the_head_starts_as_a_linear_probe_and_gets_no_noise(snow: Snow, batches: Batches) -> None:
+    snow.start(batches, CPU)
+    snow.set_progress(0.0)
+    head = snow.delta.head
+    assert isinstance(head, Head)
+    assert head.pool.sigma == 0
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    with torch.no_grad():
+        values, _ = head.read(snow.source(images))
+        logits = snow.model.eval()(images)
+    weight, bias = fit_probe(values, labels, 3)
+    torch.testing.assert_close(logits, values @ weight.T + bias, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_probe_separates_what_a_line_separates(num_classes: int) -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(60) % num_classes
+    values = torch.randn(60, 8)
+    values[torch.arange(60), labels] += 6
+    weight, bias = fit_probe(values, labels, num_classes)
+    assert weight.shape == (num_classes, 8)
+    assert bias.shape == (num_classes,)
+    assert ((values @ weight.T + bias).argmax(1) == labels).float().mean() > 0.95
 
 
 def test_noise_of_the_paper_never_ends() -> None:
@@ -290,7 +318,7 @@ def test_presets() -> None:
     assert (paper.slots, paper.width_divisor, paper.pool_divisor, paper.head_taps) == ("rank", 8, 8, ())
     assert default.head_last
     assert paper.head_last
-    assert default.head_divisor == paper.head_divisor == 8
+    assert (default.head_divisor, paper.head_divisor) == (4, 8)
 
 
 def test_config_says_what_was_made(source: Source) -> None:

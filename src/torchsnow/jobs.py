@@ -12,14 +12,19 @@ import torch
 from torch import nn
 
 from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare, read_image
+from torchsnow.delta import Delta
 from torchsnow.errors import DataError, HubError
+from torchsnow.files import clear_os_errors
 from torchsnow.hub import SOURCE_FILE, Hub
 from torchsnow.methods import make_method
 from torchsnow.model import SnowModel
 from torchsnow.plots import draw_run
 from torchsnow.source import BUNDLED, InputConfig, Precision, Source, load_source
-from torchsnow.task_file import check_task_name, make_task
+from torchsnow.source.load import refuse_unknown
+from torchsnow.task_file import Task, check_task_name, make_task
 from torchsnow.train import FitResult, Metrics, RunFolder, TrainSettings, evaluate, fit
+
+BATCH_SIZE = 32  # of evaluation
 
 
 @dataclass(frozen=True)
@@ -50,16 +55,58 @@ class TrainedTask:
         }
 
 
-def source_for(hub_path: Path, source: str | None, weights: str, precision: Precision) -> Source:
-    """The source named, or else the one of the hub, or else the bundled one.
+def source_for(hub_path: Path, name: str | None, weights: str | None, precision: Precision | None) -> Source:
+    """The source of a hub; for a new hub the named one, by default the bundled one with its weights in fp32.
 
-    Raises HubError when the hub is on another source than the one named.
+    What is given for an existing hub must fit it, and what is not given is the hub's. Raises HubError when the hub is
+    on another source; where the names alone tell, before anything is downloaded.
     """
-    if not (hub_path / SOURCE_FILE).exists():
-        return load_source(source or BUNDLED, weights, precision)
-    if source is None:
-        return Hub.open(hub_path).source
-    return Hub.open(hub_path, load_source(source, weights, precision)).source
+    if not is_hub(hub_path):
+        return load_source(name or BUNDLED, weights or "pretrained", precision or "fp32")
+    hub = Hub.open(hub_path)
+    info = hub.source_info
+    own_name, own_weights = (BUNDLED, "pretrained") if info.weights == BUNDLED else (info.name, info.weights)
+    if name is None and weights is None and precision in (None, info.precision):
+        return hub.source
+    if name not in (None, own_name):
+        assert name is not None
+        _refuse_other_architecture(hub, name)
+        own_name, own_weights = name, "pretrained"
+    return Hub.open(hub_path, load_source(own_name, weights or own_weights, precision or info.precision)).source
+
+
+def _refuse_other_architecture(hub: Hub, name: str) -> None:
+    refuse_unknown(name)
+    if name.partition(".")[0] != hub.source_info.name.partition(".")[0]:
+        raise HubError(
+            f"the hub {hub.folder.path} is on {hub.source_info}, not on {name}; "
+            "choose another hub for this source, or leave it out to use the hub's"
+        )
+
+
+def is_hub(path: Path) -> bool:
+    """Whether a folder is a hub. Raises HubError when the system does not let us look."""
+    with clear_os_errors("look at", path, HubError):
+        return (path / SOURCE_FILE).exists()
+
+
+def refuse_taken(name: str, hub_path: Path, run: RunFolder, *, resume: bool = False, replace: bool = False) -> None:
+    """Raise a TorchsnowError for what would otherwise fail when a training is done.
+
+    That is a name that cannot be a task's or is taken, a folder that cannot become a hub, a run folder that is taken
+    (unless `resume`) or lies inside the hub.
+    """
+    check_task_name(name)
+    if not resume:
+        run.refuse_taken()
+    if run.path.resolve().is_relative_to(hub_path.resolve()):
+        raise HubError(f"the run folder {run.path} lies inside the hub {hub_path}; choose another run folder")
+    if not is_hub(hub_path):
+        Hub.refuse_occupied(hub_path)
+    elif name in Hub.open(hub_path).names() and not replace:
+        raise HubError(
+            f"the hub {hub_path} has a task {name!r} already; choose another name, or replace it with --replace"
+        )
 
 
 def train_task(
@@ -80,18 +127,16 @@ def train_task(
 
     The split is drawn by the settings' seed and kept in the run folder. Everything that can be refused is refused
     before training starts. Raises a TorchsnowError for a name that is taken, another source than the hub's, data or
-    settings that do not fit.
+    settings that do not fit; when only the hub fails in the end, resuming the run adds the task.
     """
     start = time.monotonic()
-    check_task_name(name)
-    hub = Hub.open(hub_path, source) if (hub_path / SOURCE_FILE).exists() else None
-    if hub is not None and name in hub.names() and not replace:
-        raise HubError(f"the hub {hub_path} has a task {name!r} already; use --replace to train it anew")
-    splits = _splits(data, run, settings.seed, resume)
+    refuse_taken(name, hub_path, run, resume=resume, replace=replace)
+    hub = Hub.open(hub_path, source) if is_hub(hub_path) else None
+    splits = Splits.load(run.splits, data) if resume and run.splits.exists() else make_splits(data, seed=settings.seed)
     learner = make_method(method, source, len(splits.classes), preset, settings.seed)
     result = fit(learner, splits, settings, run, resume=resume, quiet=quiet)
     draw_run(run, result.metrics)
-    test = test_metrics(result.model, splits, source.input_config, settings)
+    test = _test_metrics(result.model, splits, source.input_config, settings)
     task = make_task(
         source,
         _delta_of(result.model),
@@ -101,37 +146,38 @@ def train_task(
         training={**settings.to_dict(), "method": method, "preset": preset, "data": data.name},
         metrics={"val": result.metrics.to_dict(), "test": None if test is None else test.to_dict()},
     )
-    hub = hub or Hub.create(hub_path, source)
-    hub.add(task, replace=replace)
+    hub = _added(task, hub, hub_path, source, replace)
     return TrainedTask(name, hub_path, run.path, result, test, hub.infos()[name].size_bytes, time.monotonic() - start)
 
 
-def _splits(data: LoadedData, run: RunFolder, seed: int, resume: bool) -> Splits:
-    if resume and run.splits.exists():
-        return Splits.load(run.splits, data)
-    splits = make_splits(data, seed=seed)
-    run.refuse_taken()
-    run.make()
-    splits.save(run.splits)
-    return splits
+def _added(task: Task, hub: Hub | None, hub_path: Path, source: Source, replace: bool) -> Hub:
+    try:
+        hub = hub or Hub.create(hub_path, source)
+        hub.add(task, replace=replace)
+    except HubError as error:
+        raise HubError(f"{error}. The training is not lost: resume the run (--resume) to add its task") from error
+    return hub
 
 
-def _delta_of(model: nn.Module) -> Any:
+def _delta_of(model: nn.Module) -> Delta:
     assert isinstance(model, SnowModel)
     return model.delta
 
 
-def test_metrics(model: nn.Module, splits: Splits, config: InputConfig, settings: TrainSettings) -> Metrics | None:
-    """Metrics on the test split, or None where there is none. To be looked at once, when nothing is left to choose."""
+def _test_metrics(model: nn.Module, splits: Splits, config: InputConfig, settings: TrainSettings) -> Metrics | None:
+    """None where there is no test split. To be looked at once, when nothing is left to choose."""
     if not splits.test:
         return None
-    images = plain_images(splits.test, splits.classes, config, settings.image_size)
+    images = _plain_images(splits.test, splits.classes, config, settings.image_size)
     return evaluate(model, images, splits.classes, settings.batch_size, settings.torch_device())
 
 
-def plain_images(examples: Iterable[Example], classes: Sequence[str], config: InputConfig, image_size: int) -> ImageSet:
-    """Images as they are at evaluation."""
-    return ImageSet(tuple(examples), classes, eval_transform(config, image_size), prepare(config, image_size))
+def _plain_images(
+    examples: Iterable[Example], classes: Sequence[str], config: InputConfig, image_size: int
+) -> ImageSet:
+    """Images as they are at evaluation, each read once."""
+    transform = eval_transform(config, image_size)
+    return ImageSet(examples, classes, transform, prepare(config, image_size), cache_bytes=0)
 
 
 def evaluate_task(hub: Hub, name: str, data: LoadedData, examples: Sequence[Example], device: torch.device) -> Metrics:
@@ -148,8 +194,8 @@ def evaluate_task(hub: Hub, name: str, data: LoadedData, examples: Sequence[Exam
         )
     place = [task.classes.index(label) for label in data.classes]
     relabelled = [Example(example.path, place[example.label]) for example in examples]
-    images = plain_images(relabelled, task.classes, hub.source.input_config, task.image_size)
-    return evaluate(SnowModel(hub.source, task.delta).to(device), images, task.classes, 32, device)
+    images = _plain_images(relabelled, task.classes, hub.source.input_config, task.image_size)
+    return evaluate(SnowModel(hub.source, task.delta).to(device), images, task.classes, BATCH_SIZE, device)
 
 
 def examples_of(data: LoadedData, split: str, splits_file: Path | None) -> Sequence[Example]:
@@ -157,15 +203,13 @@ def examples_of(data: LoadedData, split: str, splits_file: Path | None) -> Seque
 
     Raises DataError for a split that there is not.
     """
-    if split == "all":
-        return data.examples
+    splits: dict[str, Sequence[Example]] = dict(data.splits)
     if splits_file is not None:
-        run_splits = Splits.load(splits_file, data)
-        splits = {"train": run_splits.train, "val": run_splits.val, "test": run_splits.test}
-    else:
-        splits = {name: tuple(examples) for name, examples in data.splits.items() if name != "all"}
+        of_run = Splits.load(splits_file, data)
+        splits = {"train": of_run.train, "val": of_run.val, "test": of_run.test}
+    splits = {"all": data.examples, **splits}
     if not splits.get(split):
-        have = ", ".join(["all", *(name for name, examples in splits.items() if examples)])
+        have = ", ".join(name for name, examples in splits.items() if examples)
         raise DataError(f"{data.name} has no split {split!r}; it has: {have}. A run's own are in its splits.json")
     return splits[split]
 
@@ -190,9 +234,12 @@ def predict_images(
     """Classify image files by the named tasks (by default all), image by image.
 
     Tasks of one image size share one source pass. A file that is no usable image is passed to `on_bad` with the
-    reason, and the others are classified. Raises HubError for an unknown task.
+    reason, and the others are classified. Raises HubError for an unknown task and
+    for a hub without any.
     """
     tasks = [hub.task(name) for name in (hub.names() if names is None else names)]
+    if not tasks:
+        raise HubError(f"the hub {hub.folder.path} has no tasks yet; train one first")
     sizes = sorted({task.image_size for task in tasks})
     result = []
     for file in files:

@@ -217,5 +217,5 @@ def test_what_is_no_image_is_named_with_its_reason(tmp_path: Path, content: byte
 def test_missing_files_and_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.png: there is no such file"):
         read_image(tmp_path / "gone.png")
-    with pytest.raises(DataError, match="Is a directory"):
+    with pytest.raises(DataError, match=": it is a folder"):
         read_image(tmp_path)

@@ -89,6 +89,14 @@ def test_a_union_is_known_to_what_was_unified_before() -> None:
     assert [channels.width(layout, 8) for layout in (a, b, c)] == [16, 16, 16]
 
 
+@pytest.mark.parametrize("pinned", [0, 1])
+def test_one_pinned_layout_pins_what_it_is_unified_with(pinned: int) -> None:
+    layouts = [layout_of(16), layout_of(12, 4)]
+    channels.pin(layouts[pinned])
+    channels.unify(*layouts)
+    assert [channels.width(layout, 8) for layout in layouts] == [16, 16]
+
+
 def test_layouts_of_different_sizes_cannot_be_one() -> None:
     with pytest.raises(DeltaError, match="layouts of 8 and 9 channels cannot be one"):
         channels.unify(layout_of(8), layout_of(4, 5))

@@ -89,6 +89,18 @@ def shuffle_in_eight(self, x):
     return x.view(batch, 8, 2, height, width).transpose(1, 2).reshape(batch, 16, height, width)
 
 
+def interleaved(self, x):
+    x = torch.cat([self.a(x), self.b(x)], 1)
+    x = torch.stack([x, F.relu(x)], 2).flatten(1, 2)
+    return torch.cat([x[:, 12:], x[:, :12]], 1)
+
+
+def repeated(self, x):
+    x = torch.cat([self.a(x), self.b(x)], 1)
+    x = torch.stack([x, F.relu(x)], 1).flatten(1, 2)
+    return torch.cat([x[:, 12:], x[:, :12]], 1)
+
+
 def stack_and_sum(self, x):
     return torch.stack([self.a(x), self.b(x)], dim=1).sum(dim=1)
 
@@ -176,6 +188,8 @@ TOYS: dict[str, tuple[Callable[[], Toy], int, int]] = {
     "growing": (lambda: toy(growing, 32, a=conv(16, 8), b=conv(24, 8)), 32, 4 + 2 + 2),
     "shuffle": (lambda: toy(shuffle), 16, 4),
     "shuffle_in_eight": (lambda: toy(shuffle_in_eight), 16, 8),
+    "interleaved": (lambda: toy(interleaved, 32, a=conv(16, 6), b=conv(16, 10)), 32, 2 * (2 + 2)),
+    "repeated": (lambda: toy(repeated, 32, a=conv(16, 6), b=conv(16, 10)), 32, 2 * (2 + 2 + 1)),
     "stack_and_sum": (lambda: toy(stack_and_sum, a=conv(16, 16), b=conv(16, 16, 3)), 16, 4),
     "efficient_channel_attention": (
         lambda: toy(efficient_channel_attention, a=nn.Conv1d(1, 1, 3, padding=1, bias=False)),

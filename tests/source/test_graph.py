@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from torchsnow.errors import SourceError
 from torchsnow.source.graph import VALUE, to_meta, trace
-from torchsnow.source.plan import PlanOutput, build_plan
+from torchsnow.source.plan import FoldedPass, PlanOutput
 
 SIZE = (3, 16, 16)
 
@@ -27,7 +27,7 @@ def run(model: nn.Module, x: Tensor) -> Tensor:
     """The traced graph with the model's numbers."""
     traced = trace(model, SIZE)
     (output,) = traced.graph.find_nodes(op="output")
-    (y,) = build_plan(model, traced, [PlanOutput(output.args[0].name)], torch.float32)(x)
+    (y,) = FoldedPass(model, traced, torch.float32).plan([PlanOutput(output.args[0].name)])(x)
     return y
 
 
@@ -110,13 +110,32 @@ class InPlaceFunction(Net):
         return (early + F.relu(y, inplace=True)).mean((2, 3))
 
 
+class InPlaceLayer(Net):
+    """A layer of its own kind that works in place: fx looks into it."""
+
+    class Rectifier(nn.Module):
+        inplace = True
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(x, self.inplace)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = self.Rectifier()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        early = self.b(y)
+        return (early + self.act(y)).mean((2, 3))
+
+
 class BufferInFunction(Net):
     def forward(self, x: Tensor) -> Tensor:
         return (self.a(x) * self.ramp + torch.add(self.b(self.a(x)), self.ramp)).mean((2, 3))
 
 
 @pytest.mark.parametrize(
-    "kind", [InPlaceMethod, InPlaceChain, InPlaceOperator, InPlaceFunction, BufferInFunction, ByShape]
+    "kind", [InPlaceMethod, InPlaceChain, InPlaceOperator, InPlaceFunction, InPlaceLayer, BufferInFunction, ByShape]
 )
 def test_the_graph_computes_what_the_model_does(kind: type[Net]) -> None:
     torch.manual_seed(0)
@@ -125,7 +144,7 @@ def test_the_graph_computes_what_the_model_does(kind: type[Net]) -> None:
         torch.testing.assert_close(run(model, x), model(x))
 
 
-@pytest.mark.parametrize("kind", [InPlaceMethod, InPlaceChain, InPlaceOperator, InPlaceFunction])
+@pytest.mark.parametrize("kind", [InPlaceMethod, InPlaceChain, InPlaceOperator, InPlaceFunction, InPlaceLayer])
 def test_no_operation_of_the_graph_changes_its_input(kind: type[Net]) -> None:
     for node in trace(kind(), SIZE).graph.nodes:
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")

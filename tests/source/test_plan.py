@@ -3,14 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 from networks import TINY, image, lively_source, timm_model
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from torchsnow.source import InputConfig, Source
-from torchsnow.source.plan import PlanOutput, build_plan
+from torchsnow.source.plan import FoldedPass, PlanOutput
 
 
 def plan_of(source: Source, *outputs: PlanOutput) -> torch.fx.GraphModule:
-    return build_plan(source.model, source.traced, outputs, torch.float32)
+    return FoldedPass(source.model, source.traced, torch.float32).plan(outputs)
 
 
 def test_batch_norms_are_folded_and_the_result_is_the_same() -> None:
@@ -84,6 +85,32 @@ class Repeating(nn.Module):
         return x.mean((2, 3))
 
 
+class RepeatingTheConvolution(Repeating):
+    """Uses the same convolution before two norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other_norm = nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(self.stem(x)))
+        return self.other_norm(self.conv(x)).mean((2, 3))
+
+
+class RepeatingTheNorm(Repeating):
+    """Uses the same norm, with its activation, after two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other_conv = nn.Conv2d(8, 8, 3)
+        self.norm_act = BatchNormAct2d(8)
+        self.norm_act.load_state_dict(self.norm.state_dict())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm_act(self.conv(self.stem(x)))
+        return self.norm_act(self.other_conv(x)).mean((2, 3))
+
+
 class ReadBeforeTheNorm(Repeating):
     """Reads a convolution's raw output as well as its norm's."""
 
@@ -92,7 +119,7 @@ class ReadBeforeTheNorm(Repeating):
         return (x + self.norm(x)).mean((2, 3))
 
 
-@pytest.mark.parametrize("kind", [Repeating, ReadBeforeTheNorm])
+@pytest.mark.parametrize("kind", [Repeating, RepeatingTheConvolution, RepeatingTheNorm, ReadBeforeTheNorm])
 def test_norms_that_cannot_be_folded_stay(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
     model = kind().eval()

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
-import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from torchsnow.cli import demo, evaluate, hub, predict, sources, train
+from torchsnow.cli.output import note
 from torchsnow.errors import TorchsnowError
 
+
+class _Verbs(TyperGroup):
+    """Bad input is one sentence on stderr and exit code 2, never a traceback; a stop by Ctrl-C is exit code 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TorchsnowError as error:
+            note(f"torchsnow: {error}")
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as stop:
+            note(f"torchsnow: {str(stop) or 'interrupted'}")
+            raise typer.Exit(130) from stop
+
+
 app = typer.Typer(
+    cls=_Verbs,
     help="Many small image-classification tasks on one frozen CNN, by channel pooling (SNOW).",
+    epilog="Example: torchsnow train photos/ --task screws --hub my-hub",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -24,12 +44,5 @@ app.command("demo")(demo.demo)
 
 
 def main() -> None:
-    """Run the command line; bad input is one sentence on stderr and exit code 2, never a traceback."""
-    try:
-        app()
-    except TorchsnowError as error:
-        print(f"torchsnow: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt as interrupt:
-        print(f"torchsnow: {interrupt or 'interrupted'}", file=sys.stderr)
-        sys.exit(130)
+    """Run the command line."""
+    app(prog_name="torchsnow")

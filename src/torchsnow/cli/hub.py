@@ -9,7 +9,12 @@ import typer
 
 from torchsnow.cli.output import percent, print_json, print_table, say
 
-app = typer.Typer(help="List, show, remove and verify the tasks of a hub.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="List, show, remove and verify the tasks of a hub.",
+    epilog="Example: torchsnow hub list --hub my-hub",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 HubFolder = Annotated[Path, typer.Option("--hub", help="Folder of the hub.")]
 TaskName = Annotated[str, typer.Argument(help="Name of the task.")]
@@ -18,7 +23,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.command("list")
 def list_tasks(hub: HubFolder, json: AsJson = False) -> None:
-    """All tasks of a hub. Example: torchsnow hub list --hub my-hub"""
+    """All tasks of a hub.
+
+    Example: torchsnow hub list --hub my-hub
+    """
     from torchsnow.hub import Hub
 
     opened = Hub.open(hub)
@@ -30,7 +38,7 @@ def list_tasks(hub: HubFolder, json: AsJson = False) -> None:
         }
         print_json({"source": opened.source_info.to_dict(), "tasks": tasks})
         return
-    say(f"{len(entries)} tasks on {opened.source_info}")
+    say(f"source: {opened.source_info}; tasks: {len(entries)}")
     rows = [
         [name, e.num_classes, f"{e.size_bytes / 1e6:.2f} MB", e.added, e.sha256[:12]] for name, e in entries.items()
     ]
@@ -39,7 +47,10 @@ def list_tasks(hub: HubFolder, json: AsJson = False) -> None:
 
 @app.command("show")
 def show(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
-    """What a task's file says about itself. Example: torchsnow hub show screws --hub my-hub"""
+    """What a task's file says about itself.
+
+    Example: torchsnow hub show screws --hub my-hub
+    """
     from torchsnow.hub import Hub
 
     info = Hub.open(hub).info(task)
@@ -76,7 +87,10 @@ def show(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
 
 @app.command("remove")
 def remove(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
-    """Remove a task and its file. Example: torchsnow hub remove screws --hub my-hub"""
+    """Remove a task and its file.
+
+    Example: torchsnow hub remove screws --hub my-hub
+    """
     from torchsnow.hub import Hub
 
     Hub.open(hub).remove(task)
@@ -88,7 +102,10 @@ def remove(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
 
 @app.command("verify")
 def verify(hub: HubFolder, json: AsJson = False) -> None:
-    """Check every file of a hub; exit code 2 if anything is wrong. Example: torchsnow hub verify --hub my-hub"""
+    """Check every file of a hub; exit code 2 if anything is wrong.
+
+    Example: torchsnow hub verify --hub my-hub
+    """
     from torchsnow.hub import Hub
 
     opened = Hub.open(hub)
@@ -98,6 +115,6 @@ def verify(hub: HubFolder, json: AsJson = False) -> None:
     else:
         for problem in problems:
             say(problem.message)
-        say(f"{len(opened.names())} tasks, {len(problems)} problems")
+        say(f"tasks: {len(opened.names())}; problems: {len(problems)}")
     if problems:
         raise typer.Exit(2)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from torchsnow.cli.output import percent, print_json, print_table, say
+from torchsnow.cli.output import note, percent, print_json, print_table
 
 
 def predict(
@@ -16,25 +16,27 @@ def predict(
     task: Annotated[list[str] | None, typer.Option(help="Name of a task; may be repeated; all by default.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Classify images by all tasks of a hub, or the named ones, from one source pass each.
+    """Classify images by all tasks of a hub, or by the named ones.
 
-    A file that is no usable image is named, the others are classified, and the exit code is 2.
+    A file that is no usable image is named, the others are classified, and the
+    exit code is 2.
+
     Example: torchsnow predict photo.jpg --hub my-hub --task screws
     """
     from torchsnow.hub import Hub
     from torchsnow.jobs import predict_images
 
     bad: list[tuple[str, str]] = []
-    predictions = predict_images(Hub.open(hub), images, task, lambda path, why: bad.append((str(path), why)))
+    predictions = predict_images(Hub.open(hub), images, task or None, lambda path, why: bad.append((str(path), why)))
     if json:
         shown = [
             {"image": p.image, "task": p.task, "label": p.label, "probabilities": p.probabilities} for p in predictions
         ]
         print_json({"predictions": shown, "errors": [{"image": path, "reason": why} for path, why in bad]})
-    else:
+    elif predictions:
         rows = [[p.image, p.task, p.label, percent(p.probabilities[p.label])] for p in predictions]
         print_table(["image", "task", "class", "probability"], rows)
     for _, why in bad:
-        say(f"torchsnow: {why}")
+        note(f"torchsnow: {why}")
     if bad:
         raise typer.Exit(2)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torchsnow.cli.output import percent, print_json, print_table, say
+from torchsnow.cli.output import counting, percent, print_json, print_table, say
 
 if TYPE_CHECKING:
     from torchsnow.delta.survey import Row
@@ -17,30 +17,49 @@ def sources(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/sources.md.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Which networks can be a source: taps, and a delta's share of parameters and multiply-adds (K = M = 8).
+    """Which networks can be a source, and what a delta costs there.
 
-    Without a name every family is tried, which takes a minute or two. Example: torchsnow sources resnet50
+    Taps, and a delta's share of the source's parameters and multiply-adds (for
+    10 classes, K = M = 8). Without a name every family is tried, which takes a
+    minute or two.
+
+    Example: torchsnow sources resnet50
     """
-    from torchsnow.delta.survey import survey_families, survey_model, to_markdown
+    if markdown and (json or name is not None):
+        raise typer.BadParameter("--markdown is the page of all families; it takes neither a name nor --json")
+    from torchsnow.delta.survey import to_markdown
 
-    if name is not None:
-        row = survey_model(name)
-        if row.reason is not None:
-            from torchsnow.errors import SourceError
-
-            raise SourceError(row.reason)
-        rows = [row]
-    else:
-        rows = list(survey_families())
+    rows = _all_rows(quiet=json) if name is None else [_usable(name)]
     if markdown:
         print(to_markdown(rows), end="")
     elif json:
         print_json([row.to_dict() for row in rows])
     else:
-        print_table(
-            ["family", "model", "taps", "parameters", "multiply-adds", "if not, why"], [_cells(r) for r in rows]
-        )
+        columns = ["family", "model", "taps", "parameters", "multiply-adds", "if not, why"]
+        print_table(columns, [_cells(row) for row in rows])
         say("parameters and multiply-adds: one delta for 10 classes over its source")
+
+
+def _usable(name: str) -> Row:
+    from torchsnow.delta.survey import survey_model
+    from torchsnow.errors import SourceError
+
+    row = survey_model(name)
+    if row.reason is not None:
+        raise SourceError(row.reason)
+    return row
+
+
+def _all_rows(quiet: bool) -> list[Row]:
+    from torchsnow.delta.survey import survey_families
+    from torchsnow.source.families import CONVOLUTIONAL, OTHER
+
+    rows: list[Row] = []
+    with counting("deriving deltas", quiet) as progress:
+        for row in survey_families():
+            rows.append(row)
+            progress(len(rows), len(CONVOLUTIONAL) + len(OTHER))
+    return rows
 
 
 def _cells(row: Row) -> list[str]:

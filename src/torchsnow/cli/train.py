@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace as replaced
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from torchsnow.cli.output import load_checked, percent, print_json, say
+
+if TYPE_CHECKING:
+    from torchsnow.train import RunFolder
 
 
 def train(
@@ -17,9 +25,11 @@ def train(
     task: Annotated[str, typer.Option(help="Name of the new task: a-z, 0-9, '.', '_', '-'.")],
     hub: Annotated[Path, typer.Option(help="Folder of the hub; made if there is none.")],
     source: Annotated[
-        str | None, typer.Option(help="timm model, or 'bundled' (the default). A hub keeps the source it has.")
+        str | None, typer.Option(help="timm model, or 'bundled', the default. A hub keeps the source it has.")
     ] = None,
-    weights: Annotated[str, typer.Option(help="'pretrained', 'random', or a .safetensors file.")] = "pretrained",
+    weights: Annotated[
+        str | None, typer.Option(help="'pretrained', the default; 'random'; or a .safetensors file.")
+    ] = None,
     method: Annotated[str, typer.Option(help="How to learn the task.")] = "snow",
     preset: Annotated[str, typer.Option(help="'default', or 'paper' for SNOW as published.")] = "default",
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 15,
@@ -28,13 +38,17 @@ def train(
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
     optimizer: Annotated[str, typer.Option(help="'adamw' or 'sgd'.")] = "adamw",
     weight_decay: Annotated[float, typer.Option(help="Weight decay of the delta's weights.")] = 0.05,
-    warmup_epochs: Annotated[int, typer.Option(help="Epochs in which the learning rate rises.")] = 1,
+    warmup_epochs: Annotated[
+        int | None, typer.Option(help="Epochs in which the learning rate rises; 1 by default, 0 of one.")
+    ] = None,
     label_smoothing: Annotated[float, typer.Option(help="0 to below 1.")] = 0.0,
     class_weights: Annotated[str, typer.Option(help="'none', or 'balanced' for classes of unequal size.")] = "none",
     augmentation: Annotated[str, typer.Option(help="'none', 'flip', 'light' or 'strong'.")] = "light",
     patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without a better model.")] = None,
-    precision: Annotated[str, typer.Option(help="Of the source pass: 'fp32' or 'bf16'.")] = "fp32",
-    amp: Annotated[bool, typer.Option(help="bfloat16 autocast of the trained part, on CUDA.")] = False,
+    precision: Annotated[
+        str | None, typer.Option(help="Of the source pass: 'fp32' or 'bf16'; by default the hub's, or fp32.")
+    ] = None,
+    amp: Annotated[bool, typer.Option("--amp", help="bfloat16 autocast of the trained part, on CUDA.")] = False,
     seed: Annotated[int, typer.Option(help="Of the split, the first weights and the order of images.")] = 0,
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
     num_workers: Annotated[int, typer.Option(help="Processes that load images beside the main one.")] = 0,
@@ -45,54 +59,70 @@ def train(
 ) -> None:
     """Train one task and add it to a hub.
 
+    After Ctrl-C or a crash, the same command with --resume goes on.
+
     Example: torchsnow train photos/ --task screws --hub my-hub --epochs 20
     """
-    from torchsnow.jobs import source_for, train_task
-    from torchsnow.task_file import check_task_name
-    from torchsnow.train import RunFolder, TrainSettings
-
-    check_task_name(task)
-    chosen = source_for(hub, source, weights, "bf16" if precision == "bf16" else "fp32")
-    run = RunFolder(out or Path("runs") / task)
-    settings: dict[str, Any] = {
+    given: dict[str, Any] = {
         "epochs": epochs,
         "batch_size": batch_size,
-        "image_size": chosen.input_config.input_size[1] if image_size is None else image_size,
         "lr": lr,
         "optimizer": optimizer,
         "weight_decay": weight_decay,
-        "warmup_epochs": min(warmup_epochs, epochs - 1),
+        "warmup_epochs": min(1, epochs - 1) if warmup_epochs is None else warmup_epochs,
         "label_smoothing": label_smoothing,
         "class_weights": class_weights,
         "augmentation": augmentation,
         "patience": patience,
-        "precision": chosen.precision,
         "amp": amp,
         "seed": seed,
         "device": device,
         "num_workers": num_workers,
     }
-    checked = TrainSettings(**settings)
-    loaded = load_checked(data, quiet=json)
-    result = train_task(
-        loaded,
-        task,
-        hub,
-        run,
-        checked,
-        chosen,
-        method=method,
-        preset=preset,
-        resume=resume,
-        replace=replace,
-        quiet=json,
-    )
-    if json:
-        print_json({**result.summary(), "skipped_images": len(loaded.skipped)})
-        return
+    known = {"image_size": image_size, "precision": precision}
+    given |= {name: value for name, value in known.items() if value is not None}  # the others depend on the source
+
+    from torchsnow.jobs import refuse_taken, source_for, train_task
+    from torchsnow.train import RunFolder, TrainSettings
+
+    run = RunFolder(out or Path("runs") / task)
+    with _telling_how_to_resume(run):
+        settings = TrainSettings(**given)  # what can be refused is refused before anything slow
+        settings.torch_device()
+        refuse_taken(task, hub, run, resume=resume, replace=replace)
+        chosen = source_for(hub, source, weights, precision)  # type: ignore[arg-type] # the settings have checked it
+        size = chosen.input_config.input_size[1] if image_size is None else image_size
+        settings = replaced(settings, image_size=size, precision=chosen.precision)
+        loaded = load_checked(data, quiet=json)
+        result = train_task(
+            loaded,
+            task,
+            hub,
+            run,
+            settings,
+            chosen,
+            method=method,
+            preset=preset,
+            resume=resume,
+            replace=replace,
+            quiet=json,
+        )
     summary = result.summary()
+    if json:
+        print_json({**summary, "skipped_images": len(loaded.skipped)})
+        return
     say(
         f"validation accuracy {percent(summary['val_accuracy'])} (epoch {summary['best_epoch']}), "
         f"test accuracy {percent(summary['test_accuracy'])} on {summary['test_images']} images"
     )
     say(f"task {task!r} is in the hub {hub} ({result.size_bytes / 1e6:.2f} MB); the run is in {run.path}")
+
+
+@contextmanager
+def _telling_how_to_resume(run: RunFolder) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        words = ["torchsnow", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"]
+        how = f"to go on: {shlex.join(words)}" if run.args.exists() else "no training was begun"
+        raise KeyboardInterrupt(f"{str(stop) or 'interrupted'}; {how}") from stop

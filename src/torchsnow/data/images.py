@@ -66,6 +66,8 @@ def _read(file: Path | BinaryIO, max_pixels: int) -> Image.Image:
         raise
     except FileNotFoundError as error:
         raise DataError("there is no such file") from error
+    except IsADirectoryError as error:
+        raise DataError("it is a folder") from error
     # Decoders meet damaged files with nearly every exception there is: OSError, SyntaxError, struct.error, KeyError...
     except Exception as error:
         raise DataError(f"damaged or truncated ({error or type(error).__name__})") from error

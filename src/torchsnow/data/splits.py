@@ -55,6 +55,8 @@ class Splits:
         try:
             content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
             _check_content(content)
+        except FileNotFoundError as error:
+            raise DataError(f"there is no splits file {path}; a training run writes one into its folder") from error
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise DataError(f"{path} is not a splits file: {error!r}") from error
         _check_unchanged(content, data, path)

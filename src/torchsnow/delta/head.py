@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from torchsnow.delta.layers import Slots, SubscribedLinear
-from torchsnow.pooling import ChannelPooling, Picked, Subscription
+from torchsnow.pooling import ChannelPooling, Subscription
 from torchsnow.source.features import FeatureMaps
 
 
@@ -36,7 +36,7 @@ class Head(nn.Module):
         self.taps, self.last = taps, last
         pooling = Subscription if fixed else ChannelPooling
         columns = num_read if fixed or slots == "rank" else num_values
-        self.pool = pooling(num_values, num_read)
+        self.pool: ChannelPooling | Subscription = pooling(num_values, num_read)
         self.fc = SubscribedLinear(nn.Linear(own_chs, num_classes), columns, num_read, slots)
         nn.init.zeros_(self.fc.columns)
         nn.init.zeros_(self.fc.local.bias)
@@ -45,13 +45,15 @@ class Head(nn.Module):
         self.register_buffer("center", torch.zeros(size))
         self.register_buffer("spread", torch.ones(size))
 
+    def read(self, features: FeatureMaps) -> tuple[Tensor, Tensor]:
+        """The values that the pool chooses now, standardised, (B, num_read), and which they are (num_read,)."""
+        idx = self.pool.choose()
+        x = features.vector(self.taps, self.last).index_select(1, idx)
+        of_read = idx if isinstance(self.pool, ChannelPooling) else slice(None)
+        return (x - self.center[of_read]) / self.spread[of_read], idx
+
     def forward(self, own: Tensor, features: FeatureMaps) -> Tensor:
         """(B, own_chs) and one source pass -> logits (B, num_classes)."""
-        idx = self.pool.choose()
-        picked = self.pool.take(features.vector(self.taps, self.last).index_select(1, idx), idx)
-        center, spread = self.center, self.spread
-        if picked.idx is not None:
-            center, spread = center[picked.idx], spread[picked.idx]
-        x = (picked.x - center) * (self.scale / spread)
-        logits: Tensor = self.fc(own, Picked(x, picked.weight, picked.idx))
+        x, idx = self.read(features)
+        logits: Tensor = self.fc(own, self.pool.take(self.scale * x, idx))
         return logits

@@ -81,6 +81,9 @@ class Folder:
 
     def refuse_occupied(self) -> None:
         """Raise HubError unless a hub can be made here: what an interrupted creation leaves may stay."""
+        nearest = next(path for path in (self.path, *self.path.parents) if path.exists())
+        if not nearest.is_dir():
+            raise HubError(f"{nearest} is a file; a hub is a folder, choose a new or empty one")
         if self.source_file.exists():
             raise HubError(f"{self.path} is a hub already; open it, or choose another folder")
         occupied = [path for path in self.strays(Index(0, {})) if not _is_temporary(path)]

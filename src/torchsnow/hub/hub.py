@@ -59,6 +59,12 @@ class Hub:
                 write_source_info(folder.source_file, info)  # last: it makes the folder a hub
         return cls(folder, info, source)
 
+    @staticmethod
+    def refuse_occupied(path: Path | str) -> None:
+        """Raise HubError for a place where `create` could not make a hub, because something else is there."""
+        with clear_os_errors("make a hub in", Path(path), HubError):
+            Folder(Path(path)).refuse_occupied()
+
     @classmethod
     def open(cls, path: Path | str, source: Source | None = None) -> Self:
         """An existing hub. Without `source`, the one that the hub names is loaded when first needed.

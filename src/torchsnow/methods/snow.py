@@ -14,6 +14,7 @@ from torchsnow.delta.derive import key_of
 from torchsnow.delta.head import Head
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.errors import TrainingError
+from torchsnow.methods.probe import MAX_IMAGES, fit_probe
 from torchsnow.methods.statistics import ClassSums
 from torchsnow.model import SnowModel
 from torchsnow.pooling import ChannelPooling, Subscription
@@ -33,12 +34,15 @@ class PoolTraining:
       evenly over 0.5 to 1.5 in that order; "random" draws w from Normal(1, 0.1).
     - `sigma`: standard deviation of the noise on w, as a share of the present standard deviation of w in its pool.
     - `quiet_from`: share of the training after which there is no noise; until then it falls linearly. None keeps it.
+    - `probe`: the head starts as the best linear head over what it reads, and its pool gets no noise: the choice that
+      the linear head was fitted to is changed by the gradient alone.
     - `pool_lr`, `head_lr`: learning rates of the pooling weights and of the head, as multiples of the others'.
     """
 
     start: Literal["informed", "random"] = "informed"
     sigma: float = 0.5
     quiet_from: float | None = 0.7
+    probe: bool = True
     pool_lr: float = 1.0
     head_lr: float = 1.0
 
@@ -69,12 +73,13 @@ class Preset:
 
 
 PRESETS: Mapping[str, Preset] = {
-    "default": Preset({"head_divisor": 8}, PoolTraining()),
+    "default": Preset({"head_divisor": 4}, PoolTraining()),
     # As published and reproduced, with its warts: the j-th strongest channel meets the j-th column of the layer
     # behind, so a channel changes columns whenever the noise changes the order; the noise never ends, so the choice
     # that evaluation makes, by w itself, is not the one that was trained with; and nothing tells w where to start.
     "paper": Preset(
-        {"slots": "rank", "head_taps": (), "head_divisor": 8}, PoolTraining(start="random", quiet_from=None)
+        {"slots": "rank", "head_taps": (), "head_divisor": 8},
+        PoolTraining(start="random", quiet_from=None, probe=False),
     ),
 }
 
@@ -114,6 +119,20 @@ class Snow:
             for name, pool in self.delta.named_pools().items():
                 read = self._head_names if name == "head" else (name,)
                 inform(pool, torch.cat([sums[part].f_statistic() for part in read]))
+        if self.pools.probe and isinstance(self.delta.head, Head):
+            start_as_probe(self.delta.head, *self._head_values(self.delta.head, images, device))
+
+    def _head_values(self, head: Head, images: Batches, device: torch.device) -> tuple[Tensor, Tensor]:
+        """What the head reads of the training images, standardised, (n, num_read), and their labels (n,)."""
+        values, labels = [], []
+        request = self.delta.request({})
+        for batch, batch_labels in images:
+            picked, _ = head.read(self.source(batch.to(device), request))
+            values.append(picked.detach().cpu())
+            labels.append(batch_labels)
+            if sum(map(len, labels)) >= MAX_IMAGES:
+                break
+        return torch.cat(values), torch.cat(labels)
 
     @property
     def _head_names(self) -> tuple[str, ...]:
@@ -151,7 +170,7 @@ class Snow:
     def set_progress(self, fraction: float) -> None:
         """Set every pool's noise in proportion to the present spread of its weights."""
         share = self.pools.sigma_at(fraction)
-        pools = list(self.delta.named_pools().values())
+        pools = [pool for name, pool in self.delta.named_pools().items() if not (name == "head" and self.pools.probe)]
         spreads = torch.stack([_spread(pool) for pool in pools]).tolist() if share and pools else [0.0] * len(pools)
         for pool, spread in zip(pools, spreads, strict=True):
             pool.sigma = share * spread
@@ -207,6 +226,18 @@ def inform(pool: ChannelPooling, scores: Tensor) -> None:
     ranks = scores.argsort(stable=True).argsort().double()
     with torch.no_grad():
         pool.weight.copy_(0.5 + ranks / (len(ranks) - 1) if len(ranks) > 1 else torch.ones_like(ranks))
+
+
+def start_as_probe(head: Head, values: Tensor, labels: Tensor) -> None:
+    """Make a head's logits those of the best linear head over the values (n, num_read) that it reads now."""
+    weight, bias = fit_probe(values, labels, head.fc.columns.shape[0])
+    idx = head.pool.choose()
+    with torch.no_grad():
+        columns = torch.zeros_like(head.fc.columns)
+        columns[:, idx] = weight.to(columns.device) / (head.scale * head.pool.weight[idx])
+        head.fc.columns.copy_(columns)
+        head.fc.local.weight.zero_()
+        head.fc.local.bias.copy_(bias)
 
 
 def still_changing(pool: ChannelPooling) -> float:

@@ -53,13 +53,6 @@ _LEAVES = (
 # timm keeps these whole only because plain fx cannot trace their control flow; ours can.
 _TRACEABLE = (NormFreeBlock, ConvMlp)
 
-_IN_PLACE_OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}
-
 
 class _Tracer(fx.Tracer):
     """fx's tracer that keeps timm's layers whole and knows the shape of every value."""
@@ -151,12 +144,13 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModule:
 
 
 def _remove_in_place(graph: fx.Graph) -> None:
-    """Make every operation return a new tensor: a tap must still hold its values when a delta reads it."""
+    """Make every operation return a new tensor: a tap must still hold its values when a delta reads it.
+
+    `x += y` needs nothing: fx records it as an addition.
+    """
     for node in graph.nodes:
-        if node.op == "call_function":
-            node.target = _IN_PLACE_OPERATORS.get(node.target, node.target)
-            if node.kwargs.get("inplace"):
-                node.kwargs = {**node.kwargs, "inplace": False}
+        if node.op == "call_function" and node.kwargs.get("inplace"):
+            node.kwargs = {**node.kwargs, "inplace": False}
         elif node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
             node.target = node.target.rstrip("_")
             changed = node.args[0]

@@ -38,6 +38,10 @@ def load_source(name: str = BUNDLED, weights: str | Path = "pretrained", precisi
     cannot be had.
     """
     if name == BUNDLED:
+        if weights != "pretrained":
+            raise SourceError(
+                f"the source {BUNDLED!r} has weights of its own; name a timm model to use {str(weights)!r}"
+            )
         return _bundled(precision)
     refuse_unknown(name)
     with torch.device("meta"):

@@ -32,27 +32,37 @@ class PlanOutput:
     dim: int = 1
 
 
-def build_plan(
-    model: nn.Module, traced: fx.GraphModule, outputs: Sequence[PlanOutput], dtype: torch.dtype
-) -> fx.GraphModule:
-    """A module from images, and one tensor of indices per "channels" output, to the tuple of the outputs.
+class FoldedPass:
+    """A source's pass with batch norms folded into convolutions, from which plans for single requests are cut.
 
-    Nothing else is run, and values are freed as soon as nothing more is made of them. `model` holds the numbers and
-    `traced` the graph; the model itself is neither changed nor shared.
+    `model` holds the numbers and `traced` the graph; the model itself is neither changed nor shared, and all plans
+    share the folded copy.
     """
-    graph = fx.Graph()
-    copied: dict[fx.Node, fx.Node] = {}
-    graph.graph_copy(traced.graph, copied)
-    by_name = {node.name: made for node, made in copied.items()}
-    graph.output(tuple([_output(graph, by_name[output.node], output) for output in outputs]))
-    graph.owning_module = traced
-    graph.eliminate_dead_code()
-    plan = fx.GraphModule(_parts(model, graph), graph)
-    _fold_norms(plan)
-    for module in plan.modules():
-        if getattr(module, "inplace", False):
-            setattr(module, "inplace", False)  # noqa: B010
-    return plan.to(dtype).eval().requires_grad_(False)
+
+    def __init__(self, model: nn.Module, traced: fx.GraphModule, dtype: torch.dtype) -> None:
+        self._graph = fx.Graph()
+        self._made: dict[fx.Node, fx.Node] = {}
+        self._graph.graph_copy(traced.graph, self._made)
+        self._parts = _parts(model, self._graph)
+        _fold_norms(self._graph, self._parts, self._made)
+        for target, part in self._parts.items():
+            self._parts[target] = _frozen(part, dtype)
+
+    def plan(self, outputs: Sequence[PlanOutput]) -> fx.GraphModule:
+        """A module from images, and one tensor of indices per "channels" output, to the tuple of the outputs.
+
+        Nothing else is run, and values are freed as soon as nothing more is made of them.
+        """
+        graph = fx.Graph()
+        copied: dict[fx.Node, fx.Node] = {}
+        graph.graph_copy(self._graph, copied)
+        by_name = {node.name: copied[made] for node, made in self._made.items()}
+        graph.output(tuple([_output(graph, by_name[output.node], output) for output in outputs]))
+        plan = fx.GraphModule(self._parts, graph)
+        plan.graph.eliminate_dead_code()
+        plan.delete_all_unused_submodules()
+        plan.recompile()
+        return plan.eval()
 
 
 def _output(graph: fx.Graph, value: fx.Node, output: PlanOutput) -> fx.Node:
@@ -63,7 +73,9 @@ def _output(graph: fx.Graph, value: fx.Node, output: PlanOutput) -> fx.Node:
         with graph.inserting_after(graph.find_nodes(op="placeholder")[-1]):
             idx = graph.placeholder(f"idx_{value.name}")
         with graph.inserting_after(value):
-            return graph.call_method("index_select", (value, output.dim, idx))
+            taken = graph.call_method("index_select", (value, output.dim, idx))
+        with graph.inserting_after(taken):
+            return graph.call_method("float", (taken,))  # as deltas compute; once, however many layers read it
     with graph.inserting_after(value):
         return graph.call_function(average, (value, output.dim))
 
@@ -80,24 +92,36 @@ def _parts(model: nn.Module, graph: fx.Graph) -> dict[str, Any]:
     return parts
 
 
-def _fold_norms(plan: fx.GraphModule) -> None:
-    calls = Counter(node.target for node in plan.graph.nodes if node.op == "call_module")
-    for node in list(plan.graph.nodes):
+def _fold_norms(graph: fx.Graph, parts: dict[str, Any], made: dict[fx.Node, fx.Node]) -> None:
+    """Fold norms in place; `made` goes on saying which node has the value of which node of the source."""
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    for original, node in list(made.items()):
         if node.op != "call_module" or calls[node.target] > 1:
             continue
-        norm, before = plan.get_submodule(node.target), node.args[0]
-        if not isinstance(norm, nn.BatchNorm2d) or len(before.users) != 1 or before.op != "call_module":
+        norm, before = parts[str(node.target)], node.args[0]
+        if not isinstance(norm, nn.BatchNorm2d) or not isinstance(before, fx.Node):
             continue
-        conv = plan.get_submodule(before.target)
+        if len(before.users) != 1 or before.op != "call_module":
+            continue
+        conv = parts[str(before.target)]
         if isinstance(conv, nn.Conv2d) and type(conv).forward in _FOLDABLE and calls[before.target] == 1:
             _fold(conv, norm)
             if isinstance(norm, BatchNormAct2d):
-                plan.set_submodule(node.target, norm.act)
+                parts[str(node.target)] = norm.act
             else:
+                made[original] = before
                 node.replace_all_uses_with(before)
-                plan.graph.erase_node(node)
-    plan.delete_all_unused_submodules()
-    plan.recompile()
+                graph.erase_node(node)
+
+
+def _frozen(part: Any, dtype: torch.dtype) -> Any:
+    """A module or tensor as a plan uses it: of the plan's type, fixed, and never in place."""
+    if isinstance(part, torch.Tensor):
+        return part.to(dtype) if part.is_floating_point() else part
+    for module in part.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False
+    return part.to(dtype).eval().requires_grad_(False)
 
 
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:

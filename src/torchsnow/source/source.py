@@ -15,11 +15,12 @@ from torchsnow.errors import SourceError
 from torchsnow.source.config import InputConfig
 from torchsnow.source.features import FeatureMaps, Request
 from torchsnow.source.graph import VALUE, trace
-from torchsnow.source.plan import PlanOutput, build_plan
+from torchsnow.source.plan import FoldedPass, PlanOutput
 from torchsnow.source.taps import Tap, find_taps
 
 Precision = Literal["fp32", "bf16"]
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_MAX_PLANS = 32  # ready for requests seen lately; they share their weights
 
 
 class Source(nn.Module):
@@ -48,6 +49,7 @@ class Source(nn.Module):
         if not self.taps:
             raise SourceError(f"{name} has no dense convolution to subscribe to: it is not a convolutional network")
         self.num_features = int(self.last_node.meta[VALUE].shape[1])
+        self._folded: FoldedPass | None = None
         self._plans: dict[tuple[PlanOutput, ...], fx.GraphModule] = {}
 
     @property
@@ -74,8 +76,10 @@ class Source(nn.Module):
                 raise SourceError(f"{self.name} has no tap {name!r}; its taps are named like {next(iter(self.taps))!r}")
         plan = self._plan(self._outputs(request))
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
                 values = iter(plan(images.to(_DTYPES[self.precision]), *request.channels.values()))
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise SourceError(f"{self.name} cannot take images of shape {tuple(images.shape)}: {error}") from error
         return FeatureMaps(
@@ -97,8 +101,12 @@ class Source(nn.Module):
         )
 
     def _plan(self, outputs: tuple[PlanOutput, ...]) -> fx.GraphModule:
+        if self._folded is None:
+            self._folded = FoldedPass(self.model, self.traced, _DTYPES[self.precision])
         if outputs not in self._plans:
-            self._plans[outputs] = build_plan(self.model, self.traced, outputs, _DTYPES[self.precision])
+            if len(self._plans) >= _MAX_PLANS:
+                self._plans.pop(next(iter(self._plans)))
+            self._plans[outputs] = self._folded.plan(outputs)
         return self._plans[outputs]
 
     @cached_property
@@ -120,6 +128,7 @@ class Source(nn.Module):
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         self._plans.clear()
+        self._folded = None
         super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
         return self
 

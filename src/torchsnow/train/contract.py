@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchsnow.source.config import InputConfig
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-"""Batches of normalised images (B, 3, H, W) and labels (B,)."""
+"""Batches of normalised images (B, 3, H, W) and labels (B,); may be gone through several times."""
 
 
 class Method(Protocol):

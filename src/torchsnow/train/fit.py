@@ -114,7 +114,8 @@ class _Loop:
         self.splits.save(self.run.splits)
         self.run.log(f"started {self.method.name} on {self.device}, {len(self.images.train)} images to train on")
         torch.manual_seed(epoch_seed(self.settings.seed, 0))
-        self.method.start(bar.preparing(plain_loader(self.images.plain, self.settings)), self.device)
+        bar.prepare()
+        self.method.start(plain_loader(self.images.plain, self.settings), self.device)
         self._save()
 
     def resume(self, bar: TrainingBar) -> None:

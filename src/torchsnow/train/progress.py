@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -38,10 +37,9 @@ class TrainingBar:
     ) -> None:
         self._progress.stop()
 
-    def preparing(self, batches: Iterable[T]) -> Iterator[T]:
-        """The same batches, of the pass before training."""
+    def prepare(self) -> None:
+        """The method looks at the images before training."""
         self._progress.update(self._task, description="looking at the images")
-        yield from batches
 
     def start_epoch(self, epoch: int) -> None:
         """Epoch `epoch`, counted from 1, begins."""
@@ -59,4 +57,4 @@ class TrainingBar:
     def say(self, line: str) -> None:
         """A line above the bar."""
         if not self._progress.disable:
-            self._progress.console.print(line, highlight=False, markup=False)
+            self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)

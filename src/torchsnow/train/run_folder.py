@@ -74,7 +74,9 @@ class RunFolder:
 
     def refuse_taken(self) -> None:
         """Raise TrainingError when a run is here already."""
-        if self.last.exists():
+        with clear_os_errors("look at the run folder", self.path, TrainingError):
+            taken = self.last.exists()
+        if taken:
             raise TrainingError(f"{self.path} holds a run already: resume it, or choose another folder")
 
     def write_tables(self, history: Sequence[Epoch], selection: Sequence[Mapping[str, Any]]) -> None:

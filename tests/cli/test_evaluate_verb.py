@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from command_line import Trained, refused, torchsnow
+
+from sample_photos import make_photos
+
+
+def test_the_test_split_of_the_run_gives_what_train_printed(pristine: Trained) -> None:
+    words = ("evaluate", pristine.photos, "--hub", pristine.hub, "--task", "colours", "--json")
+    outcome = torchsnow(*words, "--splits", pristine.run / "splits.json", "--split", "test")
+    assert (outcome.code, outcome.err) == (0, "")
+    document = outcome.document
+    assert document["accuracy"] == pristine.printed["test_accuracy"]
+    assert (document["split"], document["num_images"], document["task"]) == ("test", 6, "colours")
+    assert torchsnow(*words, "--splits", pristine.run / "splits.json").document == document
+
+
+@pytest.mark.parametrize(("split", "num_images"), [("all", 30), ("train", 18), ("val", 6)])
+def test_the_other_splits(pristine: Trained, split: str, num_images: int) -> None:
+    words = ("--splits", pristine.run / "splits.json", "--split", split, "--json")
+    outcome = torchsnow("evaluate", pristine.photos, "--hub", pristine.hub, "--task", "colours", *words)
+    assert outcome.document["num_images"] == num_images
+
+
+def test_a_person_gets_tables_and_the_accuracy_on_stdout(pristine: Trained) -> None:
+    outcome = torchsnow("evaluate", pristine.photos, "--hub", pristine.hub, "--task", "colours")
+    assert (outcome.code, outcome.err) == (0, "")
+    lines = outcome.out.splitlines()
+    assert lines[0].split() == ["class", "images", "precision", "recall", "F1"]
+    assert [line.split()[:2] for line in lines[1:4]] == [["blue", "10"], ["green", "10"], ["red", "10"]]
+    assert lines[4].split() == ["true", "\\", "taken", "for", "blue", "green", "red"]
+    assert lines[-1].startswith("accuracy ")
+    assert lines[-1].endswith("on 30 images")
+
+
+def test_classes_are_matched_by_name(pristine: Trained, tmp_path: Path) -> None:
+    whole = torchsnow("evaluate", pristine.photos, "--hub", pristine.hub, "--task", "colours", "--json").document
+    for name in ("red", "green"):
+        shutil.copytree(pristine.photos / name, tmp_path / "two" / name)
+    two = torchsnow("evaluate", tmp_path / "two", "--hub", pristine.hub, "--task", "colours", "--json").document
+    assert two["confusion"] == [[0, 0, 0], *whole["confusion"][1:]]
+
+
+def test_a_class_that_the_task_does_not_know_is_refused(pristine: Trained, tmp_path: Path) -> None:
+    make_photos(tmp_path / "more")
+    (tmp_path / "more" / "red").rename(tmp_path / "more" / "violet")
+    sentence = refused("evaluate", tmp_path / "more", "--hub", pristine.hub, "--task", "colours")
+    assert "more has the class 'violet', which task 'colours' does not know" in sentence
+    assert "blue, green, red" in sentence
+
+
+def test_what_cannot_be_evaluated(pristine: Trained, tmp_path: Path) -> None:
+    def words(*more: str | Path, task: str = "colours") -> tuple[str | Path, ...]:
+        return "evaluate", pristine.photos, "--hub", pristine.hub, "--task", task, *more
+
+    assert "did you mean colours?" in refused(*words(task="colour"))
+    assert "is not a hub" in refused("evaluate", pristine.photos, "--hub", tmp_path, "--task", "colours")
+    assert "photos has no split 'test'; it has: all" in refused(*words("--split", "test"))
+    assert "has no split 'exam'; it has: all, train, val, test" in refused(
+        *words("--split", "exam", "--splits", pristine.run / "splits.json")
+    )
+    assert "there is no splits file gone.json" in refused(*words("--splits", Path("gone.json")))
+    assert "device is 'tpu'; expected one of auto, cpu, cuda" in refused(*words("--device", "tpu"))
+    assert "'nowhere' does not exist" in refused("evaluate", "nowhere", "--hub", pristine.hub, "--task", "colours")
+
+
+def test_data_that_has_changed_since_the_run_is_refused(pristine: Trained, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(pristine.photos, photos)
+    (photos / "red" / "3.png").unlink()
+    words = ("--hub", pristine.hub, "--task", "colours", "--splits", pristine.run / "splits.json")
+    sentence = refused("evaluate", photos, *words)
+    assert "photos changed since" in sentence
+    assert "red/3.png" in sentence

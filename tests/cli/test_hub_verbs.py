@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command_line import Trained, refused, snapshot, torchsnow
+
+from torchsnow.hub import Hub
+
+
+def test_list(pristine: Trained) -> None:
+    outcome = torchsnow("hub", "list", "--hub", pristine.hub)
+    assert (outcome.code, outcome.err) == (0, "")
+    first, head, row = outcome.out.splitlines()
+    assert first.startswith("source: test_resnet (weights random, fingerprint ")
+    assert first.endswith("; tasks: 1")
+    assert head.split() == ["task", "classes", "size", "added", "version"]
+    assert row.split()[:2] == ["colours", "3"]
+
+    document = torchsnow("hub", "list", "--hub", pristine.hub, "--json").document
+    assert document["source"]["name"] == "test_resnet"
+    assert document["tasks"]["colours"]["size_bytes"] == pristine.printed["size_bytes"]
+    assert document["tasks"]["colours"]["num_classes"] == 3
+
+
+def test_show(pristine: Trained) -> None:
+    outcome = torchsnow("hub", "show", "colours", "--hub", pristine.hub)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "blue, green, red" in outcome.out
+    assert f"test {100 * pristine.printed['test_accuracy']:.1f}%" in outcome.out
+
+    document = torchsnow("hub", "show", "colours", "--hub", pristine.hub, "--json").document
+    assert (document["name"], document["classes"]) == ("colours", ["blue", "green", "red"])
+    assert document["spec"]["width_divisor"] == 8
+    assert document["training"]["epochs"] == 2
+    assert document["metrics"]["test"]["accuracy"] == pristine.printed["test_accuracy"]
+    assert document["subscription"]["head"] > 0
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]], ids=["text", "json"])
+def test_remove(trained: Trained, words: list[str]) -> None:
+    outcome = torchsnow("hub", "remove", "colours", "--hub", trained.hub, *words)
+    assert (outcome.code, outcome.err) == (0, "")
+    if words:
+        assert outcome.document == {"removed": "colours"}
+    assert Hub.open(trained.hub).names() == []
+    assert torchsnow("hub", "list", "--hub", trained.hub, "--json").document["tasks"] == {}
+    assert torchsnow("hub", "verify", "--hub", trained.hub).code == 0
+
+
+def test_verify_finds_nothing_in_a_sound_hub(pristine: Trained) -> None:
+    outcome = torchsnow("hub", "verify", "--hub", pristine.hub)
+    assert (outcome.code, outcome.out, outcome.err) == (0, "tasks: 1; problems: 0\n", "")
+    assert torchsnow("hub", "verify", "--hub", pristine.hub, "--json").document == {"problems": []}
+
+
+def test_verify_names_every_problem_and_exits_with_2(trained: Trained) -> None:
+    (file,) = (trained.hub / "tasks" / "colours").iterdir()
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    (trained.hub / "stray.txt").touch()
+    outcome = torchsnow("hub", "verify", "--hub", trained.hub)
+    assert outcome.code == 2
+    damaged, stray, count = outcome.out.splitlines()
+    assert "task 'colours'" in damaged
+    assert "its SHA-256 is" in damaged
+    assert "stray.txt is no part of the hub" in stray
+    assert count == "tasks: 1; problems: 2"
+
+    outcome = torchsnow("hub", "verify", "--hub", trained.hub, "--json")
+    assert outcome.code == 2
+    assert [problem["task"] for problem in outcome.document["problems"]] == ["colours", None]
+
+
+@pytest.mark.parametrize("verb", [["list"], ["show", "colours"], ["remove", "colours"], ["verify"]], ids="-".join)
+def test_what_is_no_hub_is_refused(verb: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "is not a hub" in refused("hub", *verb, "--hub", tmp_path)
+    assert "is not a hub" in refused("hub", *verb, "--hub", tmp_path / "none", "--json")
+    assert "file is not a hub" in refused("hub", *verb, "--hub", tmp_path / "file")
+    assert "File name too long" in refused("hub", *verb, "--hub", "x" * 300)
+    assert {path.name for path in tmp_path.iterdir()} == {"file"}
+
+
+@pytest.mark.parametrize("verb", ["show", "remove"])
+@pytest.mark.parametrize("name", ["colour", "../tasks/colours", ""])
+def test_an_unknown_task_is_refused(trained: Trained, verb: str, name: str) -> None:
+    before = snapshot(trained.hub)
+    assert f"has no task {name!r}" in refused("hub", verb, name, "--hub", trained.hub)
+    assert snapshot(trained.hub) == before
+
+
+@pytest.mark.parametrize("file", ["index.json", "source.json"])
+@pytest.mark.parametrize("text", ["", "{", '{"schema_version": 99}', "\udcff"])
+def test_a_damaged_hub_is_refused(trained: Trained, file: str, text: str) -> None:
+    (trained.hub / file).write_bytes(text.encode(errors="surrogateescape"))
+    for verb in (["list"], ["verify"], ["remove", "colours"]):
+        assert file in refused("hub", *verb, "--hub", trained.hub)

