@@ -98,7 +98,7 @@ def test_a_hub_on_the_bundled_source_gives_it(tmp_path: Path, monkeypatch: pytes
 
 def test_a_source_that_the_hub_is_not_on_is_refused_by_its_name(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("torchsnow.jobs.load_source")  # nothing is loaded to find out
-    with pytest.raises(HubError, match=r"is on test_resnet .* not on resnet18"):
+    with pytest.raises(HubError, match=r"is on another source: test_resnet .* not resnet18"):
         source_for(hub.folder.path, "resnet18", None, None)
     with pytest.raises(SourceError, match="timm has no model 'resnet1'"):
         source_for(hub.folder.path, "resnet1", None, None)

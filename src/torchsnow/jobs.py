@@ -79,8 +79,8 @@ def _refuse_other_architecture(hub: Hub, name: str) -> None:
     refuse_unknown(name)
     if name.partition(".")[0] != hub.source_info.name.partition(".")[0]:
         raise HubError(
-            f"the hub {hub.folder.path} is on {hub.source_info}, not on {name}; "
-            "choose another hub for this source, or leave it out to use the hub's"
+            f"the hub {hub.folder.path} is on another source: {hub.source_info}, not {name}; "
+            "choose another hub, or name no source to use the hub's"
         )
 
 

@@ -35,8 +35,8 @@ class PlanOutput:
 class FoldedPass:
     """A source's pass with batch norms folded into convolutions, from which plans for single requests are cut.
 
-    `model` holds the numbers and `traced` the graph; the model itself is neither changed nor shared, and all plans
-    share the folded copy.
+    `model` holds the numbers and `traced` the graph. The model is never changed; weights that are used as they stand
+    are shared with it, and the folded ones among all plans.
     """
 
     def __init__(self, model: nn.Module, traced: fx.GraphModule, dtype: torch.dtype) -> None:
@@ -44,7 +44,7 @@ class FoldedPass:
         self._made: dict[fx.Node, fx.Node] = {}
         self._graph.graph_copy(traced.graph, self._made)
         self._parts = _parts(model, self._graph)
-        _fold_norms(self._graph, self._parts, self._made)
+        _fold_norms(self._graph, self._parts, self._made, dtype)
         for target, part in self._parts.items():
             self._parts[target] = _frozen(part, dtype)
 
@@ -85,14 +85,23 @@ def _parts(model: nn.Module, graph: fx.Graph) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     for node in graph.nodes:
         if node.op == "call_module":
-            parts[str(node.target)] = copy.deepcopy(model.get_submodule(str(node.target)))
+            parts[str(node.target)] = _copied(model.get_submodule(str(node.target)))
         elif node.op == "get_attr":
             path, _, name = str(node.target).rpartition(".")
             parts[str(node.target)] = getattr(model.get_submodule(path), name).detach().clone()
     return parts
 
 
-def _fold_norms(graph: fx.Graph, parts: dict[str, Any], made: dict[fx.Node, fx.Node]) -> None:
+def _copied(module: nn.Module) -> nn.Module:
+    """A module that can be changed; large weights are shared until they are replaced, so that none is held twice."""
+    if not isinstance(module, nn.Conv2d | nn.Linear):
+        return copy.deepcopy(module)
+    shallow = copy.copy(module)
+    shallow._parameters = dict(module._parameters)
+    return shallow
+
+
+def _fold_norms(graph: fx.Graph, parts: dict[str, Any], made: dict[fx.Node, fx.Node], dtype: torch.dtype) -> None:
     """Fold norms in place; `made` goes on saying which node has the value of which node of the source."""
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     for original, node in list(made.items()):
@@ -105,7 +114,7 @@ def _fold_norms(graph: fx.Graph, parts: dict[str, Any], made: dict[fx.Node, fx.N
             continue
         conv = parts[str(before.target)]
         if isinstance(conv, nn.Conv2d) and type(conv).forward in _FOLDABLE and calls[before.target] == 1:
-            _fold(conv, norm)
+            _fold(conv, norm, dtype)
             if isinstance(norm, BatchNormAct2d):
                 parts[str(node.target)] = norm.act
             else:
@@ -121,12 +130,19 @@ def _frozen(part: Any, dtype: torch.dtype) -> Any:
     for module in part.modules():
         if getattr(module, "inplace", False):
             module.inplace = False
-    return part.to(dtype).eval().requires_grad_(False)
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_floating_point():
+                module._buffers[name] = buffer.to(dtype)
+    return part.eval()
 
 
-def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype) -> None:
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    conv.weight, conv.bias = fuse_conv_bn_weights(
+    folded = fuse_conv_bn_weights(
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
+    conv.weight, conv.bias = (nn.Parameter(tensor.detach().to(dtype), requires_grad=False) for tensor in folded)
