@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import timm
 import torch
 from PIL import Image
 
@@ -78,6 +80,15 @@ def test_a_hub_gives_what_is_not_named(hub: Hub, name: str | None, weights: str 
     assert source.fingerprint == hub.source.fingerprint
     assert source.precision == "fp32"
     assert source_for(hub.folder.path, name, weights, "bf16").precision == "bf16"
+
+
+def test_a_weight_file_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = timm.create_model("test_resnet", pretrained=False)
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "w.safetensors")
+    monkeypatch.chdir(tmp_path)
+    Hub.create("hub", source_for(Path("hub"), "test_resnet", "w.safetensors", None))
+    monkeypatch.chdir("/")
+    assert source_for(tmp_path / "hub", None, None, None).weights == str(tmp_path / "w.safetensors")
 
 
 def test_a_hub_on_the_bundled_source_gives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,9 +53,9 @@ def load_source(name: str = BUNDLED, weights: str | Path = "pretrained", precisi
             torch.manual_seed(0)
             model = timm.create_model(name, pretrained=False, num_classes=0)
     else:
-        weights = Path(weights).absolute()  # so that a hub finds it from any folder
         model = timm.create_model(name, pretrained=False, num_classes=0)
-        _load_file(model, name, weights)
+        _load_file(model, name, Path(weights))
+        weights = Path(weights).absolute()  # what is noted of it must hold in any folder
     return make_source(model, name, str(weights), precision)
 
 
