@@ -152,7 +152,7 @@ def test_a_trained_task_is_in_the_hub_and_tells_its_figures(data: LoadedData, tm
     assert hub.verify() == []
     assert info.classes == data.classes
     assert info.image_size == 32
-    assert (info.training["lr"], info.training["preset"], info.training["data"]) == (2e-3, "default", "photos")
+    assert (info.training["lr"], info.training["preset"], info.training["data"]) == (5e-3, "default", "photos")
     assert result.test is not None
     summary = result.summary()
     assert info.metrics["val"]["accuracy"] == summary["val_accuracy"] == result.fit.metrics.accuracy

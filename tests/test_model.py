@@ -222,7 +222,7 @@ def test_the_derived_delta_of_resnet18_is_snow_written_by_hand() -> None:
     for training in (False, True):
         model.train(training)
         by_hand.train(training)
-        torch.testing.assert_close(model(images(4, 96)), by_hand(images(4, 96)), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model(images(4, 96)), by_hand(images(4, 96)), rtol=1e-4, atol=1e-4)
     # One training step later they have the same gradients, and the same statistics from the pass above.
     for network in (model, by_hand):
         F.cross_entropy(network(images(4, 96)), labels).backward()

@@ -41,7 +41,7 @@ def demo(
 
     start = time.monotonic()
     warmup_epochs = min(1, epochs - 1)
-    settings = TrainSettings(epochs=epochs, image_size=image_size, augmentation="light", warmup_epochs=warmup_epochs)
+    settings = TrainSettings(epochs=epochs, image_size=image_size, warmup_epochs=warmup_epochs)
     hub_path, run = out / "hub", RunFolder(out / "run")
     data = load_checked(_DATA, quiet=json)
     source = source_for(hub_path, BUNDLED, None, None)

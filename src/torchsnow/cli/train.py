@@ -35,7 +35,7 @@ def train(
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 15,
     image_size: Annotated[int | None, typer.Option(help="Pixels; the source's own size by default.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 32,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 5e-3,
     optimizer: Annotated[str, typer.Option(help="'adamw' or 'sgd'.")] = "adamw",
     weight_decay: Annotated[float, typer.Option(help="Weight decay of the delta's weights.")] = 0.05,
     warmup_epochs: Annotated[
@@ -43,7 +43,7 @@ def train(
     ] = None,
     label_smoothing: Annotated[float, typer.Option(help="0 to below 1.")] = 0.0,
     class_weights: Annotated[str, typer.Option(help="'none', or 'balanced' for classes of unequal size.")] = "none",
-    augmentation: Annotated[str, typer.Option(help="'none', 'flip', 'light' or 'strong'.")] = "light",
+    augmentation: Annotated[str, typer.Option(help="'none', 'flip', 'light' or 'strong'.")] = "flip",
     patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without a better model.")] = None,
     precision: Annotated[
         str | None, typer.Option(help="Of the source pass: 'fp32' or 'bf16'; by default the hub's, or fp32.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from torchsnow.delta.derive import PICKED, derive_body, key_of, subscribed_taps, tap_names
@@ -53,7 +54,10 @@ class Delta(nn.Module):
             PICKED + key_of(name): self._pool(name).take(features.channels(name, idx), idx)
             for name, idx in choice.items()
         }
-        own = self.body(features.images, **picked)
+        images = features.images
+        if images.device.type == "cpu":  # see `gather`: all layers of the body then work channels-last
+            images = images.contiguous(memory_format=torch.channels_last)
+        own = self.body(images, **picked)
         logits: Tensor = self.head(own, features) if isinstance(self.head, Head) else self.head(own)
         return logits
 

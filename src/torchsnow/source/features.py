@@ -40,6 +40,17 @@ def average(x: Tensor, dim: int) -> Tensor:
     return x.mean([other for other in range(1, x.ndim) if other != dim], dtype=torch.float32)
 
 
+def gather(x: Tensor, dim: int, idx: Tensor) -> Tensor:
+    """The channels `idx` (M,) of a tap whose channels stand in `dim`, in float32, as the layers of deltas read them.
+
+    On the CPU (B, C, H, W) is laid out channels-last: narrow convolutions are a quarter faster there.
+    """
+    taken = x.index_select(dim, idx)
+    if dim == 1 and taken.ndim == 4 and taken.device.type == "cpu":
+        return taken.to(torch.float32, memory_format=torch.channels_last)
+    return taken.float()
+
+
 class FeatureMaps:
     """The result of one source pass over a batch.
 
@@ -68,7 +79,7 @@ class FeatureMaps:
         known, values = self._gathered.get(tap, (None, None))
         if known is idx and values is not None:
             return values
-        return self.taps[tap].index_select(self._dims[tap], idx)
+        return gather(self.taps[tap], self._dims[tap], idx)
 
     def average(self, tap: str) -> Tensor:
         """The mean of a tap over all positions, (B, C), in float32; computed once, however many deltas ask."""

@@ -13,7 +13,7 @@ from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from torchsnow.source.features import average
+from torchsnow.source.features import average, gather
 
 # Convolutions that a batch norm folds into: those whose weight is used as it stands.
 _FOLDABLE = (nn.Conv2d.forward, Conv2dSame.forward)
@@ -73,9 +73,7 @@ def _output(graph: fx.Graph, value: fx.Node, output: PlanOutput) -> fx.Node:
         with graph.inserting_after(graph.find_nodes(op="placeholder")[-1]):
             idx = graph.placeholder(f"idx_{value.name}")
         with graph.inserting_after(value):
-            taken = graph.call_method("index_select", (value, output.dim, idx))
-        with graph.inserting_after(taken):
-            return graph.call_method("float", (taken,))  # as deltas compute; once, however many layers read it
+            return graph.call_function(gather, (value, output.dim, idx))
     with graph.inserting_after(value):
         return graph.call_function(average, (value, output.dim))
 

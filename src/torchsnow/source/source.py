@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal, Self
 
@@ -20,6 +20,7 @@ from torchsnow.source.taps import Tap, find_taps
 
 Precision = Literal["fp32", "bf16"]
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_PIXELS_AT_A_TIME = 8 * 224 * 224
 _MAX_PLANS = 32  # ready for requests seen lately; they share their weights
 
 
@@ -49,6 +50,7 @@ class Source(nn.Module):
         if not self.taps:
             raise SourceError(f"{name} has no dense convolution to subscribe to: it is not a convolutional network")
         self.num_features = int(self.last_node.meta[VALUE].shape[1])
+        self._memory_format = torch.channels_last if _has_depthwise(model) else torch.contiguous_format
         self._folded: FoldedPass | None = None
         self._plans: dict[tuple[PlanOutput, ...], fx.GraphModule] = {}
 
@@ -77,7 +79,7 @@ class Source(nn.Module):
         plan = self._plan(self._outputs(request))
         try:
             with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-                values = iter(plan(images.to(_DTYPES[self.precision]), *request.channels.values()))
+                values = iter(self._run(plan, images, request))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -90,6 +92,17 @@ class Source(nn.Module):
             averages={name: next(values) for name in request.averages},
             last=next(values).float() if request.last else None,
         )
+
+    def _run(self, plan: fx.GraphModule, images: Tensor, request: Request) -> list[Tensor]:
+        images = images.to(_DTYPES[self.precision])
+        parts: Sequence[Tensor] = [images]
+        if images.device.type == "cpu" and not request.taps:
+            # Little is kept, so a few images at a time need less memory; and what is kept is gathered at once, so the
+            # layout may be the one in which this network is fastest.
+            images = images.contiguous(memory_format=self._memory_format)
+            parts = torch.split(images, max(1, _PIXELS_AT_A_TIME // (images.shape[2] * images.shape[3])))
+        results = [plan(part, *request.channels.values()) for part in parts]
+        return results[0] if len(results) == 1 else [torch.cat(values) for values in zip(*results, strict=True)]
 
     def _outputs(self, request: Request) -> tuple[PlanOutput, ...]:
         tap = self.taps
@@ -138,3 +151,8 @@ class Source(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Source:
         """A source is immutable, so copies of what holds it share it."""
         return self
+
+
+def _has_depthwise(model: nn.Module) -> bool:
+    """Whether a network has depthwise convolutions, which CPUs run faster with channels last."""
+    return any(isinstance(part, nn.Conv2d) and part.groups == part.in_channels > 1 for part in model.modules())

@@ -55,7 +55,7 @@ class TrainSettings:
     epochs: int = 15
     batch_size: int = 32
     image_size: int = 224
-    lr: float = 2e-3
+    lr: float = 5e-3
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.05
     warmup_epochs: int = 0
