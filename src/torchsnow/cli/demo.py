@@ -20,8 +20,8 @@ _TASK = "solar-cells"
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for hub/ and run/; a former demo's are replaced.")],
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 8,
-    image_size: Annotated[int, typer.Option(help="Pixels.")] = 144,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 6,
+    image_size: Annotated[int, typer.Option(help="Pixels.")] = 112,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")] = False,
 ) -> None:
     """Try everything: train, evaluate and use a task, offline.
