@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from torchsnow.data.listing import first_few
 from torchsnow.data.loading import Example, LoadedData
 from torchsnow.errors import DataError
+from torchsnow.files import write_atomically
 
 SCHEMA = 1
 NAMES = ("train", "val", "test")
@@ -47,7 +47,9 @@ class Splits:
         }
         for name in NAMES:
             content[name] = [example.path.relative_to(self.root).as_posix() for example in getattr(self, name)]
-        _write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        # File names need not be UTF-8; surrogateescape carries such bytes through.
+        write_atomically(path, text.encode("utf-8", "surrogateescape"), DataError)
 
     @classmethod
     def load(cls, path: Path, data: LoadedData) -> Splits:
@@ -143,17 +145,3 @@ def _check_unchanged(content: dict[str, Any], data: LoadedData, path: Path) -> N
             raise DataError(f"{data.name} changed since {path} was written: {len(names)} {what}: {first_few(names)}")
     if tuple(content["classes"]) != data.classes or content["fingerprint"] != data.fingerprint:
         raise DataError(f"{data.name} changed since {path} was written: classes, labels or file contents differ")
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    # File names need not be UTF-8; surrogateescape carries such bytes through.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DataError(f"cannot write {path}: {error}") from error
