@@ -234,11 +234,19 @@ def predict_images(
     """Classify image files by the named tasks (by default all), image by image.
 
     Tasks of one image size share one source pass. A file that is no usable image is passed to `on_bad` with the
-    reason, and the others are classified. Raises HubError for an unknown task and
+    reason, and so is the hub with a task that is damaged, and the others answer; a damaged task that is asked for by
+    name raises HubError. Raises HubError for an unknown task and
     for a hub without any.
     """
-    tasks = [hub.task(name) for name in (hub.names() if names is None else names)]
-    if not tasks:
+    tasks = []
+    for name in hub.names() if names is None else names:
+        try:
+            tasks.append(hub.task(name))
+        except HubError as error:
+            if names is not None:
+                raise
+            on_bad(hub.folder.path, str(error))
+    if not hub.names():
         raise HubError(f"the hub {hub.folder.path} has no tasks yet; train one first")
     sizes = sorted({task.image_size for task in tasks})
     result = []

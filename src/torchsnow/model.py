@@ -18,6 +18,7 @@ class SnowModel(nn.Module):
         super().__init__()
         self.source = source
         self.delta = delta
+        self.train(delta.training)
 
     def forward(self, images: Tensor) -> Tensor:
         """One source pass, then the delta."""

@@ -105,3 +105,14 @@ def test_what_cannot_be_predicted(hub: Path, images: list[Path], tmp_path: Path)
     assert "bare has no task 'a'; it has no tasks yet" in refused(
         "predict", *images, "--hub", tmp_path / "bare", "--task", "a"
     )
+
+
+def test_a_damaged_task_is_named_and_the_others_answer(hub: Path, images: list[Path], tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(hub, tmp_path / "hub"))
+    for file in (damaged / "tasks" / "large").iterdir():
+        file.unlink()
+    outcome = torchsnow("predict", images[0], "--hub", damaged, "--json")
+    assert outcome.code == 2
+    assert [prediction["task"] for prediction in outcome.document["predictions"]] == ["colours"]
+    assert "large" in outcome.err
+    assert torchsnow("predict", images[0], "--hub", damaged, "--task", "large").code == 2

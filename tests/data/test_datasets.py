@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Folder
 from PIL import Image
 from torch import Tensor
 
+from conftest import Folder
 from torchsnow.data import Example, ImageSet, datasets, load_data
 from torchsnow.data.listing import natural_sorted
 from torchsnow.errors import DataError

@@ -72,8 +72,8 @@ def refuse_unknown(name: str) -> None:
     known = timm.list_models()
     if architecture not in known:
         near = difflib.get_close_matches(architecture, known, n=3, cutoff=0.5)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise SourceError(f"timm has no model {name!r}{hint} See `torchsnow sources` for the families that work")
+        hint = f"; did you mean {', '.join(near)}" if near else ""
+        raise SourceError(f"timm has no model {name!r}{hint}. See `torchsnow sources` for the families that work")
     tagged = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in tagged:
         raise SourceError(f"{architecture} has no weights {tag!r}; timm has: {', '.join(tagged) or 'none'}")
