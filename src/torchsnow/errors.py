@@ -27,3 +27,7 @@ class HubError(TorchsnowError):
 
 class TrainingError(TorchsnowError):
     """A training run cannot start or go on."""
+
+
+class ExperimentError(TorchsnowError):
+    """A comparison, a benchmark or a report cannot be made of what was given."""

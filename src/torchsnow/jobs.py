@@ -13,13 +13,13 @@ from torch import nn
 
 from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare, read_image
 from torchsnow.delta import Delta
-from torchsnow.errors import DataError, HubError
+from torchsnow.errors import DataError, HubError, TrainingError
 from torchsnow.files import clear_os_errors
 from torchsnow.hub import SOURCE_FILE, Hub
-from torchsnow.methods import make_method
+from torchsnow.methods import kind_of, make_method
 from torchsnow.model import SnowModel
 from torchsnow.plots import draw_run
-from torchsnow.source import BUNDLED, InputConfig, Precision, Source, load_source
+from torchsnow.source import BUNDLED, PACKAGES, InputConfig, Precision, Source, load_source
 from torchsnow.source.load import refuse_unknown
 from torchsnow.task_file import Task, check_task_name, make_task
 from torchsnow.train import FitResult, Metrics, RunFolder, TrainSettings, evaluate, fit
@@ -29,10 +29,13 @@ BATCH_SIZE = 32  # of evaluation
 
 @dataclass(frozen=True)
 class TrainedTask:
-    """A finished training: validation and, where the data has one, test metrics; times in seconds."""
+    """A finished training: validation and, where the data has one, test metrics; times in seconds.
+
+    `hub` is None for a method whose result no hub can hold: a network of its own, whose weights are in the run folder.
+    """
 
     name: str
-    hub: Path
+    hub: Path | None
     run: Path
     fit: FitResult
     test: Metrics | None
@@ -43,7 +46,7 @@ class TrainedTask:
         """The main figures as plain JSON values."""
         return {
             "task": self.name,
-            "hub": str(self.hub),
+            "hub": None if self.hub is None else str(self.hub),
             "run": str(self.run),
             "best_epoch": self.fit.best.epoch,
             "val_accuracy": self.fit.metrics.accuracy,
@@ -55,17 +58,18 @@ class TrainedTask:
         }
 
 
-def source_for(hub_path: Path, name: str | None, weights: str | None, precision: Precision | None) -> Source:
-    """The source of a hub; for a new hub the named one, by default the bundled one with its weights in fp32.
+def source_for(hub_path: Path | None, name: str | None, weights: str | None, precision: Precision | None) -> Source:
+    """The source of a hub; for a new hub, or none, the named one, by default the bundled one with its weights in fp32.
 
     What is given for an existing hub must fit it, and what is not given is the hub's. Raises HubError when the hub is
     on another source; where the names alone tell, before anything is downloaded.
     """
-    if not is_hub(hub_path):
+    if hub_path is None or not is_hub(hub_path):
         return load_source(name or BUNDLED, weights or "pretrained", precision or "fp32")
     hub = Hub.open(hub_path)
     info = hub.source_info
-    own_name, own_weights = (BUNDLED, "pretrained") if info.weights == BUNDLED else (info.name, info.weights)
+    packaged = info.weights in PACKAGES
+    own_name, own_weights = (info.weights, "pretrained") if packaged else (info.name, info.weights)
     if name is None and weights is None and precision in (None, info.precision):
         return hub.source
     if name not in (None, own_name):
@@ -90,7 +94,9 @@ def is_hub(path: Path) -> bool:
         return (path / SOURCE_FILE).exists()
 
 
-def refuse_taken(name: str, hub_path: Path, run: RunFolder, *, resume: bool = False, replace: bool = False) -> None:
+def refuse_taken(
+    name: str, hub_path: Path | None, run: RunFolder, *, resume: bool = False, replace: bool = False
+) -> None:
     """Raise a TorchsnowError for what would otherwise fail when a training is done.
 
     That is a name that cannot be a task's or is taken, a folder that cannot become a hub, a run folder that is taken
@@ -99,6 +105,8 @@ def refuse_taken(name: str, hub_path: Path, run: RunFolder, *, resume: bool = Fa
     check_task_name(name)
     if not resume:
         run.refuse_taken()
+    if hub_path is None:
+        return
     if run.path.resolve().is_relative_to(hub_path.resolve()):
         raise HubError(f"the run folder {run.path} lies inside the hub {hub_path}; choose another run folder")
     if not is_hub(hub_path):
@@ -109,10 +117,22 @@ def refuse_taken(name: str, hub_path: Path, run: RunFolder, *, resume: bool = Fa
         )
 
 
+def refuse_wrong_hub(method: str, preset: str, hub_path: Path | None, *, replace: bool = False) -> None:
+    """Raise TrainingError for a method that does not exist, or one that needs a hub without one, or the reverse."""
+    kind = kind_of(method, preset)
+    if kind.is_delta and hub_path is None:
+        raise TrainingError(f"the method {method!r} trains a task for a hub: name the hub's folder (--hub)")
+    if not kind.is_delta and (hub_path is not None or replace):
+        raise TrainingError(
+            f"the method {method!r} does not train a delta, and a hub holds nothing else: leave out the hub; what was "
+            "trained stays in the run folder"
+        )
+
+
 def train_task(
     data: LoadedData,
     name: str,
-    hub_path: Path,
+    hub_path: Path | None,
     run: RunFolder,
     settings: TrainSettings,
     source: Source,
@@ -123,31 +143,30 @@ def train_task(
     replace: bool = False,
     quiet: bool = False,
 ) -> TrainedTask:
-    """Train one task and add it to a hub, which is made if there is none.
+    """Train one task and, if the method makes a delta, add it to a hub, which is made if there is none.
 
     The split is drawn by the settings' seed and kept in the run folder. Everything that can be refused is refused
     before training starts. Raises a TorchsnowError for a name that is taken, another source than the hub's, data or
     settings that do not fit; when only the hub fails in the end, resuming the run adds the task.
     """
     start = time.monotonic()
+    refuse_wrong_hub(method, preset, hub_path, replace=replace)
     refuse_taken(name, hub_path, run, resume=resume, replace=replace)
-    hub = Hub.open(hub_path, source) if is_hub(hub_path) else None
+    hub = Hub.open(hub_path, source) if hub_path is not None and is_hub(hub_path) else None
     splits = Splits.load(run.splits, data) if resume and run.splits.exists() else make_splits(data, seed=settings.seed)
     learner = make_method(method, source, len(splits.classes), preset, settings.seed)
     result = fit(learner, splits, settings, run, resume=resume, quiet=quiet)
     draw_run(run, result.metrics)
     test = _test_metrics(result.model, splits, source.input_config, settings)
-    task = make_task(
-        source,
-        _delta_of(result.model),
-        name,
-        splits.classes,
-        settings.image_size,
-        training={**settings.to_dict(), "method": method, "preset": preset, "data": data.name},
-        metrics={"val": result.metrics.to_dict(), "test": None if test is None else test.to_dict()},
-    )
-    hub = _added(task, hub, hub_path, source, replace)
-    return TrainedTask(name, hub_path, run.path, result, test, hub.infos()[name].size_bytes, time.monotonic() - start)
+    metrics = {"val": result.metrics.to_dict(), "test": None if test is None else test.to_dict()}
+    run.write_metrics(metrics)
+    size_bytes = sum(tensor.nbytes for tensor in learner.shipped_state().values())
+    if hub_path is not None:
+        training = {**settings.to_dict(), "method": method, "preset": preset, "data": data.name}
+        delta = _delta_of(result.model)
+        task = make_task(source, delta, name, splits.classes, settings.image_size, training=training, metrics=metrics)
+        size_bytes = _added(task, hub, hub_path, source, replace).infos()[name].size_bytes
+    return TrainedTask(name, hub_path, run.path, result, test, size_bytes, time.monotonic() - start)
 
 
 def _added(task: Task, hub: Hub | None, hub_path: Path, source: Source, replace: bool) -> Hub:

@@ -44,7 +44,7 @@ def draw_run(run: RunFolder, metrics: Metrics) -> list[Path]:
 
 def results_figure(rows: Sequence[Row]) -> Figure:
     """Loss, accuracy and learning rate of every epoch, from the rows of results.csv."""
-    figure = _figure(12, 3.6)
+    figure = new_figure(12, 3.6)
     loss, accuracy, lr = figure.subplots(1, 3)
     epochs = _column(rows, "epoch")
     for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
@@ -67,7 +67,7 @@ def confusion_figure(metrics: Metrics) -> Figure:
     counts = np.array(metrics.confusion)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = min(12.0, 3.5 + 0.45 * len(counts))
-    figure = _figure(size + 1, size)
+    figure = new_figure(size + 1, size)
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, shrink=0.8, format=PercentFormatter(1, decimals=0), label="share of the true class")
@@ -96,7 +96,7 @@ def selection_figure(rows: Sequence[Row]) -> Figure:
         "ever chosen, of all channels": _grid(rows, taps, "ever_chosen", "channels"),
         "still changing, of the chosen ones": _grid(rows, taps, "still_changing", "chosen"),
     }
-    figure = _figure(11, min(16.0, 2.0 + 0.18 * len(taps)))
+    figure = new_figure(11, min(16.0, 2.0 + 0.18 * len(taps)))
     for axes, (title, shares) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
         extent = (0.5, shares.shape[1] + 0.5, len(taps) - 0.5, -0.5)
         image = axes.imshow(shares, cmap="viridis", vmin=0, vmax=1, aspect="auto", extent=extent, interpolation="none")
@@ -110,15 +110,21 @@ def selection_figure(rows: Sequence[Row]) -> Figure:
 
 def save_png(figure: Figure, path: Path) -> None:
     """Write a figure atomically. Raises TrainingError when the disk refuses."""
+    write_atomically(path, png_bytes(figure), TrainingError)
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """A figure as a PNG file's content."""
     data = io.BytesIO()
     with warnings.catch_warnings():
         # Class names may be in a script that the font lacks; a box in their place is good enough.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(data, format="png", dpi=DPI)
-    write_atomically(path, data.getvalue(), TrainingError)
+    return data.getvalue()
 
 
-def _figure(width_inches: float, height_inches: float) -> Figure:
+def new_figure(width_inches: float, height_inches: float) -> Figure:
+    """An empty figure that needs no screen."""
     figure = Figure(figsize=(width_inches, height_inches), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

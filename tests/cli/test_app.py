@@ -14,8 +14,8 @@ from typer.main import get_command
 from torchsnow.cli import app
 from torchsnow.cli.output import note, print_table, say
 
-VERBS = ["", "train", "evaluate", "predict", "sources", "demo", "hub", "hub list", "hub show", "hub remove"]
-VERBS += ["hub verify"]
+VERBS = ["", "train", "evaluate", "predict", "compare", "visualize", "sources", "demo", "hub", "hub list", "hub show"]
+VERBS += ["hub remove", "hub verify"]
 SCRIPT = Path(sys.executable).parent / "torchsnow"
 
 
@@ -41,11 +41,12 @@ def test_help_fits_a_small_terminal_and_shows_an_example_that_is_right(verb: str
     [
         ["nosuch"],
         ["train"],
-        ["train", "photos", "--task", "a"],
         ["train", "photos", "--task", "a", "--hub", "hub", "--epochs", "many"],
         ["train", "photos", "--task", "a", "--hub", "hub", "--nosuch"],
         ["evaluate", "photos", "--hub", "hub"],
         ["predict", "--hub", "hub"],
+        ["compare", "photos", "--seeds", "few"],
+        ["visualize", "--hub", "hub", "--task", "a"],
         ["hub", "nosuch"],
         ["hub", "show", "--hub", "hub"],
         ["sources", "resnet18", "--markdown"],
@@ -132,4 +133,4 @@ def test_the_installed_command_refuses_in_one_sentence(tmp_path: Path) -> None:
 def test_typer_knows_every_verb() -> None:
     assert isinstance(app, typer.Typer)
     names = [*get_command(app).commands]  # type: ignore[attr-defined]
-    assert names == ["train", "evaluate", "predict", "sources", "demo", "hub"]
+    assert names == ["train", "evaluate", "predict", "compare", "visualize", "sources", "demo", "hub"]

@@ -47,10 +47,15 @@ def refused_training(trained: Trained, data: str | Path, *words: str | Path, tas
 
 
 def test_no_such_folder(trained: Trained) -> None:
-    for data in ("nowhere", "", "photos.zip", "torchvision:CIFAR10"):
+    for data in ("nowhere", "", "photos.zip"):
         sentence = refused_training(trained, data)
         assert data in sentence
         assert "folder of class folders" in sentence
+
+
+def test_no_such_name(trained: Trained) -> None:
+    assert "did you mean cifar10?" in refused_training(trained, "torchvision:CIFAR1O")
+    assert "expected hf:ORGANISATION/NAME" in refused_training(trained, "hf:../photos")
 
 
 def test_an_empty_class(trained: Trained, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def test_a_run_leaves_everything_that_it_promises(pristine: Trained) -> None:
     assert printed["skipped_images"] == 0
     assert {path.name for path in pristine.run.iterdir()} == {
         *("args.yaml", "splits.json", "log.txt", "results.csv", "selection.csv", "subscription.json"),
-        *("results.png", "selection.png", "confusion_matrix.png", "last.safetensors", "best.safetensors"),
+        *("metrics.json", "results.png", "selection.png", "confusion_matrix.png", "last.safetensors", "best.safetensors"),
     }
     args = yaml.safe_load((pristine.run / "args.yaml").read_text())
     assert (args["training"]["epochs"], args["training"]["image_size"]) == (2, 32)
@@ -196,3 +197,45 @@ def test_a_csv_is_trained_on(photos: Path, tmp_path: Path) -> None:
     assert train(table, *TINY, "--epochs", "1", "--json").code == 0
     splits = json.loads(Path("runs/new/splits.json").read_text())
     assert splits["classes"] == ["blue", "green", "red"]
+
+
+def test_a_method_without_a_delta_stays_in_its_run_folder(photos: Path, tmp_path: Path) -> None:
+    words = ("--task", "colours-full", "--method", "head", *TINY, "--epochs", "1", "--out", tmp_path / "run")
+    outcome = torchsnow("train", photos, *words, "--json")
+    assert outcome.code == 0, outcome
+    assert outcome.document["hub"] is None
+    assert outcome.document["size_bytes"] > 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["test"]["accuracy"] == outcome.document["test_accuracy"]
+    assert "lr: 0.01" in (tmp_path / "run" / "args.yaml").read_text()  # the method's own
+    again = torchsnow("train", photos, *words, "--resume")
+    assert again.code == 0, again
+    assert "what was trained" in again.out
+
+
+@pytest.mark.parametrize("method", ["scratch", "random", "side"])
+def test_other_deltas_are_tasks_too(method: str, photos: Path, tmp_path: Path) -> None:
+    hub = tmp_path / "hub"
+    outcome = torchsnow("train", photos, "--task", method, "--hub", hub, "--method", method, *TINY, "--epochs", "1")
+    assert outcome.code == 0, outcome
+    assert torchsnow("predict", photos / "red" / "0.png", "--hub", hub).code == 0
+    assert torchsnow("hub", "verify", "--hub", hub).code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method", "full", "--hub", "hub"], "the method 'full' does not train a delta.*leave out the hub"),
+        (["--method", "full", "--replace"], "the method 'full' does not train a delta"),
+        ([], "the method 'snow' trains a task for a hub: name the hub's folder"),
+        (["--method", "full", "--preset", "paper"], "the method 'full' has no preset 'paper'"),
+        (["--method", "fulll"], "there is no method 'fulll'; did you mean 'full'"),
+        (["--method", "full", "--precision", "bf16"], "loaded in bf16, which is for methods that keep it frozen"),
+    ],
+)
+def test_contradictions_of_method_and_hub_are_one_sentence(words: list[str], message: str, photos: Path) -> None:
+    outcome = torchsnow("train", photos, "--task", "a", *TINY, "--epochs", "1", *words)
+    assert outcome.code == 2, outcome
+    assert re.search(message, outcome.err), outcome.err
+    assert not Path("hub").exists()
+    assert not Path("runs").exists()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import urllib.error
+import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from torchsnow.data import DATASETS, loading, named
+
 Folder = Callable[[dict[str, int]], Path]
+Expect = Callable[..., None]
 
 
 @pytest.fixture
@@ -27,3 +33,27 @@ def image_folder(tmp_path: Path) -> Folder:
         return tmp_path / "pets"
 
     return make
+
+
+@pytest.fixture
+def data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty data folder, and no network."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setenv("TORCHSNOW_DATA", str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def expect(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Expect:
+    """expect("dtd", classes=2, train=4, test=2) makes a small data set of a few pictures the whole of it."""
+
+    def change(name: str, classes: int, **counts: int) -> None:
+        small = {**loading.DATASETS, name: replace(DATASETS[name], num_classes=classes, counts=counts)}
+        monkeypatch.setattr(loading, "DATASETS", small)
+        monkeypatch.setattr(named, "DATASETS", small)
+
+    return change

@@ -83,14 +83,11 @@ def test_data_that_does_not_exist(data: str) -> None:
         load_data(data)
 
 
-def test_other_files_and_later_sources(tmp_path: Path) -> None:
+def test_other_files(tmp_path: Path) -> None:
     path = tmp_path / "data.zip"
     path.write_bytes(b"PK")
     with pytest.raises(DataError, match=r"is a file, but not a \.csv"):
         load_data(path)
-    for name in ("torchvision:CIFAR10", "hf:beans"):
-        with pytest.raises(DataError, match=f"{name} is not available in this version"):
-            load_data(name)
 
 
 def test_links_that_leave_the_folder_are_skipped(image_folder: Folder, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from torchsnow.errors import SourceError
 from torchsnow.source import load_source, make_source
-from torchsnow.source.load import bundled_state
+from torchsnow.source.load import BUNDLED, PACKAGES, packaged_state
 
 Tensors = dict[str, Tensor]
 
@@ -181,7 +181,7 @@ def bundled_file() -> Path:
 def classifier() -> nn.Module:
     """The bundled weights with their ImageNet classifier."""
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    model.load_state_dict(bundled_state(bundled_file(), model.state_dict()))
+    model.load_state_dict(packaged_state(PACKAGES[BUNDLED], bundled_file(), model.state_dict()))
     return model.eval()
 
 
@@ -217,14 +217,14 @@ def test_a_bundled_file_with_one_other_byte_is_not_loaded(classifier: nn.Module,
     file = tmp_path / "weights.pth"
     file.write_bytes(content)
     with pytest.raises(SourceError, match=r"weights\.pth has SHA-256 .*, expected 579344248a93e230\.\.\.; not loaded"):
-        bundled_state(file, classifier.state_dict())
+        packaged_state(PACKAGES[BUNDLED], file, classifier.state_dict())
 
 
 def test_bundled_tensors_that_do_not_fit_are_refused(classifier: nn.Module) -> None:
     wanted = dict(classifier.state_dict())
     wanted.popitem()
     with pytest.raises(SourceError, match="do not fit tf_efficientnet_lite0 of this version of timm"):
-        bundled_state(bundled_file(), wanted)
+        packaged_state(PACKAGES[BUNDLED], bundled_file(), wanted)
 
 
 def test_without_the_package_the_bundled_source_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

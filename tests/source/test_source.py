@@ -81,6 +81,27 @@ def test_a_source_asks_for_no_gradients(source: Source) -> None:
     assert not any(value.requires_grad for value in (*features.taps.values(), features.last))
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_gradients_reach_the_images_if_asked_for(name: str) -> None:
+    source = lively_source(name)
+    before, images = snapshot(source), image(batch=1).requires_grad_()
+    tap = list(source.taps)[len(source.taps) // 2]
+    request = Request(averages=(tap,), last=True)
+    features, plain = source.differentiable(images, request), source(images, request)
+    assert torch.equal(features.last, plain.last)
+    assert torch.equal(features.average(tap), plain.average(tap))
+    assert not plain.last.requires_grad
+    value = features.last.square().sum() + features.average(tap).square().sum()
+    (gradient,) = torch.autograd.grad(value, images)
+    whole = source.model(images).square().sum()
+    (expected,) = torch.autograd.grad(whole, images)
+    assert gradient.abs().sum() > 0
+    (of_last,) = torch.autograd.grad(source.differentiable(images, Request(last=True)).last.square().sum(), images)
+    torch.testing.assert_close(of_last, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()) + 1e-7)
+    assert_untouched(source, before)
+    assert all(parameter.grad is None for parameter in source.parameters())
+
+
 def test_features_can_be_used_in_a_trained_graph(source: Source) -> None:
     """Features made under inference_mode would raise here."""
     features = source(image())

@@ -16,12 +16,16 @@ from typing import Any, Literal
 import pytest
 import torch
 from tiny_method import Tiny
+from torch import Tensor
 
-from torchsnow.data import Example, ImageSet, Splits, eval_transform
+from torchsnow.data import Example, ImageSet, Splits, datasets, eval_transform
 from torchsnow.errors import TrainingError
+from torchsnow.methods import make_method
+from torchsnow.methods.linear import FixedValues
 from torchsnow.methods.snow import Snow, make_snow
 from torchsnow.source import Source
 from torchsnow.train import FitResult, RunFolder, TrainSettings, evaluate, fit
+from torchsnow.train.batches import plain_images
 from torchsnow.train.checkpoint import Checkpoint
 from torchsnow.train.history import Epoch
 
@@ -364,3 +368,54 @@ def test_kill_9_leaves_a_run_that_resumes(source: Source, splits: Splits, tmp_pa
     assert len(result.history) == 40
     fit(make_snow(source, 2), splits, settings, RunFolder(tmp_path / "whole"), quiet=True)
     assert_same_run(tmp_path / "whole", run.path)
+
+
+@pytest.mark.parametrize("name", ["head", "taps"])
+def test_fixed_values_are_computed_once_and_change_nothing(
+    name: str, source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(settings, augmentation="none")
+    seen: list[int] = []
+    monkeypatch.setattr(FixedValues, "forward", counting_images(FixedValues.forward, seen))
+    kept = fit(make_method(name, source, 2), splits, settings, RunFolder(tmp_path / "kept"), quiet=True)
+    assert sum(seen) == 25 + 8 + 8  # every image once, and the validation images again for the finished model
+    slow = make_method(name, source, 2)
+    monkeypatch.setattr(slow, "frozen_part", lambda: None)
+    anew = fit(slow, splits, settings, RunFolder(tmp_path / "anew"), quiet=True)
+    assert sum(seen) > 41 + 3 * 25
+    for one, other in zip(kept.history, anew.history, strict=True):
+        assert one.train_loss == pytest.approx(other.train_loss, abs=1e-4)
+        assert one.val_loss == pytest.approx(other.val_loss, abs=1e-4)
+
+
+def counting_images(forward: Any, seen: list[int]) -> Any:
+    def counted(module: Any, images: Tensor) -> Tensor:
+        seen.append(len(images))
+        values: Tensor = forward(module, images)
+        return values
+
+    return counted
+
+
+def test_augmented_images_are_not_computed_once(
+    source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(FixedValues, "forward", counting_images(FixedValues.forward, seen))
+    fit(make_method("head", source, 2), splits, settings, RunFolder(tmp_path / "run"), quiet=True)
+    assert sum(seen) == 3 * (25 + 8) + 8
+
+
+def test_runs_that_share_a_pool_decode_each_image_once(
+    source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[Any] = []
+    read = datasets.read_image
+    monkeypatch.setattr(datasets, "read_image", lambda path: decoded.append(path) or read(path))
+    pool, results = plain_images(source.input_config, settings.image_size), []
+    for number in range(2):
+        run = RunFolder(tmp_path / str(number))
+        results.append(fit(make_snow(source, 2), splits, settings, run, quiet=True, pool=pool))
+    assert len(decoded) == len(set(decoded)) == 33
+    alone = fit(make_snow(source, 2), splits, settings, RunFolder(tmp_path / "alone"), quiet=True)
+    assert results[1].metrics == alone.metrics

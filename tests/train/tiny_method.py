@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torchsnow.source import InputConfig
+from torchsnow.train.contract import TaskCost
 
 
 class Tiny:
@@ -30,6 +31,9 @@ class Tiny:
     def start(self, images: Any, device: torch.device) -> None:
         self.starts += sum(len(labels) for _, labels in images)
 
+    def frozen_part(self) -> None:
+        return None
+
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         return [{"params": list(self.model.parameters()), "lr": lr, "weight_decay": weight_decay}]
 
@@ -47,6 +51,12 @@ class Tiny:
 
     def subscription(self) -> dict[str, Any]:
         return {}
+
+    def shipped_state(self) -> dict[str, Tensor]:
+        return self.trainable_state()
+
+    def multiply_adds(self) -> TaskCost:
+        return TaskCost(24, 24)
 
     def finish(self) -> nn.Module:
         return self.model.eval()

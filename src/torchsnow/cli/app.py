@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from torchsnow.cli import demo, evaluate, hub, predict, sources, train
+from torchsnow.cli import bench, compare, demo, evaluate, hub, predict, sources, train, visualize
 from torchsnow.cli.output import note
 from torchsnow.errors import TorchsnowError
 
@@ -38,6 +38,9 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("compare")(compare.compare)
+app.command("bench")(bench.bench)
+app.command("visualize")(visualize.visualize)
 app.add_typer(hub.app, name="hub")
 app.command("sources")(sources.sources)
 app.command("demo")(demo.demo)

@@ -20,22 +20,26 @@ if TYPE_CHECKING:
 
 def train(
     data: Annotated[
-        str, typer.Argument(help="Folder of class folders, CSV (path,label[,split]), elpv or elpv:binary.")
+        str, typer.Argument(help="Folder of class folders, CSV (path,label[,split]), or the name of a data set.")
     ],
     task: Annotated[str, typer.Option(help="Name of the new task: a-z, 0-9, '.', '_', '-'.")],
-    hub: Annotated[Path, typer.Option(help="Folder of the hub; made if there is none.")],
+    hub: Annotated[
+        Path | None, typer.Option(help="Folder of the hub; made if there is none. Not for methods without a delta.")
+    ] = None,
     source: Annotated[
         str | None, typer.Option(help="timm model, or 'bundled', the default. A hub keeps the source it has.")
     ] = None,
     weights: Annotated[
         str | None, typer.Option(help="'pretrained', the default; 'random'; or a .safetensors file.")
     ] = None,
-    method: Annotated[str, typer.Option(help="How to learn the task.")] = "snow",
-    preset: Annotated[str, typer.Option(help="'default', or 'paper' for SNOW as published.")] = "default",
+    method: Annotated[
+        str, typer.Option(help="snow, scratch, random, side (with --hub); full, features, head, taps, bn, lora.")
+    ] = "snow",
+    preset: Annotated[str, typer.Option(help="'default'; 'paper' for SNOW as published.")] = "default",
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 15,
     image_size: Annotated[int | None, typer.Option(help="Pixels; the source's own size by default.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 32,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 5e-3,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate; by default the method's own.")] = None,
     optimizer: Annotated[str, typer.Option(help="'adamw' or 'sgd'.")] = "adamw",
     weight_decay: Annotated[float, typer.Option(help="Weight decay of the delta's weights.")] = 0.05,
     warmup_epochs: Annotated[
@@ -59,6 +63,9 @@ def train(
 ) -> None:
     """Train one task and add it to a hub.
 
+    Methods other than deltas are for comparison: what they train stays in the
+    run folder.
+
     After Ctrl-C or a crash, the same command with --resume goes on.
 
     Example: torchsnow train photos/ --task screws --hub my-hub --epochs 20
@@ -66,7 +73,6 @@ def train(
     given: dict[str, Any] = {
         "epochs": epochs,
         "batch_size": batch_size,
-        "lr": lr,
         "optimizer": optimizer,
         "weight_decay": weight_decay,
         "warmup_epochs": min(1, epochs - 1) if warmup_epochs is None else warmup_epochs,
@@ -82,11 +88,14 @@ def train(
     known = {"image_size": image_size, "precision": precision}
     given |= {name: value for name, value in known.items() if value is not None}  # the others depend on the source
 
-    from torchsnow.jobs import refuse_taken, source_for, train_task
+    from torchsnow.jobs import refuse_taken, refuse_wrong_hub, source_for, train_task
+    from torchsnow.methods import kind_of
     from torchsnow.train import RunFolder, TrainSettings
 
     run = RunFolder(out or Path("runs") / task)
     with _telling_how_to_resume(run):
+        refuse_wrong_hub(method, preset, hub, replace=replace)
+        given["lr"] = kind_of(method, preset).lr if lr is None else lr
         settings = TrainSettings(**given)  # what can be refused is refused before anything slow
         settings.torch_device()
         refuse_taken(task, hub, run, resume=resume, replace=replace)
@@ -115,7 +124,8 @@ def train(
         f"validation accuracy {percent(summary['val_accuracy'])} (epoch {summary['best_epoch']}), "
         f"test accuracy {percent(summary['test_accuracy'])} on {summary['test_images']} images"
     )
-    say(f"task {task!r} is in the hub {hub} ({result.size_bytes / 1e6:.2f} MB); the run is in {run.path}")
+    place = "what was trained" if hub is None else f"task {task!r} is in the hub {hub}"
+    say(f"{place} ({result.size_bytes / 1e6:.2f} MB); the run is in {run.path}")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Images and labels: load a data set, split it, transform it, feed it."""
 
+from torchsnow.data.catalogue import DATASETS, NamedData
 from torchsnow.data.datasets import ImageSet
 from torchsnow.data.images import image_problem, read_image
 from torchsnow.data.listing import Skipped
@@ -9,9 +10,11 @@ from torchsnow.data.transforms import AUGMENTATIONS, eval_transform, prepare, tr
 
 __all__ = [
     "AUGMENTATIONS",
+    "DATASETS",
     "Example",
     "ImageSet",
     "LoadedData",
+    "NamedData",
     "Skipped",
     "Splits",
     "eval_transform",

@@ -90,6 +90,12 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         """The same examples and cache with another transform."""
         return self._derived(self.examples, transform)
 
+    def with_examples(self, examples: Iterable[Example], classes: Sequence[str]) -> ImageSet:
+        """Other examples, of the same data, with the same cache and transform."""
+        derived = self._derived(examples, self.transform)
+        derived.classes = tuple(classes)
+        return derived
+
     def _derived(self, examples: Iterable[Example], transform: Transform | None) -> ImageSet:
         derived = ImageSet(examples, self.classes, transform)
         derived._cache = self._cache

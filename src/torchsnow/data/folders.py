@@ -12,7 +12,6 @@ from torchsnow.data.listing import (
     Entry,
     Listing,
     Skipped,
-    lies_inside,
     natural_sorted,
     stripped_names,
 )
@@ -86,7 +85,7 @@ def _images_below(folder: Path, root: Path) -> tuple[list[Path], list[Skipped]]:
 def _refusal(path: Path, root: Path) -> str | None:
     if path.is_dir():
         return "a link to a folder, which is not followed"
-    if not lies_inside(path, root):
+    if not Path(os.path.realpath(path)).is_relative_to(root):  # `root` is resolved already
         return f"a link to a file outside {root}"
     return None if path.is_file() else "a broken link, or not a regular file"
 

@@ -56,6 +56,16 @@ def image_problem(file: Path, max_pixels: int = MAX_PIXELS) -> str | None:
     return None
 
 
+def format_of(content: bytes) -> str | None:
+    """Which of FORMATS a file is in, by its first 16 bytes; None for any other."""
+    Image.init()
+    for name in FORMATS:
+        _, accept = Image.OPEN[name]
+        if accept is not None and accept(content[:16]) is True:
+            return name
+    return None
+
+
 def _read(file: Path | BinaryIO, max_pixels: int) -> Image.Image:
     try:
         if isinstance(file, Path):
@@ -86,17 +96,16 @@ def _open(stream: BinaryIO) -> ImageFile.ImageFile:
     `Image.open` would answer enormous pictures with a warning, which only process-wide settings can silence; so the
     registered decoder is called directly, and `_check_size` does the refusing.
     """
-    Image.init()
     stream.seek(0)
     prefix = stream.read(16)
     if not prefix:
         raise DataError("the file is empty")
-    for name in FORMATS:
-        factory, accept = Image.OPEN[name]
-        if accept is not None and accept(prefix) is True:
-            stream.seek(0)
-            return factory(stream, "")
-    raise DataError(f"not an image in one of the formats {', '.join(FORMATS)}")
+    name = format_of(prefix)
+    if name is None:
+        raise DataError(f"not an image in one of the formats {', '.join(FORMATS)}")
+    stream.seek(0)
+    factory, _ = Image.OPEN[name]
+    return factory(stream, "")
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:

@@ -34,13 +34,17 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """A data set as its author wrote it down; `classes` are in label order, all paths lie below `root`."""
+    """A data set as its author wrote it down; `classes` are in label order, all paths lie below `root`.
+
+    `checked_mark` is a file for the fingerprint of the data, once every image of it was decoded without a fault.
+    """
 
     name: str
     root: Path
     classes: tuple[str, ...]
     entries: tuple[Entry, ...]
     skipped: tuple[Skipped, ...] = ()
+    checked_mark: Path | None = None
 
 
 def lies_inside(path: Path, root: Path) -> bool:

@@ -6,18 +6,26 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from torchsnow.data.catalogue import DATASETS
 from torchsnow.data.folders import list_folder
+from torchsnow.data.hf import list_hf
 from torchsnow.data.images import image_problem
 from torchsnow.data.listing import ALL, Entry, Listing, Skipped, first_few
+from torchsnow.data.named import find_torchvision, list_named
 from torchsnow.data.tables import list_csv, list_elpv
 from torchsnow.errors import DataError
+from torchsnow.files import write_atomically
 
 Progress = Callable[[int, int], None]
 
-EXPECTED = "a folder of class folders, a CSV file with the header path,label[,split], elpv, or elpv:binary"
+EXPECTED = (
+    "a folder of class folders, a CSV file with the header path,label[,split], elpv, elpv:binary, "
+    f"{', '.join(DATASETS)}, torchvision:NAME or hf:ORGANISATION/NAME"
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,10 @@ def load_data(data: str | Path, *, max_bad_share: float = 0.1, progress: Progres
 
     `data` is a folder of class folders (with or without train, val and test folders above them), a CSV file with the
     header `path,label[,split]` and paths relative to its own folder, `elpv` (solar cells, four defect probabilities)
-    or `elpv:binary` (functional or defective). `progress` is called with (images checked, images in all).
+    or `elpv:binary` (functional or defective), a name in `DATASETS`, the same as `torchvision:NAME` where torchvision
+    has that data set, or `hf:ORGANISATION/NAME`. A folder of that name comes before a bare name. `progress` is called
+    with (images checked, images in all). What has a name is fetched when it is missing, and its images are decoded
+    only until they were all found good once.
 
     Images that cannot be read, and links that leave the data's folder, are skipped and listed in `.skipped`. Raises
     DataError when they are over `max_bad_share` of all files or a whole class, and for data that is missing, empty,
@@ -71,7 +82,7 @@ def load_data(data: str | Path, *, max_bad_share: float = 0.1, progress: Progres
         raise DataError(f"cannot read the data {data}: {error}") from error
     _check_classes(listing)
     _check_unique(listing.entries)
-    good, unreadable = _check_images(listing.entries, progress)
+    good, unreadable = _check_images_once(listing, progress)
     skipped = (*listing.skipped, *unreadable)
     _check_bad_share(listing, good, skipped, max_bad_share)
     labels = {name: label for label, name in enumerate(listing.classes)}
@@ -82,8 +93,11 @@ def load_data(data: str | Path, *, max_bad_share: float = 0.1, progress: Progres
 
 
 def _list(data: str) -> Listing:
-    if data.startswith(("torchvision:", "hf:")):
-        raise DataError(f"{data} is not available in this version: save its images as {EXPECTED}")
+    prefix, _, name = data.partition(":")
+    if prefix == "torchvision":
+        return list_named(find_torchvision(name))
+    if prefix == "hf":
+        return list_hf(name)
     if data in ("elpv", "elpv:binary"):
         return list_elpv(binary=data == "elpv:binary")
     path = Path(data).expanduser()
@@ -91,6 +105,8 @@ def _list(data: str) -> Listing:
         return list_folder(path)
     if path.is_file() and path.suffix.lower() == ".csv":
         return list_csv(path)
+    if data in DATASETS:
+        return list_named(DATASETS[data])
     problem = "is a file, but not a .csv" if path.is_file() else "does not exist"
     raise DataError(f"the data {data!r} {problem}: expected {EXPECTED}")
 
@@ -113,6 +129,20 @@ def _check_unique(entries: Sequence[Entry]) -> None:
         first = seen.setdefault(os.path.realpath(entry.path), entry.path)
         if first is not entry.path:
             raise DataError(f"{first} and {entry.path} are one file listed twice: remove one of them")
+
+
+def _check_images_once(listing: Listing, progress: Progress | None) -> tuple[list[Entry], list[Skipped]]:
+    mark = listing.checked_mark
+    if mark is None:
+        return _check_images(listing.entries, progress)
+    fingerprint = _fingerprint(listing.entries, listing.root)
+    if mark.is_file() and mark.read_bytes() == fingerprint.encode():
+        return list(listing.entries), []
+    good, skipped = _check_images(listing.entries, progress)
+    if not skipped:
+        with suppress(DataError):  # a data folder that cannot be written to is checked every time
+            write_atomically(mark, fingerprint, DataError)
+    return good, skipped
 
 
 def _check_images(entries: Sequence[Entry], progress: Progress | None) -> tuple[list[Entry], list[Skipped]]:

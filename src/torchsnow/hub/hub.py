@@ -22,7 +22,7 @@ from torchsnow.files import clear_os_errors, write_atomically
 from torchsnow.hub.folder import SOURCE_FILE, TASKS_FOLDER, Folder
 from torchsnow.hub.index import Entry, Index, read_index, read_source_info, write_index, write_source_info
 from torchsnow.source import Request, Source, load_source
-from torchsnow.source.load import BUNDLED
+from torchsnow.source.load import PACKAGES
 from torchsnow.task_file import SourceInfo, Task, TaskInfo, content_hash, encode_task, load_task, read_task_info
 
 
@@ -238,8 +238,8 @@ class Hub:
 
 def _load(info: SourceInfo) -> Source:
     try:
-        if info.weights == BUNDLED:
-            return load_source(BUNDLED, precision=info.precision)
+        if info.weights in PACKAGES:
+            return load_source(info.weights, precision=info.precision)
         return load_source(info.name, info.weights, info.precision)
     except SourceError as error:
         raise HubError(

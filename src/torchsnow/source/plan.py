@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchsnow.source.features import average, gather
 
 # Convolutions that a batch norm folds into: those whose weight is used as it stands.
-_FOLDABLE = (nn.Conv2d.forward, Conv2dSame.forward)
+FOLDABLE = (nn.Conv2d.forward, Conv2dSame.forward)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _fold_norms(graph: fx.Graph, parts: dict[str, Any], made: dict[fx.Node, fx.N
         if len(before.users) != 1 or before.op != "call_module":
             continue
         conv = parts[str(before.target)]
-        if isinstance(conv, nn.Conv2d) and type(conv).forward in _FOLDABLE and calls[before.target] == 1:
+        if isinstance(conv, nn.Conv2d) and type(conv).forward in FOLDABLE and calls[before.target] == 1:
             _fold(conv, norm, dtype)
             if isinstance(norm, BatchNormAct2d):
                 parts[str(node.target)] = norm.act

@@ -31,7 +31,8 @@ class Source(nn.Module):
     `weights` say where it came from, for `load_source`. Its parameters
     and buffers never change: it stays in eval mode, passes run without gradients, and conversions of the
     floating-point type are ignored (choose `precision` instead).
-    `taps` are the tensors that a delta may subscribe to, by name. Raises SourceError when there are none.
+    `taps` are the tensors that a delta may subscribe to, by name. `prefers_channels_last` says in which layout a CPU
+    runs this network faster. Raises SourceError when there are no taps.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Source(nn.Module):
         if not self.taps:
             raise SourceError(f"{name} has no dense convolution to subscribe to: it is not a convolutional network")
         self.num_features = int(self.last_node.meta[VALUE].shape[1])
-        self._memory_format = torch.channels_last if _has_depthwise(model) else torch.contiguous_format
+        self.prefers_channels_last = _has_depthwise(model)
         self._folded: FoldedPass | None = None
         self._plans: dict[tuple[PlanOutput, ...], fx.GraphModule] = {}
 
@@ -72,13 +73,21 @@ class Source(nn.Module):
 
         Raises SourceError for an unknown tap or images of a size that the network cannot take.
         """
+        with torch.no_grad():
+            return self.differentiable(images, request)
+
+    def differentiable(self, images: Tensor, request: Request | None = None) -> FeatureMaps:
+        """The same pass, through which gradients flow to `images`: to find what a channel answers to, not to train.
+
+        Raises what a call raises.
+        """
         request = request or Request(taps=tuple(self.taps), last=True)
         for name in (*request.taps, *request.channels, *request.averages):
             if name not in self.taps:
                 raise SourceError(f"{self.name} has no tap {name!r}; its taps are named like {next(iter(self.taps))!r}")
         plan = self._plan(self._outputs(request))
         try:
-            with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            with torch.autocast(images.device.type, enabled=False):
                 values = iter(self._run(plan, images, request))
         except torch.OutOfMemoryError:
             raise
@@ -99,7 +108,8 @@ class Source(nn.Module):
         if images.device.type == "cpu" and not request.taps:
             # Little is kept, so a few images at a time need less memory; and what is kept is gathered at once, so the
             # layout may be the one in which this network is fastest.
-            images = images.contiguous(memory_format=self._memory_format)
+            layout = torch.channels_last if self.prefers_channels_last else torch.contiguous_format
+            images = images.contiguous(memory_format=layout)
             parts = torch.split(images, max(1, _PIXELS_AT_A_TIME // (images.shape[2] * images.shape[3])))
         results = [plan(part, *request.channels.values()) for part in parts]
         return results[0] if len(results) == 1 else [torch.cat(values) for values in zip(*results, strict=True)]
@@ -130,6 +140,10 @@ class Source(nn.Module):
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+    def identity(self) -> dict[str, str]:
+        """Which source this is, in JSON values."""
+        return {"name": self.name, "weights": self.weights, "fingerprint": self.fingerprint}
 
     def train(self, mode: bool = True) -> Self:
         """Does nothing but keep eval mode: batch norms of a source must never see a task's statistics."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from torchsnow.data import ImageSet, Splits, eval_transform, prepare, train_transform
 from torchsnow.errors import TrainingError
@@ -28,8 +28,10 @@ class RunImages:
     val: ImageSet
 
 
-def run_images(splits: Splits, config: InputConfig, settings: TrainSettings) -> RunImages:
+def run_images(splits: Splits, config: InputConfig, settings: TrainSettings, pool: ImageSet | None = None) -> RunImages:
     """The training and validation images of `splits`. The test split is not touched.
+
+    `pool` is a set made by `plain_images` for the same source and size; what it has decoded is not decoded again.
 
     Raises TrainingError when there are too few to train on, or none to choose the best model by.
     """
@@ -38,15 +40,36 @@ def run_images(splits: Splits, config: InputConfig, settings: TrainSettings) -> 
     if not splits.val:
         raise TrainingError("the validation split is empty, and the best model is chosen by it; give it a share")
     size = settings.image_size
-    plain = ImageSet(
-        (*splits.train, *splits.val), splits.classes, eval_transform(config, size), prepare(config, size)
-    )  # one set, so that training and validation share one cache
+    # one set, so that training and validation share one cache
+    plain = (plain_images(config, size) if pool is None else pool).with_examples(
+        (*splits.train, *splits.val), splits.classes
+    )
     train = plain.subset(range(len(splits.train)))
     return RunImages(
         train=train.with_transform(train_transform(config, size, settings.augmentation)),
         plain=train,
         val=plain.subset(range(len(splits.train), len(plain))),
     )
+
+
+def plain_images(config: InputConfig, image_size: int) -> ImageSet:
+    """An empty set that shows images as at evaluation, for `ImageSet.with_examples`."""
+    return ImageSet((), (), eval_transform(config, image_size), prepare(config, image_size))
+
+
+class FeatureSet(Dataset[tuple[Tensor, int]]):
+    """What a fixed module makes of images, computed once: pairs of values (N,) and labels."""
+
+    def __init__(self, module: nn.Module, images: ImageSet, batch_size: int, device: torch.device) -> None:
+        with torch.no_grad():
+            parts = [module(batch.to(device)).cpu() for batch, _ in DataLoader(images, batch_size)]
+        self.values, self.labels = torch.cat(parts), images.labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.values[index], int(self.labels[index])
 
 
 def balanced_weights(images: ImageSet) -> Tensor:
@@ -75,7 +98,7 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
-def train_loader(images: ImageSet, settings: TrainSettings, epoch: int, device: torch.device) -> Loader:
+def train_loader(images: ImageSet | FeatureSet, settings: TrainSettings, epoch: int, device: torch.device) -> Loader:
     """One epoch in its own order."""
     generator = torch.Generator().manual_seed(epoch_seed(settings.seed, epoch))
     batches = shuffled_batches(len(images), settings.batch_size, generator)

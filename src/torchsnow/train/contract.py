@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,18 @@ from torchsnow.source.config import InputConfig
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Batches of normalised images (B, 3, H, W) and labels (B,); may be gone through several times."""
+
+
+@dataclass(frozen=True)
+class TaskCost:
+    """Multiply-adds of one image, at the source's own size.
+
+    `first` is the whole way of the first task, from the image to its logits; `added` that of each further task when
+    whatever the tasks share has run already.
+    """
+
+    first: int
+    added: int
 
 
 class Method(Protocol):
@@ -37,6 +50,11 @@ class Method(Protocol):
     def start(self, images: Batches, device: torch.device) -> None:
         """Called once before training, with the training images as at evaluation; the model is on `device`."""
 
+    def frozen_part(self) -> tuple[nn.Module, nn.Module] | None:
+        """Two modules whose composition `model` is: images to fixed values (B, N), which training never changes, and
+        values to logits. Training on images that are not augmented computes the values once. None if there are none.
+        """
+
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """The parameters that train, as an optimiser's groups, each with its own "lr" and "weight_decay"."""
 
@@ -54,6 +72,12 @@ class Method(Protocol):
 
     def subscription(self) -> dict[str, Any]:
         """Which channels are read, tap by tap, in JSON values; empty for methods without channel pooling."""
+
+    def shipped_state(self) -> dict[str, Tensor]:
+        """What has to be kept of a finished task beside the source, by name."""
+
+    def multiply_adds(self) -> TaskCost:
+        """What a first and a further task cost at inference."""
 
     def finish(self) -> nn.Module:
         """The model as it ships, in eval mode, with the logits of `model` in eval mode."""

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchsnow.data import Splits
+from torchsnow.data import ImageSet, Splits
 from torchsnow.errors import TrainingError
 from torchsnow.source import Source
 from torchsnow.train.batches import (
+    FeatureSet,
     balanced_weights,
     data_config,
     epoch_seed,
@@ -59,23 +60,27 @@ def fit(
     *,
     resume: bool = False,
     quiet: bool = False,
+    pool: ImageSet | None = None,
 ) -> FitResult:
     """Train on the training split, choose the best epoch on the validation split, never look at the test split.
 
     Everything is written to `run`. With `resume` a run that was stopped, in whatever way, goes on after its last
     finished epoch and ends as if it had not been; of a finished run this gives the result. On the CPU the numbers
-    are the same bit by bit. torch's global generators are left as they were.
+    are the same bit by bit. torch's global generators are left as they were. A method that has a frozen part sees
+    each image once, if they are not augmented. `pool` is for runs on the same data at the same size, which then decode
+    each image once (see `torchsnow.train.batches.plain_images`).
 
     Raises TrainingError when `run` holds a run already (without `resume`) or none or another one (with it), when
     there are too few images, and when the loss is no longer a finite number. KeyboardInterrupt says how to go on.
     """
-    loop = _Loop(method, splits, settings, run)
+    loop = _Loop(method, splits, settings, run, pool)
     with loop.own_randomness(), TrainingBar(settings.epochs, len(loop.images.train), quiet) as bar:
         try:
             if resume:
                 loop.resume(bar)
             else:
                 loop.begin(bar)
+            loop.keep_features()
             while not is_finished(loop.history, settings.epochs, settings.patience):
                 loop.run_epoch(bar)
             return loop.result()
@@ -86,12 +91,16 @@ def fit(
 class _Loop:
     """One run: what it works with and how far it is."""
 
-    def __init__(self, method: Method, splits: Splits, settings: TrainSettings, run: RunFolder) -> None:
+    def __init__(
+        self, method: Method, splits: Splits, settings: TrainSettings, run: RunFolder, pool: ImageSet | None
+    ) -> None:
         _check_precision(method.model, settings)
         self.method, self.splits, self.settings, self.run = method, splits, settings, run
         self.device = settings.torch_device()
-        self.images = run_images(splits, method.input_config, settings)
-        method.model.to(self.device)
+        self.images = run_images(splits, method.input_config, settings, pool)
+        self.train_set: ImageSet | FeatureSet = self.images.train
+        self.val_set: ImageSet | FeatureSet = self.images.val
+        self.trained = method.model.to(self.device)
         self.optimizer = make_optimizer(method.parameter_groups(settings.lr, settings.weight_decay), settings)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         weights = None if settings.class_weights == "none" else balanced_weights(self.images.train)
@@ -134,6 +143,15 @@ class _Loop:
         finished = is_finished(self.history, self.settings.epochs, self.settings.patience)
         self._say(bar, f"{'this run is finished: ' if finished else 'resumed after '}epoch {len(self.history)}")
 
+    def keep_features(self) -> None:
+        """Compute a method's fixed values once, where every epoch would see the same ones."""
+        parts = self.method.frozen_part()
+        if parts is None or self.settings.augmentation != "none":
+            return
+        frozen, self.trained = parts
+        self.train_set = FeatureSet(frozen, self.images.plain, self.settings.batch_size, self.device)
+        self.val_set = FeatureSet(frozen, self.images.val, self.settings.batch_size, self.device)
+
     def _repair(self, last: Checkpoint) -> None:
         """Do what a run that was killed right after saving `last` did not come to."""
         self.run.write_tables(self.history, self.selection)
@@ -148,7 +166,7 @@ class _Loop:
         start_s = time.perf_counter()
         loss, accuracy = self._train(epoch, bar)
         trained_s = time.perf_counter() - start_s
-        val = self._validate(self.method.model)
+        val = self._validate(self.trained, self.val_set)
         row = Epoch(
             epoch=epoch,
             train_loss=loss,
@@ -169,7 +187,7 @@ class _Loop:
         self.method.model.train()
         totals = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, right ones, images
         first = (epoch - 1) * self.steps
-        for step, (images, labels) in enumerate(train_loader(self.images.train, self.settings, epoch, self.device)):
+        for step, (images, labels) in enumerate(train_loader(self.train_set, self.settings, epoch, self.device)):
             totals += self._step(images.to(self.device), labels.to(self.device), first + step)
             bar.advance(len(images))
             if step % _LOOK_EVERY == 0 or step == self.steps - 1:
@@ -184,7 +202,7 @@ class _Loop:
         set_lr(self.optimizer, self._lr_factor(step))
         amp = self.settings.amp and self.device.type == "cuda"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=amp):
-            logits = self.method.model(images).float()
+            logits = self.trained(images).float()
         loss = self.criterion(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -205,10 +223,9 @@ class _Loop:
             self.run.log(message)
             raise TrainingError(message)
 
-    def _validate(self, model: nn.Module) -> Metrics:
-        settings = self.settings
-        classes = self.splits.classes
-        return evaluate(model, self.images.val, classes, settings.batch_size, self.device, settings.num_workers)
+    def _validate(self, model: nn.Module, images: ImageSet | FeatureSet) -> Metrics:
+        settings, classes = self.settings, self.splits.classes
+        return evaluate(model, images, classes, settings.batch_size, self.device, settings.num_workers)
 
     def _save(self) -> None:
         """`last` first: from it everything else can be written again."""
@@ -238,7 +255,7 @@ class _Loop:
         self.run.write_subscription(self.method.subscription())
         best = best_epoch(self.history)
         self.run.log(f"finished after {len(self.history)} epochs; the best is epoch {best.epoch}")
-        return FitResult(model, self._validate(model), best, tuple(self.history))
+        return FitResult(model, self._validate(model, self.images.val), best, tuple(self.history))
 
     def _say(self, bar: TrainingBar, line: str) -> None:
         self.run.log(line)

@@ -23,7 +23,8 @@ class RunFolder:
 
     `args.yaml` says what was run, `splits.json` on which images, `log.txt` what happened; `results.csv` has a row
     per epoch and `selection.csv` one per epoch and tap; `last.safetensors` is what a run resumes from and
-    `best.safetensors` the best model so far; `subscription.json` has the channels that the finished task reads.
+    `best.safetensors` the best model so far; `subscription.json` has the channels that the finished task reads, and
+    `metrics.json` how good it is.
     Whoever shows the run adds `results.png`, `selection.png` and `confusion_matrix.png`.
     """
 
@@ -89,6 +90,10 @@ class RunFolder:
         """Write subscription.json, if there is one."""
         if subscription:
             self._write(self.subscription, json.dumps(subscription, indent=1) + "\n")
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Write metrics.json."""
+        self._write(self.path / "metrics.json", json.dumps(metrics, indent=1) + "\n")
 
     def log(self, text: str) -> None:
         """Add one line, with the time in UTC, to log.txt."""

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -12,37 +11,15 @@ from torch import Tensor, nn
 
 from torchsnow.delta.head import Head
 from torchsnow.errors import TrainingError
-from torchsnow.methods import METHODS, PRESETS, PoolTraining, Snow, make_method
+from torchsnow.methods import PRESETS, PoolTraining, Snow, make_method
 from torchsnow.methods.probe import fit_probe
 from torchsnow.methods.snow import inform, make_snow, still_changing
 from torchsnow.methods.statistics import ClassSums
 from torchsnow.pooling import ChannelPooling
-from torchsnow.source import Source, load_source
+from torchsnow.source import Source
 
 CPU = torch.device("cpu")
 Batches = list[tuple[Tensor, Tensor]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def source() -> Source:
-    return load_source("test_resnet", weights="random")
-
-
-@pytest.fixture(scope="module")
-def batches() -> Batches:
-    """30 images of three classes that differ in the strength of one colour, in batches of 12, 12 and 6."""
-    generator = torch.Generator().manual_seed(0)
-    images, labels = torch.randn(30, 3, 32, 32, generator=generator), torch.arange(30) % 3
-    images[torch.arange(30), labels] += 1.0
-    return list(zip(images.split(12), labels.split(12), strict=True))
 
 
 @pytest.fixture
@@ -329,18 +306,19 @@ def test_config_says_what_was_made(source: Source) -> None:
 
 
 def test_unknown_names_are_told_apart(source: Source) -> None:
-    assert set(METHODS) == {"snow"}
-    with pytest.raises(TrainingError, match="no method 'rain'; expected one of snow"):
-        make_method("rain", source, 3)
-    with pytest.raises(TrainingError, match="no preset 'slow'; expected one of default, paper"):
+    with pytest.raises(TrainingError, match="no method 'quilt'; expected one of full, features, head, snow"):
+        make_method("quilt", source, 3)
+    with pytest.raises(TrainingError, match="no method 'hed'; did you mean 'head'"):
+        make_method("hed", source, 3)
+    with pytest.raises(TrainingError, match="'snow' has no preset 'slow'; expected one of default, paper"):
         make_method("snow", source, 3, preset="slow")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"start": "lucky"}, "start is 'lucky'; expected 'informed' or 'random'"),
-        ({"sigma": -1.0}, "sigma is -1.0; expected 0 or more"),
+        ({"start": "lucky"}, "start is 'lucky'; expected 'informed', 'random' or 'equal'"),
+        ({"sigma": -1.0}, "sigma is -1.0; expected a number of 0 or more"),
         ({"quiet_from": 0.0}, "quiet_from is 0.0; expected None or a share"),
         ({"pool_lr": float("nan")}, "pool_lr is nan"),
     ],

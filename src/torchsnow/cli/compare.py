@@ -1,0 +1,164 @@
+"""`torchsnow compare`: methods x data sets x seeds under one budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from torchsnow.cli.output import load_checked, note, percent, print_json, print_table, say
+from torchsnow.errors import ExperimentError
+
+if TYPE_CHECKING:
+    from torchsnow.experiments.compare import Comparison
+    from torchsnow.experiments.plan import Cell, Experiment
+    from torchsnow.report import Results, Summary
+
+_METHODS = "full,features,head,snow"
+
+
+def compare(
+    data: Annotated[list[str] | None, typer.Argument(help="Data sets, as for train.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results; what is finished there is kept.")] = Path(
+        "comparison"
+    ),
+    experiment: Annotated[
+        Path | None, typer.Option(help="YAML file that describes the experiment, instead of the options below.")
+    ] = None,
+    paper: Annotated[bool, typer.Option("--paper", help="The paper's table: ResNet-50, its five data sets.")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Every method, offline, in two minutes: a trial run.")] = False,
+    methods: Annotated[
+        str | None, typer.Option(help=f"METHOD or METHOD:PRESET, separated by commas; '{_METHODS}' by default.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many, from 0; 3 by default.")] = None,
+    source: Annotated[str | None, typer.Option(help="Sources, separated by commas; 'bundled' by default.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images; 15 by default.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels; 224 by default.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step; 32 by default.")] = None,
+    augmentation: Annotated[str | None, typer.Option(help="'none', 'flip' (default), 'light' or 'strong'.")] = None,
+    lr_tries: Annotated[int | None, typer.Option(help="Learning rates tried for each method; 3 by default.")] = None,
+    train_images: Annotated[int | None, typer.Option(help="Train on a subsample of so many images.")] = None,
+    test_images: Annotated[int | None, typer.Option(help="Test on a subsample of so many images.")] = None,
+    device: Annotated[str | None, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells that failed once more.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")] = False,
+) -> None:
+    """Compare methods on data sets under one budget.
+
+    Every method gets the same epochs, images and number of learning rates,
+    chosen on the validation split. Each finished cell is kept: the same command
+    goes on where it was stopped, and may name more methods, data sets or seeds.
+    Writes results.json, results.csv and report.html.
+
+    Example: torchsnow compare photos/ --methods full,head,snow --out comparison
+    """
+    given: dict[str, Any] = {
+        "data": data or None,
+        "methods": _split(methods),
+        "seeds": None if seeds is None else list(range(seeds)),
+        "sources": _split(source),
+        "epochs": epochs,
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "augmentation": augmentation,
+        "lr_tries": lr_tries,
+        "train_images": train_images,
+        "test_images": test_images,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+
+    from torchsnow.experiments.compare import Comparison
+    from torchsnow.train import torch_device
+
+    torch_device(device or "auto")
+    chosen = _experiment(given, experiment, paper, smoke, device)
+    comparison = Comparison(chosen, out)
+    if retry_failed:
+        comparison.forget_failed()
+    cells = chosen.cells()
+    with _telling_how_to_go_on(comparison), _progress(quiet=json) as report:
+        comparison.run(report, note, lambda name: load_checked(name, quiet=json))
+        report(None, len(cells), len(cells))
+        results = comparison.finish(note)
+    if json:
+        print_json(results.to_dict())
+    else:
+        _show(results, out)
+
+
+def _split(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _experiment(given: dict[str, Any], file: Path | None, paper: bool, smoke: bool, device: str | None) -> Experiment:
+    from torchsnow.experiments.plan import Experiment
+    from torchsnow.experiments.presets import paper_experiment, smoke_experiment
+
+    ready = [name for name, wanted in (("--experiment", file), ("--paper", paper), ("--smoke", smoke)) if wanted]
+    if len(ready) > 1:
+        raise ExperimentError(f"{ready[0]} and {ready[1]} contradict each other: each is a whole experiment")
+    if ready and given:
+        first = next(iter(given))
+        option = "DATA" if first == "data" else "--" + {"sources": "source"}.get(first, first).replace("_", "-")
+        raise ExperimentError(f"{ready[0]} is a whole experiment, and {option} contradicts it: leave one of them out")
+    if file is not None:
+        described = Experiment.load(file)
+        return Experiment.from_dict({**described.to_dict(), "device": device or described.device})
+    if paper or smoke:
+        return (paper_experiment if paper else smoke_experiment)(device or "auto")
+    if "data" not in given:
+        raise ExperimentError("name at least one data set, or --experiment FILE, --paper or --smoke")
+    start = {"name": "comparison", "methods": _split(_METHODS), "device": device or "auto"}
+    return Experiment.from_dict({**start, **given})
+
+
+@contextmanager
+def _telling_how_to_go_on(comparison: Comparison) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        cells = comparison.experiment.cells()
+        kept = sum(comparison.read(cell) is not None for cell in cells)
+        raise KeyboardInterrupt(f"stopped; {kept} of {len(cells)} cells are kept; the same command goes on") from stop
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Any]:
+    """A bar over the cells, on stderr, and the function that moves it: (cell, done, total)."""
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, TextColumn("{task.description}"), console=console, disable=quiet) as bar:
+        task = bar.add_task("", total=None)
+
+        def report(cell: Cell | None, done: int, total: int) -> None:
+            text = "measuring training steps" if cell is None else str(cell)
+            bar.update(task, completed=done, total=total, description=text)
+
+        yield report
+
+
+def _show(results: Results, out: Path) -> None:
+    from torchsnow.report import summarise, where_snow_loses
+
+    columns = ["source", "data", "method", "test accuracy", "seeds", "trained parameters", "stored, kB"]
+    print_table(columns, [_cells(row) for row in summarise(results)])
+    for line in where_snow_loses(results):
+        say(line)
+    if results.failed:
+        say(f"{len(results.failed)} cells failed; report.html says why, and --retry-failed tries them again")
+    say(f"{len(results.cells)} cells are in {out}: results.json, results.csv, report.html")
+
+
+def _cells(row: Summary) -> list[Any]:
+    from torchsnow.report import row_words
+
+    accuracy = row.accuracy
+    width = "" if accuracy.half_width is None else f" ± {100 * accuracy.half_width:.1f}"
+    name = row_words(row.method, row.variant)
+    shown = f"{percent(accuracy.mean)}{width}"
+    return [row.source, row.data, name, shown, len(row.seeds), f"{row.trained_params:,}", row.stored_bytes // 1000]

@@ -1,0 +1,1 @@
+"""Experiments: methods compared on data sets and seeds, sweeps, and throughput."""

@@ -1,0 +1,119 @@
+"""One cell of a comparison: a method trained on one data set with one seed, and tested once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torchsnow.data import ImageSet, Splits, make_splits
+from torchsnow.data.sampling import reduced
+from torchsnow.errors import TrainingError
+from torchsnow.experiments.material import Material
+from torchsnow.experiments.plan import OF_DATA, Cell, Experiment
+from torchsnow.methods import make_method, split_name
+from torchsnow.train import FitResult, Method, Metrics, RunFolder, TrainSettings, evaluate, fit
+
+_KEPT = ("accuracy", "balanced_accuracy", "calibration_error", "loss", "top5")  # of all metrics
+
+
+@dataclass(frozen=True)
+class _Try:
+    """A training with one learning rate."""
+
+    method: Method
+    result: FitResult
+    settings: TrainSettings
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The better, the larger."""
+        return self.result.best.val_accuracy, -self.result.best.val_loss
+
+
+def run_cell(
+    cell: Cell, experiment: Experiment, material: Material, folder: Path, lrs: Sequence[float]
+) -> dict[str, Any]:
+    """Train with each of the learning rates, choose one by the validation split, and test that one.
+
+    Every training has a run folder below `folder`; what was finished there is not done again. Returns the cell as
+    plain JSON values. Raises a TorchsnowError when the source cannot take the method, or no learning rate works.
+    """
+    start = time.monotonic()
+    splits = cell_splits(cell, experiment, material)
+    best: _Try | None = None
+    tries: list[dict[str, Any]] = []
+    for lr in lrs:
+        tried = _train(cell, experiment, material, splits, lr, folder / f"lr-{lr:.3g}")
+        if isinstance(tried, _Try):
+            tries.append({"lr": lr, "val_accuracy": tried.result.best.val_accuracy})
+            best = tried if best is None or tried.rank > best.rank else best
+        else:
+            tries.append({"lr": lr, "val_accuracy": None})
+            failure = tried
+    if best is None:
+        raise failure
+    test = _test(best, splits, material.pool(cell))
+    return {
+        **cell.to_dict(),
+        "train_images": len(splits.train),
+        "val_images": len(splits.val),
+        "test_images": len(splits.test),
+        "num_classes": len(splits.classes),
+        "lr": best.settings.lr,
+        "tries": tries if len(tries) > 1 else [],
+        "best_epoch": best.result.best.epoch,
+        "val": _kept(best.result.metrics),
+        "test": _kept(test),
+        "history": [asdict(row) for row in best.result.history],
+        "trained_params": _num_params(best.method),
+        "stored_bytes": sum(tensor.nbytes for tensor in best.method.shipped_state().values()),
+        "note": splits.note,
+        "seconds": round(time.monotonic() - start, 2),
+    }
+
+
+def cell_splits(cell: Cell, experiment: Experiment, material: Material) -> Splits:
+    """The images of a cell: they depend on the data, the seed and the varied number of images, not on the method."""
+    splits = make_splits(material.data(cell.data), seed=cell.seed)
+    if not splits.test:
+        raise TrainingError(f"{cell.data} has no test images; a comparison needs some")
+    of_data: dict[str, Any] = {"train_images": experiment.train_images}
+    of_data |= {name: value for name, value in cell.variant.items() if name in OF_DATA}
+    return reduced(splits, **of_data, val_images=experiment.val_images, test_images=experiment.test_images)
+
+
+def _train(
+    cell: Cell, experiment: Experiment, material: Material, splits: Splits, lr: float, path: Path
+) -> _Try | TrainingError:
+    settings = experiment.settings(cell.data, lr, cell.seed)
+    method = cell_method(cell, material, len(splits.classes))
+    run = RunFolder(path)
+    try:
+        result = fit(method, splits, settings, run, resume=run.args.exists(), quiet=True, pool=material.pool(cell))
+    except TrainingError as error:  # such as a learning rate under which the loss does not stay finite
+        return error
+    return _Try(method, result, settings)
+
+
+def cell_method(cell: Cell, material: Material, num_classes: int) -> Method:
+    """The method of a cell, new. Raises a TorchsnowError when the source cannot take it."""
+    name, preset = split_name(cell.method)
+    changes = {name: value for name, value in cell.variant.items() if name not in OF_DATA}
+    return make_method(name, material.source(cell.source), num_classes, preset, cell.seed, changes)
+
+
+def _test(best: _Try, splits: Splits, pool: ImageSet) -> Metrics:
+    images = pool.with_examples(splits.test, splits.classes)
+    settings = best.settings
+    return evaluate(best.result.model, images, splits.classes, settings.batch_size, settings.torch_device())
+
+
+def _kept(metrics: Metrics) -> dict[str, Any]:
+    return {name: getattr(metrics, name) for name in _KEPT}
+
+
+def _num_params(method: Method) -> int:
+    return sum(parameter.numel() for group in method.parameter_groups(1.0, 0.0) for parameter in group["params"])

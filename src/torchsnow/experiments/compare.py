@@ -1,0 +1,179 @@
+"""Methods compared: every cell of an experiment, one after the other, each of which is kept as soon as it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from torchsnow.data import LoadedData
+from torchsnow.errors import ExperimentError, TorchsnowError
+from torchsnow.experiments.cell import run_cell
+from torchsnow.experiments.costs import measure_costs
+from torchsnow.experiments.material import Material
+from torchsnow.experiments.plan import Cell, Experiment
+from torchsnow.files import clear_os_errors, write_atomically
+from torchsnow.report import Results, report_page, write_csv
+
+Say = Callable[[str], None]
+
+
+class Comparison:
+    """The folder of one comparison: `experiment.yaml`, `cells/*.json`, `runs/`, and what is made of them.
+
+    Finished cells are kept whatever happens afterwards, and an experiment may grow: more methods, data sets, sources
+    and seeds under the same budget. Raises ExperimentError when the folder holds cells of another budget.
+    """
+
+    def __init__(self, experiment: Experiment, path: Path) -> None:
+        self.experiment, self.path = experiment, path
+        self._said: set[str] = set()
+        self._refuse_other_budget()
+
+    def run(self, report: Callable[[Cell, int, int], None], say: Say, load: Callable[[str], LoadedData]) -> None:
+        """Do the cells that are missing.
+
+        `report` is called before each cell with it, the number of cells done, and that of all; `say` with what went
+        wrong. A cell that fails is noted, and the others go on.
+        """
+        with clear_os_errors("create the folder", self.path, ExperimentError):
+            (self.path / "cells").mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(self.experiment.to_dict(), sort_keys=False, allow_unicode=True)
+        write_atomically(self.path / "experiment.yaml", text, ExperimentError)
+        material = Material(self.experiment, load)
+        cells = self.experiment.cells()
+        for done, cell in enumerate(cells):
+            report(cell, done, len(cells))
+            if self.read(cell) is None:
+                self._do(cell, material, say)
+
+    def _do(self, cell: Cell, material: Material, say: Say) -> None:
+        runs = self.path / "runs" / _file_name(cell)
+        try:
+            content = run_cell(cell, self.experiment, material, runs, self._lrs(cell))
+        except TorchsnowError as error:
+            if str(error) not in self._said:  # one data set that is missing is missing for every cell
+                say(f"{cell}: {error}")
+                self._said.add(str(error))
+            content = {**cell.to_dict(), "error": str(error)}
+        self._write(cell, content)
+        for weights in runs.glob("*/*.safetensors"):  # the tables stay; hundreds of networks would fill the disk
+            weights.unlink()
+
+    def _lrs(self, cell: Cell) -> list[float]:
+        """All learning rates for the first seed; what it found, for the others."""
+        first = Cell(cell.source, cell.data, cell.method, self.experiment.seeds[0], cell.variant)
+        found = None if cell == first else self.read(first)
+        return [found["lr"]] if found and "lr" in found else self.experiment.lrs(cell.method)
+
+    def read(self, cell: Cell) -> dict[str, Any] | None:
+        """A finished or failed cell; None where there is none yet. Raises ExperimentError for a damaged file."""
+        path = self._path(cell)
+        if not path.exists():
+            return None
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if {name: content[name] for name in cell.to_dict()} != cell.to_dict():
+                raise ValueError("it is of another cell")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ExperimentError(
+                f"cannot read the cell {path}: {error}; remove the file, and the cell is done again"
+            ) from error
+        return content
+
+    def forget_failed(self) -> None:
+        """Let the cells that failed be tried again."""
+        for cell in self.experiment.cells():
+            if "error" in (self.read(cell) or {}):
+                self._path(cell).unlink()
+                shutil.rmtree(self.path / "runs" / _file_name(cell), ignore_errors=True)
+
+    def finish(self, say: Say) -> Results:
+        """Measure the costs, and write results.json, results.csv and report.html of all cells that there are.
+
+        Raises ExperimentError when not one is finished.
+        """
+        contents = [content for content in map(self.read, self.experiment.cells()) if content is not None]
+        results = Results.from_dict(
+            {
+                "schema": 1,
+                "name": self.experiment.name,
+                "made": datetime.now(UTC).isoformat(timespec="seconds"),
+                "experiment": self.experiment.to_dict(),
+                "versions": {name: version(name) for name in ("torchsnow", "torch", "timm")},
+                "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {_device_name(self.experiment)}",
+                "cells": [content for content in contents if "error" not in content],
+                "failed": [content for content in contents if "error" in content],
+                "costs": self._costs(contents, say),
+            }
+        )
+        page = report_page(results)
+        results.save(self.path / "results.json")
+        write_csv(results, self.path / "results.csv")
+        page.save(self.path / "report.html")
+        return results
+
+    def _costs(self, contents: Sequence[Mapping[str, Any]], say: Say) -> list[dict[str, Any]]:
+        """Measured once, and anew when there are new methods."""
+        finished = [content for content in contents if "error" not in content]
+        wanted = {(content["source"], content["method"]) for content in finished}
+        path = self.path / "costs.json"
+        kept = _read_list(path) if path.exists() else []
+        if wanted <= {(cost["source"], cost["method"]) for cost in kept}:
+            return kept
+        costs: list[dict[str, Any]] = []
+        for source in dict.fromkeys(source for source, _ in sorted(wanted)):
+            methods = [method for method in self.experiment.methods if (source, method) in wanted]
+            num_classes = max(content["num_classes"] for content in finished)
+            costs += measure_costs(self.experiment, source, methods, num_classes, say)
+        write_atomically(path, json.dumps(costs, indent=1) + "\n", ExperimentError)
+        return costs
+
+    def _path(self, cell: Cell) -> Path:
+        return self.path / "cells" / f"{_file_name(cell)}.json"
+
+    def _write(self, cell: Cell, content: Mapping[str, Any]) -> None:
+        write_atomically(self._path(cell), json.dumps(content, indent=1) + "\n", ExperimentError)
+
+    def _refuse_other_budget(self) -> None:
+        file = self.path / "experiment.yaml"
+        if not file.exists():
+            return
+        then, now = Experiment.load(file).budget(), self.experiment.budget()
+        odd = [name for name in now if then[name] != now[name]]
+        if odd:
+            raise ExperimentError(
+                f"{self.path} holds results with {odd[0]} = {then[odd[0]]}, not {now[odd[0]]}: results of different "
+                "budgets cannot be compared; choose another folder"
+            )
+
+
+def _read_list(path: Path) -> list[dict[str, Any]]:
+    """Costs that were measured before; none if the file is damaged, so that they are measured again."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return content if isinstance(content, list) and all(isinstance(row, dict) for row in content) else []
+
+
+def _file_name(cell: Cell) -> str:
+    """A readable name that no other cell has."""
+    text = json.dumps(cell.to_dict(), sort_keys=True)
+    short = re.sub(r"[^a-z0-9]+", "-", f"{cell.data} {cell.method} {cell.seed}".lower()).strip("-")[-60:]
+    return f"{short}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def _device_name(experiment: Experiment) -> str:
+    device = experiment.settings(experiment.data[0], 1e-3, 0).torch_device()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,0 +1,197 @@
+"""What an experiment consists of, and which cells that makes; one YAML file describes one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from torchsnow.errors import ExperimentError
+from torchsnow.files import clear_os_errors
+from torchsnow.methods import METHODS, PRESETS, split_name
+from torchsnow.train import TrainSettings
+
+OF_DATA = ("train_images", "train_share", "shots")  # factors that choose training images; others are of the delta
+_LISTS = ("sources", "data", "methods", "seeds")
+_WHOLE = ("epochs", "image_size", "batch_size", "lr_tries")
+_HALF_DECADE = 10**0.5
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One result: a method on a data set with a source and a seed, and with the values of the varied factors."""
+
+    source: str
+    data: str
+    method: str
+    seed: int
+    variant: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        varied = "".join(f", {name} {value}" for name, value in self.variant.items())
+        return f"{self.method} on {self.data} with {self.source}{varied}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Methods x data sets x sources x variants x seeds under one budget.
+
+    - `sources`: names for `load_source`; `weights` are those of all of them.
+    - `data`: what `load_data` takes. `methods`: "NAME" or "NAME:PRESET".
+    - `epochs`, `image_size` (pixels), `batch_size`, `augmentation`: the same for every method; `augmentations` has
+      other ones for single data sets.
+    - `lr_tries`: learning rates that are tried for every method, with the first seed, around the method's own, half a
+      decade apart; the best on the validation split is kept for the other seeds.
+    - `train_images`, `val_images`, `test_images`: subsamples; None takes all.
+    - `vary`: values of factors. Those of `OF_DATA` choose training images, the others are settings of a delta.
+    """
+
+    name: str
+    data: tuple[str, ...]
+    methods: tuple[str, ...]
+    sources: tuple[str, ...] = ("bundled",)
+    weights: str = "pretrained"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    epochs: int = 15
+    image_size: int = 224
+    batch_size: int = 32
+    augmentation: str = "flip"
+    augmentations: Mapping[str, str] = field(default_factory=dict)
+    lr_tries: int = 3
+    train_images: int | None = None
+    val_images: int | None = None
+    test_images: int | None = None
+    vary: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in _LISTS:
+            values = getattr(self, name)
+            if not values:
+                raise ExperimentError(f"{name} is empty; name at least one")
+            if len(set(values)) < len(values):
+                raise ExperimentError(f"{name} lists something twice: {', '.join(map(str, values))}")
+        for name in _WHOLE:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ExperimentError(f"{name} is {value!r}; expected a whole number of 1 or more")
+        self._check_vary()
+        unknown = sorted(set(self.augmentations) - set(self.data))
+        if unknown:
+            raise ExperimentError(f"augmentations names {unknown[0]!r}, which is not among the data")
+        for text in self.methods:
+            self._check_method(text)
+        for name in self.data:
+            self.settings(name, 1e-3, self.seeds[0])
+
+    def _check_vary(self) -> None:
+        for factor, values in self.vary.items():
+            if not values:
+                raise ExperimentError(f"vary.{factor} is empty; give the values to try")
+            for value in values if factor not in OF_DATA else ():
+                PRESETS["default"].changed({factor: value}).spec(num_classes=2)  # raises for what is no setting
+
+    def _check_method(self, text: str) -> None:
+        name, _ = split_name(text)
+        of_delta = [factor for factor in self.vary if factor not in OF_DATA]
+        if of_delta and not METHODS[name].is_delta:
+            raise ExperimentError(
+                f"vary has {of_delta[0]!r}, a setting of a delta, and the method {name!r} makes none; compare it in an "
+                "experiment of its own"
+            )
+        if self.train_images is not None and any(factor in OF_DATA for factor in self.vary):
+            raise ExperimentError("train_images contradicts a varied number of training images; leave one of them out")
+
+    def settings(self, data: str, lr: float, seed: int) -> TrainSettings:
+        """The budget of one run. Raises a TorchsnowError for values out of range."""
+        return TrainSettings(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            image_size=self.image_size,
+            lr=lr,
+            warmup_epochs=min(1, self.epochs - 1),
+            augmentation=self.augmentations.get(data, self.augmentation),
+            seed=seed,
+            device=self.device,  # type: ignore[arg-type] # checked by the settings
+        )
+
+    def lrs(self, method: str) -> list[float]:
+        """The learning rates that are tried: the method's own in the middle, lower ones first."""
+        own = METHODS[split_name(method)[0]].lr
+        return [own * _HALF_DECADE ** (place - (self.lr_tries - 1) / 2) for place in range(self.lr_tries)]
+
+    def cells(self) -> list[Cell]:
+        """All cells; those of one data set follow each other, and the first seed comes before the others."""
+        variants = [dict(zip(self.vary, values, strict=True)) for values in itertools.product(*self.vary.values())]
+        return [
+            Cell(source, data, method, seed, variant)
+            for source, data, seed, variant, method in itertools.product(
+                self.sources, self.data, self.seeds, variants, self.methods
+            )
+        ]
+
+    def budget(self) -> dict[str, Any]:
+        """What must be equal for results to be comparable."""
+        grows = {"name", "vary", "augmentations", *_LISTS}
+        return {name: value for name, value in self.to_dict().items() if name not in grows}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        values = asdict(self)
+        values["vary"] = {name: list(options) for name, options in self.vary.items()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Experiment:
+        """From plain values, as in a YAML file. Raises ExperimentError for unknown or missing names and wrong types."""
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(map(str, set(values) - known))
+        if unknown:
+            raise ExperimentError(f"an experiment has no {unknown[0]!r}; expected some of {', '.join(sorted(known))}")
+        missing = [name for name in ("name", "data", "methods") if name not in values]
+        if missing:
+            raise ExperimentError(f"the experiment lacks {missing[0]!r}")
+        given = dict(values)
+        for name in _LISTS:
+            if name in given:
+                given[name] = _listed(name, given[name], int if name == "seeds" else str)
+        given["vary"] = {name: _listed(f"vary.{name}", options) for name, options in _mapping("vary", given).items()}
+        given["augmentations"] = _mapping("augmentations", given)
+        return cls(**given)
+
+    @classmethod
+    def load(cls, path: Path) -> Experiment:
+        """Read a YAML file. Raises ExperimentError when it is none, or not of an experiment."""
+        with clear_os_errors("read the experiment", path, ExperimentError):
+            text = path.read_bytes()
+        try:
+            values = yaml.safe_load(text)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ExperimentError(f"{path} is not a YAML file: {error}") from error
+        if not isinstance(values, dict):
+            raise ExperimentError(f"{path} does not describe an experiment: expected names and values")
+        return cls.from_dict({"name": path.stem, **values})
+
+
+def _listed(name: str, values: object, kind: type | None = None) -> tuple[Any, ...]:
+    if not isinstance(values, list | tuple):
+        raise ExperimentError(f"{name} is {values!r}; expected a list")
+    for value in values:
+        if kind is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise ExperimentError(f"{name} has {value!r}; expected values of type {kind.__name__}")
+    return tuple(values)
+
+
+def _mapping(name: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    value = values.get(name, {})
+    if not isinstance(value, Mapping):
+        raise ExperimentError(f"{name} is {value!r}; expected names and values")
+    return value

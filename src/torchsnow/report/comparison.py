@@ -1,0 +1,162 @@
+"""Where SNOW loses and where it wins, in plain words, seed by seed against every other method."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torchsnow.report.results import Cost, Results
+from torchsnow.report.summary import Estimate, Summary, estimate, summarise
+from torchsnow.report.words import method_words, percent, share_of_source, size, variant_words
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """SNOW against one other method in one place: same source, data set and variant.
+
+    `difference` is the other's test accuracy less SNOW's, seed by seed over the seeds that both have;
+    `snow_accuracy` and `other_accuracy` are means over the same seeds. All are shares.
+    """
+
+    snow: Summary
+    other: Summary
+    difference: Estimate
+    snow_accuracy: float
+    other_accuracy: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval of the difference leaves out zero. One seed is never clear."""
+        interval = self.difference.interval
+        return interval is not None and not interval[0] <= 0 <= interval[1]
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether the other method is better on the mean."""
+        return self.difference.mean > 0
+
+    @property
+    def place(self) -> str:
+        """ "elpv:binary (bundled, train_share=0.1)"."""
+        return f"{self.snow.data} ({', '.join(filter(None, (self.snow.source, variant_words(self.snow.variant))))})"
+
+
+def compare_with_snow(results: Results) -> list[Comparison]:
+    """SNOW against every other method wherever they have a seed in common; the largest loss of a place first.
+
+    SNOW is the method "snow", or the first preset of it if that was not run. A method that does not know a swept
+    setting (fine-tuning has no K) is compared with all its values.
+    """
+    found: list[Comparison] = []
+    rows = summarise(results)
+    for snow in _snow_rows(rows):
+        pairs = ((snow, other) for other in _others(snow, rows))
+        here = [_compare(*pair) for pair in pairs if _common_seeds(*pair)]
+        found += sorted(here, key=lambda one: -one.difference.mean)
+    return found
+
+
+def where_snow_loses(results: Results) -> list[str]:
+    """One statement for every method that is better than SNOW on the mean, and what both cost."""
+    return [_loss(one, results) for one in compare_with_snow(results) if one.is_loss]
+
+
+def where_snow_wins(results: Results) -> list[str]:
+    """One statement for every place: which methods SNOW is better than, or as good as."""
+    places: dict[str, list[Comparison]] = {}
+    for one in compare_with_snow(results):
+        if not one.is_loss:
+            places.setdefault(one.place, []).append(one)
+    return [_wins(place, wins) for place, wins in places.items()]
+
+
+def tally(results: Results) -> str:
+    """How many of the comparisons went which way, in one sentence."""
+    compared = compare_with_snow(results)
+    if not compared:
+        return "There is nothing to compare: nowhere do SNOW and another method have a finished seed in common."
+    counts = Counter((one.is_loss, one.is_clear) for one in compared)
+    return (
+        f"{len(compared)} comparisons of test accuracy: SNOW is clearly worse in {counts[True, True]}, worse within "
+        f"noise in {counts[True, False]}, better or equal within noise in {counts[False, False]}, and clearly better "
+        f"in {counts[False, True]}."
+    )
+
+
+def _snow_rows(rows: Sequence[Summary]) -> list[Summary]:
+    ours = [row for row in rows if row.method.partition(":")[0] == "snow"]
+    plain = [row for row in ours if row.method == "snow"]
+    return plain or [row for row in ours if row.method == ours[0].method]
+
+
+def _others(snow: Summary, rows: Sequence[Summary]) -> Iterator[Summary]:
+    """Of every other method in the same place the row that shares most of SNOW's variant and contradicts none."""
+    best: dict[str, Summary] = {}
+    for row in rows:
+        fits = (row.source, row.data) == (snow.source, snow.data) and row.variant.items() <= snow.variant.items()
+        known = best.get(row.method)
+        if fits and row.method != snow.method and (known is None or len(row.variant) > len(known.variant)):
+            best[row.method] = row
+    return iter(best.values())
+
+
+def _common_seeds(snow: Summary, other: Summary) -> list[int]:
+    return [seed for seed in snow.seeds if seed in other.seeds]
+
+
+def _compare(snow: Summary, other: Summary) -> Comparison:
+    seeds = _common_seeds(snow, other)
+    ours, theirs = ({cell.seed: cell.test.accuracy for cell in row.cells} for row in (snow, other))
+    means = (estimate([accuracies[seed] for seed in seeds]).mean for accuracies in (ours, theirs))
+    return Comparison(snow, other, estimate([theirs[seed] - ours[seed] for seed in seeds]), *means)
+
+
+def _loss(one: Comparison, results: Results) -> str:
+    verdict = "a clear difference" if one.is_clear else "within noise"
+    return (
+        f"On {one.place}: {method_words(one.other.method)} is {_points(one.difference.mean)} better than "
+        f"{method_words(one.snow.method)} ({percent(one.other_accuracy)}% against {percent(one.snow_accuracy)}%; "
+        f"{_certainty(one.difference)}), {verdict}. {_costs(one.snow, one.other, results)}"
+    )
+
+
+def _costs(snow: Summary, other: Summary, results: Results) -> str:
+    text = (
+        f"{method_words(snow.method)} stores {size(snow.stored_bytes)} against {size(other.stored_bytes)} and trains "
+        f"{snow.trained_params:,} parameters against {other.trained_params:,}"
+    )
+    ours, theirs = (results.cost(row.source, row.method) for row in (snow, other))
+    if snow.variant or ours is None or theirs is None:  # costs are measured without any variant
+        return f"{text}."
+    return f"{text}; a further task adds {_added(ours)} of the source's multiply-adds against {_added(theirs)}."
+
+
+def _added(cost: Cost) -> str:
+    return share_of_source(cost.added_multiply_adds, cost.source_multiply_adds)
+
+
+def _wins(place: str, wins: Sequence[Comparison]) -> str:
+    named = {
+        "clearly better than": [one for one in wins if one.is_clear],
+        "better within noise than": [one for one in wins if not one.is_clear and one.difference.mean],
+        "exactly as good as": [one for one in wins if not one.difference.mean],
+    }
+    parts = [f"{how} {', '.join(_margin(one) for one in those)}" for how, those in named.items() if those]
+    return f"On {place}: {method_words(wins[0].snow.method)} is {'; '.join(parts)}."
+
+
+def _margin(one: Comparison) -> str:
+    name = method_words(one.other.method)
+    return f"{name} ({_points(-one.difference.mean)})" if one.difference.mean else name
+
+
+def _points(share: float) -> str:
+    return f"{percent(share, 2 if abs(share) < 0.0005 else 1)} points"
+
+
+def _certainty(difference: Estimate) -> str:
+    if difference.interval is None:
+        return "one seed, so no interval"
+    low, high = difference.interval
+    return f"{difference.count} seeds, paired difference 95% interval {percent(low)} to {percent(high)}"

@@ -1,0 +1,68 @@
+"""How a report words methods, variants and numbers."""
+
+from __future__ import annotations
+
+from torchsnow.report.results import Variant
+
+NOTHING = "-"  # where nothing was measured
+
+_METHODS = {
+    "full": "full fine-tuning",
+    "features": "fine-tuning of the last stage",
+    "head": "the last layer alone",
+    "snow": "SNOW",
+    "scratch": "the delta without subscription",
+    "random": "SNOW with a random subscription",
+    "lora": "LoRA",
+    "taps": "a linear layer over all taps",
+    "side": "side-tuning",
+    "bn": "tuning of batch norms",
+}
+
+
+def method_words(method: str) -> str:
+    """A method in plain words: "full" -> "full fine-tuning"."""
+    name, _, preset = method.partition(":")
+    words = _METHODS.get(name, name)
+    return f"{words} ({preset})" if preset else words
+
+
+def variant_words(variant: Variant) -> str:
+    """ "width_divisor=4, train_share=0.1", or nothing."""
+    return ", ".join(f"{name}={value_words(value)}" for name, value in variant.items())
+
+
+def value_words(value: str | float | bool | None) -> str:
+    """One swept value."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def row_words(method: str, variant: Variant) -> str:
+    """A method with its variant, as tables and legends name it."""
+    return ", ".join(text for text in (method, variant_words(variant)) if text)
+
+
+def shortened(name: str, length: int = 36) -> str:
+    """A name that fits into a picture. The end tells names apart: they may be paths."""
+    return name if len(name) <= length else f"...{name[3 - length :]}"
+
+
+def percent(share: float | None, decimals: int = 1) -> str:
+    """A share as a number of percent, without the sign."""
+    return NOTHING if share is None else f"{100 * share:.{decimals}f}"
+
+
+def size(size_bytes: float | None) -> str:
+    """Decimal units: "512 B", "16.4 kB", "13.6 MB"."""
+    if size_bytes is None:
+        return NOTHING
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:.3g} {unit}"
+    return f"{size_bytes:.0f} B"
+
+
+def share_of_source(multiply_adds: float, source_multiply_adds: float) -> str:
+    """A part of the source's multiply-adds: "3.4%", "<0.1%"."""
+    share = multiply_adds / source_multiply_adds
+    return "<0.1%" if share < 0.001 else f"{100 * share:.3g}%" if share < 0.1 else f"{100 * share:.0f}%"

@@ -1,0 +1,157 @@
+"""What a trained task subscribes to, tap by tap, and how strongly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchsnow.delta import Delta
+from torchsnow.delta.derive import key_of
+from torchsnow.delta.head import Head
+from torchsnow.delta.layers import SubscribedLayer
+from torchsnow.pooling import Subscription
+from torchsnow.source import Source
+
+LAST = "last features"
+"""Beside tap names: the source's pooled features at its end, which a head may read."""
+
+
+@dataclass(frozen=True, eq=False)
+class TapSubscription:
+    """The chosen channels of one tap: `index` (M,) of its `num_chs`, in ascending order, on the CPU.
+
+    `weight` (M,) are their pooling weights w, `strength` (M,) is |w| times the norm of all the weights that read the
+    scaled channel: how far a layer can hear it, before the size of the channel itself.
+    """
+
+    tap: str
+    num_chs: int
+    index: Tensor
+    weight: Tensor
+    strength: Tensor
+
+    @property
+    def total(self) -> float:
+        """The strength of the tap: the sum over its channels."""
+        return float(self.strength.sum())
+
+    def strongest(self, number: int) -> list[Channel]:
+        """At most `number` channels, the strongest first."""
+        order = self.strength.argsort(descending=True, stable=True)[:number].tolist()
+        return [Channel(self.tap, int(self.index[i]), float(self.weight[i]), float(self.strength[i])) for i in order]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        numbers = {name: getattr(self, name).tolist() for name in ("index", "weight", "strength")}
+        return {"tap": self.tap, "channels": self.num_chs, "total_strength": self.total, **numbers}
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One subscribed channel."""
+
+    tap: str
+    index: int
+    weight: float
+    strength: float
+
+    def __str__(self) -> str:
+        return f"{self.tap}, channel {self.index}" if self.tap != LAST else f"last feature {self.index}"
+
+
+@dataclass(frozen=True)
+class TaskSubscription:
+    """What one task reads: by its convolutional layers, and by its head (averages by tap, then the last features).
+
+    Taps are in the order of the pass; either part may be empty.
+    """
+
+    task: str
+    layers: tuple[TapSubscription, ...]
+    head: tuple[TapSubscription, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.layers or self.head)
+
+    @property
+    def main(self) -> tuple[TapSubscription, ...]:
+        """What the layers read, or the head alone if they read nothing."""
+        return self.layers or self.head
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"layers": [part.to_dict() for part in self.layers], "head": [part.to_dict() for part in self.head]}
+
+
+def places(source: Source) -> tuple[str, ...]:
+    """All names that a subscription may have, in the order of the pass."""
+    return (*source.taps, LAST)
+
+
+def read_subscription(source: Source, task: str, delta: Delta) -> TaskSubscription:
+    """The subscription of a settled delta."""
+    layers = [
+        _tap_subscription(name, tap.num_chs, _settled(delta.pools[key_of(name)]), _column_norms(delta, tap.readers))
+        for name, tap in delta.taps.items()
+    ]
+    head = tuple(_head_subscriptions(source, delta.head)) if isinstance(delta.head, Head) else ()
+    return TaskSubscription(task, tuple(layers), head)
+
+
+def split_by_tap(source: Source, head: Head) -> Iterator[tuple[str, int, Tensor, Tensor]]:
+    """What a settled head reads, part by part: (tap or LAST, its number of channels, which of them the head reads,
+    where these stand among the values that the head reads). Parts that it reads nothing of are left out."""
+    index = _settled(head.pool).index.cpu()
+    sizes = {name: source.taps[name].num_chs for name in head.taps} | ({LAST: source.num_features} if head.last else {})
+    first = 0
+    for name, num_chs in sizes.items():
+        at = ((index >= first) & (index < first + num_chs)).nonzero().flatten()
+        at = at[index[at].argsort()]
+        if len(at):
+            yield name, num_chs, index[at] - first, at
+        first += num_chs
+
+
+def pooling_choice(delta: Delta) -> Mapping[str, Any]:
+    """The choice of a settled delta as a run writes it to subscription.json."""
+    pools = {name: _settled(delta.pools[key_of(name)]) for name in delta.taps}
+    if isinstance(delta.head, Head):
+        pools["head"] = _settled(delta.head.pool)
+    choice = {}
+    for name, pool in pools.items():
+        order = pool.index.argsort()
+        index, weight = pool.index[order].tolist(), pool.weight.detach()[order].tolist()
+        choice[name] = {"channels": pool.num_chs, "index": index, "weight": weight}
+    return choice
+
+
+def _settled(pool: Any) -> Subscription:
+    assert isinstance(pool, Subscription)
+    return pool
+
+
+def _tap_subscription(name: str, num_chs: int, pool: Subscription, norms: Tensor) -> TapSubscription:
+    order = pool.index.argsort()
+    index, weight = pool.index[order].cpu(), pool.weight.detach()[order].float().cpu()
+    return TapSubscription(name, num_chs, index, weight, weight.abs() * norms[order].cpu())
+
+
+def _column_norms(delta: Delta, readers: tuple[str, ...]) -> Tensor:
+    """Norms over everything that reads a chosen channel, (M,)."""
+    squares = []
+    for reader in readers:
+        layer = delta.body.get_submodule(reader)
+        assert isinstance(layer, SubscribedLayer)
+        squares.append(layer.columns.detach().float().transpose(0, 1).flatten(1).square().sum(1))
+    return torch.stack(squares).sum(0).sqrt()
+
+
+def _head_subscriptions(source: Source, head: Head) -> Iterator[TapSubscription]:
+    weight = _settled(head.pool).weight.detach().float().cpu()
+    norms = head.scale * head.fc.columns.detach().float().norm(dim=0).cpu()
+    for name, num_chs, index, at in split_by_tap(source, head):
+        yield TapSubscription(name, num_chs, index, weight[at], weight[at].abs() * norms[at])

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import torchsnow
+
+from torchsnow.experiments import compare as compare_module
+
+
+@pytest.fixture(autouse=True)
+def _no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Costs are measured in processes of their own, which takes long."""
+    monkeypatch.setattr(compare_module, "measure_costs", lambda *args: [])
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, photos: Path) -> Path:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(
+        f"data: [{photos}]\nmethods: [head, snow]\nsources: [test_resnet]\nweights: random\nseeds: [0, 1]\n"
+        "epochs: 1\nimage_size: 32\nbatch_size: 8\nlr_tries: 1\ndevice: cpu\n"
+    )
+    return file
+
+
+def test_a_comparison_is_shown_and_stored(experiment: Path, tmp_path: Path) -> None:
+    outcome = torchsnow("compare", "--experiment", experiment, "--out", tmp_path / "out")
+    assert outcome.code == 0, outcome
+    assert "±" in outcome.out
+    assert "4 cells are in" in outcome.out
+    with (tmp_path / "out" / "results.csv").open(newline="") as file:
+        assert [row["method"] for row in csv.DictReader(file)] == ["head", "snow", "head", "snow"]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").iterdir()}
+    again = torchsnow("compare", "--experiment", experiment, "--out", tmp_path / "out", "--json")
+    assert (again.code, again.err) == (0, "")
+    assert len(again.document["cells"]) == 4
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_data_and_options_describe_an_experiment(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(compare_module.Comparison, "run", lambda self, *rest: seen.append(self.experiment))
+    monkeypatch.setattr(compare_module.Comparison, "finish", lambda self, say: (_ for _ in ()).throw(SystemExit(0)))
+    options = ["--seeds", "2", "--epochs", "4", "--image-size", "32", "--lr-tries", "1", "--train-images", "9"]
+    torchsnow("compare", photos, "elpv", "--methods", "full, snow:paper", *options, "--out", tmp_path / "out")
+    (experiment,) = seen
+    assert experiment.data == (str(photos), "elpv")
+    assert experiment.methods == ("full", "snow:paper")
+    assert experiment.seeds == (0, 1)
+    assert (experiment.epochs, experiment.image_size, experiment.lr_tries) == (4, 32, 1)
+    assert (experiment.train_images, experiment.test_images) == (9, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "name at least one data set, or --experiment FILE, --paper or --smoke"),
+        (["--paper", "--smoke"], "--paper and --smoke contradict each other"),
+        (["--smoke", "--epochs", "3"], "--smoke is a whole experiment, and --epochs contradicts it"),
+        (["elpv", "--smoke"], "--smoke is a whole experiment, and DATA contradicts it"),
+        (["--paper", "--source", "resnet18"], "--paper is a whole experiment, and --source contradicts it"),
+        (["--experiment", "missing.yaml"], "cannot read the experiment missing.yaml: no such file"),
+        (["elpv", "--methods", "rain:x"], "there is no method 'rain'"),
+        (["elpv", "--methods", "snow:wet"], "'snow' has no preset 'wet'"),
+        (["elpv", "--methods", ","], "methods is empty"),
+        (["elpv", "--seeds", "0"], "seeds is empty"),
+        (["elpv", "elpv"], "data lists something twice"),
+        (["elpv", "--device", "gpu"], "device is 'gpu'"),
+        (["nosuch", "--methods", "head"], "no finished training.*the data 'nosuch' does not exist"),
+        (["elpv", "--methods", "head", "--source", "resnet5o"], "no finished training.*timm has no model 'resnet5o'"),
+    ],
+)
+def test_bad_input_is_one_sentence(words: list[str], message: str) -> None:
+    outcome = torchsnow("compare", *words, "--json")
+    assert outcome.code == 2, outcome
+    last = outcome.err.strip().splitlines()[-1]
+    assert last.startswith("torchsnow: ")
+    assert re.search(message, last), last
+
+
+def test_results_of_another_budget_are_refused(experiment: Path, tmp_path: Path) -> None:
+    assert torchsnow("compare", "--experiment", experiment, "--out", tmp_path / "out").code == 0
+    experiment.write_text(experiment.read_text().replace("epochs: 1", "epochs: 2"))
+    outcome = torchsnow("compare", "--experiment", experiment, "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert "holds results with epochs = 1, not 2" in outcome.err
+
+
+def test_half_written_cells_are_named(experiment: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert torchsnow("compare", "--experiment", experiment, "--out", out).code == 0
+    damaged = sorted((out / "cells").iterdir())[0]
+    damaged.write_text("{")
+    outcome = torchsnow("compare", "--experiment", experiment, "--out", out)
+    assert outcome.code == 2
+    assert damaged.name in outcome.err
+    damaged.unlink()
+    assert torchsnow("compare", "--experiment", experiment, "--out", out).code == 0
+
+
+def test_a_stop_says_how_to_go_on(experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare_module, "run_cell", stop)
+    outcome = torchsnow("compare", "--experiment", experiment, "--out", tmp_path / "out")
+    assert outcome.code == 130
+    assert "0 of 4 cells are kept; the same command goes on" in outcome.err
+
+
+@pytest.mark.slow
+def test_the_smoke_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    outcome = torchsnow("compare", "--smoke", "--out", tmp_path / "smoke", "--json")
+    assert outcome.code == 0, outcome
+    assert len(outcome.document["cells"]) == 24
+    assert len(outcome.document["costs"]) == 12
+    assert not outcome.document["failed"]
