@@ -14,7 +14,20 @@ from typer.main import get_command
 from torchsnow.cli import app
 from torchsnow.cli.output import note, print_table, say
 
-VERBS = ["", "train", "evaluate", "predict", "compare", "visualize", "sources", "demo", "hub", "hub list", "hub show"]
+VERBS = [
+    "",
+    "train",
+    "evaluate",
+    "predict",
+    "compare",
+    "bench",
+    "visualize",
+    "sources",
+    "demo",
+    "hub",
+    "hub list",
+    "hub show",
+]
 VERBS += ["hub remove", "hub verify"]
 SCRIPT = Path(sys.executable).parent / "torchsnow"
 

@@ -10,7 +10,14 @@ from torchsnow.errors import DeltaError
 from torchsnow.source import Source, load_source
 
 # plain convolutions, depthwise ones, norms with an activation, weights standardised on the way, linear layers
-NETWORKS = ("test_resnet", "test_efficientnet", "mobilenetv2_035", "nf_resnet26", "test_convnext", "tf_efficientnet_lite0")
+NETWORKS = (
+    "test_resnet",
+    "test_efficientnet",
+    "mobilenetv2_035",
+    "nf_resnet26",
+    "test_convnext",
+    "tf_efficientnet_lite0",
+)
 
 
 def settled(source: Source, seed: int = 0) -> Delta:
@@ -54,5 +61,5 @@ def test_batch_norms_are_gone_and_the_original_is_as_it_was() -> None:
 
 def test_an_open_delta_is_refused() -> None:
     source = load_source("test_resnet", "random")
-    with pytest.raises(DeltaError, match="not settled.*settle it before"):
+    with pytest.raises(DeltaError, match=r"not settled.*settle it before"):
         fold(Delta(source, DeltaSpec(3)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from typing import Any
 
 from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, fx, nn
@@ -50,24 +51,24 @@ class FoldedLayer(nn.Module):
     def forward(self, x: Tensor, picked: Picked) -> Tensor:
         """(B, C, H, W) and the chosen channels of a tap (B, M, H, W) -> (B, C', H', W')."""
         own: Tensor = self.own(x)
-        return own + self.pooled(picked.x)
+        added: Tensor = self.pooled(picked.x)
+        return own + added
 
 
 def _plain_conv(like: nn.Conv2d, weight: Tensor) -> nn.Conv2d:
     """A convolution with these weights and the geometry of another."""
     same = isinstance(like, Conv2dSame) or getattr(like, "same_pad", False)
-    kind, padding = (Conv2dSame, 0) if same else (nn.Conv2d, like.padding)
-    out_chs, in_chs = weight.shape[:2]
-    conv = kind(in_chs, out_chs, like.kernel_size, like.stride, padding, like.dilation, bias=False)
-    conv.weight = nn.Parameter(weight)
+    kind: Any = Conv2dSame if same else nn.Conv2d
+    padding = 0 if same else like.padding
+    conv = kind(weight.shape[1], weight.shape[0], like.kernel_size, like.stride, padding, like.dilation, bias=False)
     assert isinstance(conv, nn.Conv2d)
+    conv.weight = nn.Parameter(weight)
     return conv
 
 
 def _plain_linear(weight: Tensor) -> nn.Linear:
-    linear = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=False)
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     linear.weight = nn.Parameter(weight)
-    assert isinstance(linear, nn.Linear)
     return linear
 
 

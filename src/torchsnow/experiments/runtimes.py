@@ -69,12 +69,13 @@ def _queue(network: nn.Module, images: Tensor) -> Any:
     """Requests to a compiled network, as many as there are threads."""
     with warnings.catch_warnings():
         # OpenVINO reads a network through torch.jit.trace, which is deprecated.
-        for kind in (FutureWarning, DeprecationWarning, torch.jit.TracerWarning):
+        for kind in (FutureWarning, DeprecationWarning, torch.jit.TracerWarning):  # type: ignore[attr-defined]
             warnings.simplefilter("ignore", kind)
         import openvino
 
         with torch.no_grad():
-            traced = torch.jit.trace(network, images, check_trace=False)  # the outputs are compared instead
+            # Its own check is left out: the outputs are compared instead.
+            traced = torch.jit.trace(network, images, check_trace=False)  # type: ignore[no-untyped-call]
             model = openvino.convert_model(traced, example_input=images)
     model.reshape(list(images.shape))
     num_threads = torch.get_num_threads()

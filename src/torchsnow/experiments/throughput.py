@@ -40,7 +40,11 @@ class MultiplyAdds:
     def limit(self, kind: str, tasks: int) -> float:
         """How many times as fast as separate networks this kind would be if nothing but multiply-adds took time."""
         separate = tasks * (self.source + self.head)
-        shared = {"separate": separate, "heads": self.source + tasks * self.head, "snow": self.source + tasks * self.delta}
+        shared = {
+            "separate": separate,
+            "heads": self.source + tasks * self.head,
+            "snow": self.source + tasks * self.delta,
+        }
         return separate / shared[kind]
 
 

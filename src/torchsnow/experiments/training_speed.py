@@ -68,7 +68,7 @@ class _Case:
         def step() -> None:
             method.set_progress(0.0)
             optimizer.zero_grad()
-            F.cross_entropy(model(images).float(), labels).backward()
+            F.cross_entropy(model(images).float(), labels).backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)
             optimizer.step()
             wait_for(self.device)

@@ -40,7 +40,9 @@ def _inference(axes: Axes, rows: Sequence[Row]) -> None:
     snow = [row for row in rows if row["kind"] == "snow"]
     bound = [separate[row["tasks"]] * row["limit"] for row in snow]
     colour = _LOOKS["snow"]["color"]
-    axes.plot(_column(snow, "tasks"), bound, color=colour, linestyle="--", label="SNOW, if only multiply-adds took time")
+    axes.plot(
+        _column(snow, "tasks"), bound, color=colour, linestyle="--", label="SNOW, if only multiply-adds took time"
+    )
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.xaxis.set_major_locator(FixedLocator(_column(snow, "tasks")))
