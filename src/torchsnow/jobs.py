@@ -123,8 +123,9 @@ def refuse_wrong_hub(method: str, preset: str, hub_path: Path | None, *, replace
     if kind.is_delta and hub_path is None:
         raise TrainingError(f"the method {method!r} trains a task for a hub: name the hub's folder (--hub)")
     if not kind.is_delta and (hub_path is not None or replace):
+        odd = "the hub" if hub_path is not None else "--replace"
         raise TrainingError(
-            f"the method {method!r} does not train a delta, and a hub holds nothing else: leave out the hub; what was "
+            f"the method {method!r} does not train a delta, and a hub holds nothing else: leave out {odd}; what was "
             "trained stays in the run folder"
         )
 

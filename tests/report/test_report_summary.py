@@ -130,3 +130,11 @@ def test_tally_counts_every_comparison() -> None:
         "noise in 0, and clearly better in 1."
     )
     assert tally(from_accuracies({"snow": (0.8,)})).startswith("There is nothing to compare")
+
+
+def test_seeds_that_agree_to_the_last_image_make_nothing_clear() -> None:
+    made = from_accuracies({"snow": (0.8, 0.7, 0.6), "lora": (0.9, 0.8, 0.7)})  # equal but for rounding
+    (one,) = compare_with_snow(made)
+    assert not one.is_clear
+    (sentence,) = where_snow_loses(made)
+    assert "3 seeds with the same difference, so no interval), within noise" in sentence

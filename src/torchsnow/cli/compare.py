@@ -83,12 +83,17 @@ def compare(
     cells = chosen.cells()
     with _telling_how_to_go_on(comparison), _progress(quiet=json) as report:
         comparison.run(report, note, lambda name: load_checked(name, quiet=json))
-        report(None, len(cells), len(cells))
+        report(None, len(cells), len(cells) + 1)  # the costs are the last piece of work
         results = comparison.finish(note)
     if json:
         print_json(results.to_dict())
     else:
         _show(results, out)
+    if results.failed:
+        raise ExperimentError(
+            f"{len(results.failed)} of {len(cells)} cells failed; report.html says why, the others are kept, and "
+            "--retry-failed tries the failed ones again"
+        )
 
 
 def _split(text: str | None) -> list[str] | None:
@@ -145,12 +150,18 @@ def _progress(quiet: bool) -> Iterator[Any]:
 def _show(results: Results, out: Path) -> None:
     from torchsnow.report import summarise, where_snow_loses
 
-    columns = ["source", "data", "method", "test accuracy", "seeds", "trained parameters", "stored, kB"]
+    columns = [
+        "source",
+        "data",
+        "method",
+        "test accuracy ± standard deviation",
+        "seeds",
+        "trained parameters",
+        "stored, kB",
+    ]
     print_table(columns, [_cells(row) for row in summarise(results)])
     for line in where_snow_loses(results):
         say(line)
-    if results.failed:
-        say(f"{len(results.failed)} cells failed; report.html says why, and --retry-failed tries them again")
     say(f"{len(results.cells)} cells are in {out}: results.json, results.csv, report.html")
 
 
@@ -158,7 +169,7 @@ def _cells(row: Summary) -> list[Any]:
     from torchsnow.report import row_words
 
     accuracy = row.accuracy
-    width = "" if accuracy.half_width is None else f" ± {100 * accuracy.half_width:.1f}"
+    width = "" if accuracy.deviation is None else f" ± {100 * accuracy.deviation:.1f}"
     name = row_words(row.method, row.variant)
     shown = f"{percent(accuracy.mean)}{width}"
     return [row.source, row.data, name, shown, len(row.seeds), f"{row.trained_params:,}", row.stored_bytes // 1000]

@@ -35,7 +35,7 @@ def train(
     method: Annotated[
         str, typer.Option(help="snow, scratch, random, side (with --hub); full, features, head, taps, bn, lora.")
     ] = "snow",
-    preset: Annotated[str, typer.Option(help="'default'; 'paper' for SNOW as published.")] = "default",
+    preset: Annotated[str, typer.Option(help="'default'; 'paper' (snow), 'probe' (head).")] = "default",
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 15,
     image_size: Annotated[int | None, typer.Option(help="Pixels; the source's own size by default.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 32,
@@ -89,11 +89,13 @@ def train(
     given |= {name: value for name, value in known.items() if value is not None}  # the others depend on the source
 
     from torchsnow.jobs import refuse_taken, refuse_wrong_hub, source_for, train_task
-    from torchsnow.methods import kind_of
+    from torchsnow.methods import kind_of, split_name
     from torchsnow.train import RunFolder, TrainSettings
 
     run = RunFolder(out or Path("runs") / task)
     with _telling_how_to_resume(run):
+        if ":" in method:
+            method, preset = split_name(method)
         refuse_wrong_hub(method, preset, hub, replace=replace)
         given["lr"] = kind_of(method, preset).lr if lr is None else lr
         settings = TrainSettings(**given)  # what can be refused is refused before anything slow
@@ -120,12 +122,14 @@ def train(
     if json:
         print_json({**summary, "skipped_images": len(loaded.skipped)})
         return
+    from torchsnow.report import size as shown_size
+
     say(
         f"validation accuracy {percent(summary['val_accuracy'])} (epoch {summary['best_epoch']}), "
         f"test accuracy {percent(summary['test_accuracy'])} on {summary['test_images']} images"
     )
     place = "what was trained" if hub is None else f"task {task!r} is in the hub {hub}"
-    say(f"{place} ({result.size_bytes / 1e6:.2f} MB); the run is in {run.path}")
+    say(f"{place} ({shown_size(result.size_bytes)}); the run is in {run.path}")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -37,6 +38,8 @@ def _load(repository: str, folder: Path) -> Any:
         import datasets
     except ImportError as error:
         raise DataError(f"hf:{repository} needs the library datasets: pip install 'torchsnow[hf]'") from error
+    for logger in ("huggingface_hub", "datasets"):
+        logging.getLogger(logger).setLevel(logging.ERROR)  # their retries are many lines; ours is one sentence
     try:
         return datasets.load_dataset(repository)
     # Its errors come from the Hub, the network, the disk and the parsers of many formats.

@@ -75,6 +75,8 @@ def _check_files(data: NamedData, listing: Listing, folder: Path) -> None:
 
 def _not_there(data: NamedData, folder: Path, error: Exception) -> str:
     reason = " ".join(f"{type(error).__name__}: {error}".split())
+    if isinstance(error, FileNotFoundError) and error.filename:
+        reason = f"there is no {error.filename}"
     files = f"{data.by_hand}, or " if data.by_hand else ""
     return (
         f"{data.name} is missing or incomplete in {folder}, and could not be fetched ({reason}): put {files}folders "

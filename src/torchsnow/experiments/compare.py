@@ -26,6 +26,7 @@ from torchsnow.files import clear_os_errors, write_atomically
 from torchsnow.report import Results, report_page, write_csv
 
 Say = Callable[[str], None]
+_ADVICE = "remove the file, and the cell is done again"
 
 
 class Comparison:
@@ -52,6 +53,7 @@ class Comparison:
         write_atomically(self.path / "experiment.yaml", text, ExperimentError)
         material = Material(self.experiment, load)
         cells = self.experiment.cells()
+        self.refuse_damaged()
         for done, cell in enumerate(cells):
             report(cell, done, len(cells))
             if self.read(cell) is None:
@@ -82,14 +84,24 @@ class Comparison:
         if not path.exists():
             return None
         try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if {name: content[name] for name in cell.to_dict()} != cell.to_dict():
-                raise ValueError("it is of another cell")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ExperimentError(
-                f"cannot read the cell {path}: {error}; remove the file, and the cell is done again"
-            ) from error
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ExperimentError(f"{path} is damaged or only half written: {_ADVICE}") from error
+        own = cell.to_dict()
+        if not isinstance(content, dict) or {name: content.get(name) for name in own} != own:
+            raise ExperimentError(f"{path} is not of the cell that its name says: {_ADVICE}")
         return content
+
+    def refuse_damaged(self) -> None:
+        """Raise ExperimentError, naming all of them, when there are cells that cannot be read."""
+        problems = []
+        for cell in self.experiment.cells():
+            try:
+                self.read(cell)
+            except ExperimentError as error:
+                problems.append(str(error))
+        if problems:
+            raise ExperimentError("\n".join(problems))
 
     def forget_failed(self) -> None:
         """Let the cells that failed be tried again."""

@@ -6,7 +6,7 @@ from torchsnow.report.markdown import results_markdown, save_pictures
 from torchsnow.report.results import Cell, Cost, Failure, Results, Scores, Try
 from torchsnow.report.spreadsheet import write_csv
 from torchsnow.report.summary import Estimate, Summary, estimate, summarise
-from torchsnow.report.words import row_words
+from torchsnow.report.words import row_words, size
 
 __all__ = [
     "Cell",
@@ -24,6 +24,7 @@ __all__ = [
     "results_markdown",
     "row_words",
     "save_pictures",
+    "size",
     "summarise",
     "where_snow_loses",
     "where_snow_wins",

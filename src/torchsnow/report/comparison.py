@@ -27,9 +27,13 @@ class Comparison:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval of the difference leaves out zero. One seed is never clear."""
+        """Whether the interval of the difference leaves out zero.
+
+        One seed is never clear, and neither are seeds that agree to the last image: that they do is chance, and an
+        interval of no width is not certainty.
+        """
         interval = self.difference.interval
-        return interval is not None and not interval[0] <= 0 <= interval[1]
+        return interval is not None and self.difference.spreads and not interval[0] <= 0 <= interval[1]
 
     @property
     def is_loss(self) -> bool:
@@ -158,5 +162,7 @@ def _points(share: float) -> str:
 def _certainty(difference: Estimate) -> str:
     if difference.interval is None:
         return "one seed, so no interval"
+    if not difference.spreads:
+        return f"{difference.count} seeds with the same difference, so no interval"
     low, high = difference.interval
     return f"{difference.count} seeds, paired difference 95% interval {percent(low)} to {percent(high)}"

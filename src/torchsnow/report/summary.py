@@ -27,6 +27,11 @@ class Estimate:
     half_width: float | None
 
     @property
+    def spreads(self) -> bool:
+        """Whether the seeds differ by more than rounding."""
+        return self.deviation is not None and self.deviation > 1e-9
+
+    @property
     def interval(self) -> tuple[float, float] | None:
         """The 95% t-interval, low to high."""
         return None if self.half_width is None else (self.mean - self.half_width, self.mean + self.half_width)
