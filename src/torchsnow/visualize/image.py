@@ -59,8 +59,8 @@ def maps_figure(task: str, maps: Sequence[TapMaps], image: Tensor, config: Input
             axes.set_axis_off()
         panels[0].imshow(visible(image[0], config).permute(1, 2, 0).numpy())
         for axes, channel, values in zip(panels[1:], shown.channels, shown.values, strict=False):
-            axes.imshow(values.numpy(), cmap="gray")
             low, high = float(values.min()), float(values.max())
+            axes.imshow(values.numpy(), cmap="gray", vmin=min(0.0, low), vmax=max(0.0, high))  # black is 0 or below
             axes.set_title(f"channel {channel.index}: {low:.2g} to {high:.2g}", fontsize=8)
     return figure
 
@@ -84,7 +84,8 @@ def attribution_figure(task: str, class_name: str, attribution: Attribution, ord
         _bars(panels[0], shared, 0.2, 0.38, _SOURCE, "the source's channels")
         panels[0].set_title("layers: gradient times value (first order)", fontsize=9)
     exact = [float(head.parts[name][1].sum()) if name in head.parts else 0.0 for name in rows[:-1]]
-    _bars(panels[-1], [*exact, 0.0], 0, 0.7, _SOURCE, "averages of the source")
+    if head.parts:
+        _bars(panels[-1], [*exact, 0.0], 0, 0.7, _SOURCE, "averages of the source")
     _bars(panels[-1], [0.0] * len(exact) + [float(head.own.sum())], 0, 0.7, _LOCAL, "the delta's own features")
     panels[-1].set_title(f"head: exact parts (and the bias, {head.bias:+.2f})", fontsize=9)
     for axes in panels:
