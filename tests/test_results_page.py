@@ -1,0 +1,51 @@
+"""docs/results.md is what its script makes of the stored comparisons."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from torchsnow.experiments.plan import Experiment
+from torchsnow.report import Results
+
+ROOT = Path(__file__).parent.parent
+STORED = sorted((ROOT / "experiments" / "results").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("page", ROOT / "experiments" / "write_results_page.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_the_one_that_the_script_writes(script: ModuleType) -> None:
+    assert script.PAGE.read_text() == script.page_text()
+
+
+def test_every_stored_comparison_is_on_the_page(script: ModuleType) -> None:
+    assert sorted(script.results_files()) == STORED
+
+
+@pytest.mark.parametrize("file", STORED, ids=lambda file: file.stem)
+def test_stored_comparisons_are_of_the_stored_experiments(file: Path) -> None:
+    """Same budget, and every cell finished."""
+    results, experiment = Results.load(file), Experiment.load(ROOT / "experiments" / f"{file.stem}.yaml")
+    assert results.experiment == experiment.to_dict()
+    expected = [(cell.source, cell.data, cell.method, cell.seed, dict(cell.variant)) for cell in experiment.cells()]
+    assert [(cell.source, cell.data, cell.method, cell.seed, dict(cell.variant)) for cell in results.cells] == expected
+    assert len(results.experiment["seeds"]) >= 3
+
+
+@pytest.mark.parametrize("file", STORED, ids=lambda file: file.stem)
+def test_every_method_had_the_same_number_of_tries(file: Path) -> None:
+    results = Results.load(file)
+    tries = {len(cell.tries) for cell in results.cells if cell.seed == results.experiment["seeds"][0]}
+    assert len(tries) == 1
+    assert all(not cell.tries for cell in results.cells if cell.seed != results.experiment["seeds"][0])
