@@ -117,6 +117,6 @@ def test_the_smoke_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.undo()
     outcome = torchsnow("compare", "--smoke", "--out", tmp_path / "smoke", "--json")
     assert outcome.code == 0, outcome
-    assert len(outcome.document["cells"]) == 24
-    assert len(outcome.document["costs"]) == 12
+    assert len(outcome.document["cells"]) == 10
+    assert len(outcome.document["costs"]) == 5
     assert not outcome.document["failed"]

@@ -31,7 +31,7 @@ def compare(
         Path | None, typer.Option(help="YAML file that describes the experiment, instead of the options below.")
     ] = None,
     paper: Annotated[bool, typer.Option("--paper", help="The paper's table: ResNet-50, its five data sets.")] = False,
-    smoke: Annotated[bool, typer.Option("--smoke", help="Every method, offline, in two minutes: a trial run.")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Five methods, offline, in two minutes: a trial run.")] = False,
     methods: Annotated[
         str | None, typer.Option(help=f"METHOD or METHOD:PRESET, separated by commas; '{_METHODS}' by default.")
     ] = None,

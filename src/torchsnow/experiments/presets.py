@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 from torchsnow.experiments.plan import Experiment
-from torchsnow.methods import METHODS
-
-ALL_METHODS = tuple(
-    f"{name}:{preset}".removesuffix(":default") for name, kind in METHODS.items() for preset in kind.presets
-)
 
 
 def paper_experiment(device: str = "auto") -> Experiment:
@@ -29,11 +24,11 @@ def paper_experiment(device: str = "auto") -> Experiment:
 
 
 def smoke_experiment(device: str = "auto") -> Experiment:
-    """Every method on a few images, to see that the whole way works; its figures mean nothing."""
+    """A few methods on a few images, to see that the whole way works; its figures mean nothing."""
     return Experiment(
         "smoke",
         data=("digits",),
-        methods=ALL_METHODS,
+        methods=("full", "head", "taps", "snow:paper", "snow"),
         seeds=(0, 1),
         epochs=1,
         image_size=32,
