@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from sample_tasks import sample_task
 from torchsnow.delta.head import Head
+from torchsnow.methods.snow import chosen_channels
 from torchsnow.source import InputConfig, Source, load_source
 from torchsnow.task_file import Task
-from torchsnow.visualize.subscriptions import LAST, pooling_choice, read_subscription, split_by_tap
+from torchsnow.visualize.subscriptions import LAST, read_subscription, split_by_tap
 
 
 class Shortcut(nn.Module):
@@ -84,7 +85,7 @@ def test_a_task_that_reads_nothing() -> None:
     subscription = read_subscription(source, task.name, task.delta)
     assert not subscription
     assert subscription.main == ()
-    assert pooling_choice(task.delta) == {}
+    assert chosen_channels(task.delta) == {}
 
 
 def test_a_head_alone_is_what_is_looked_at() -> None:

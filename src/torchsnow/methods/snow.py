@@ -234,11 +234,7 @@ class Snow:
 
     def subscription(self) -> dict[str, Any]:
         """{tap: {"channels": N, "index": the chosen ones in ascending order, "weight": theirs}}."""
-        settled = self.delta.settle(self.source)
-        pools = {name: settled.pools[key_of(name)] for name in self.delta.taps}
-        if isinstance(settled.head, Head):
-            pools["head"] = settled.head.pool
-        return {name: _chosen(pool) for name, pool in pools.items() if isinstance(pool, Subscription)}
+        return chosen_channels(self.delta.settle(self.source))
 
     def shipped_state(self) -> dict[str, Tensor]:
         """The delta with its choice of channels fixed."""
@@ -298,6 +294,17 @@ def still_changing(pool: ChannelPooling) -> float:
 
 def _spread(pool: ChannelPooling) -> Tensor:
     return pool.weight.detach().std(correction=0)
+
+
+def chosen_channels(settled: Delta) -> dict[str, Any]:
+    """The choice of a settled delta: {tap: {"channels": N, "index": in ascending order, "weight": theirs}}.
+
+    The head's own is named "head".
+    """
+    pools = {name: settled.pools[key_of(name)] for name in settled.taps}
+    if isinstance(settled.head, Head):
+        pools["head"] = settled.head.pool
+    return {name: _chosen(pool) for name, pool in pools.items() if isinstance(pool, Subscription)}
 
 
 def _chosen(pool: Subscription) -> dict[str, Any]:

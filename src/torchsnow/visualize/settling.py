@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from torchsnow.delta import Delta
 from torchsnow.errors import TrainingError
 from torchsnow.files import clear_os_errors
+from torchsnow.methods.snow import chosen_channels
 from torchsnow.plots import selection_figure
 from torchsnow.train import RunFolder
-from torchsnow.visualize.subscriptions import pooling_choice
 
 
 def task_of_run(run: RunFolder, deltas: Mapping[str, Delta]) -> str:
@@ -25,7 +25,7 @@ def task_of_run(run: RunFolder, deltas: Mapping[str, Delta]) -> str:
     """
     chosen = _subscription(run)
     for name, delta in deltas.items():
-        if pooling_choice(delta) == chosen:
+        if chosen_channels(delta) == chosen:
             return name
     names = " or ".join(repr(name) for name in deltas)
     raise TrainingError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,19 +114,6 @@ def split_by_tap(source: Source, head: Head) -> Iterator[tuple[str, int, Tensor,
         if len(at):
             yield name, num_chs, index[at] - first, at
         first += num_chs
-
-
-def pooling_choice(delta: Delta) -> Mapping[str, Any]:
-    """The choice of a settled delta as a run writes it to subscription.json."""
-    pools = {name: _settled(delta.pools[key_of(name)]) for name in delta.taps}
-    if isinstance(delta.head, Head):
-        pools["head"] = _settled(delta.head.pool)
-    choice = {}
-    for name, pool in pools.items():
-        order = pool.index.argsort()
-        index, weight = pool.index[order].tolist(), pool.weight.detach()[order].tolist()
-        choice[name] = {"channels": pool.num_chs, "index": index, "weight": weight}
-    return choice
 
 
 def _settled(pool: Any) -> Subscription:
