@@ -161,8 +161,9 @@ def train_task(
     test = _test_metrics(result.model, splits, source.input_config, settings)
     metrics = {"val": result.metrics.to_dict(), "test": None if test is None else test.to_dict()}
     run.write_metrics(metrics)
-    size_bytes = sum(tensor.nbytes for tensor in learner.shipped_state().values())
-    if hub_path is not None:
+    if hub_path is None:
+        size_bytes = sum(tensor.nbytes for tensor in learner.shipped_state().values())
+    else:
         training = {**settings.to_dict(), "method": method, "preset": preset, "data": data.name}
         delta = _delta_of(result.model)
         task = make_task(source, delta, name, splits.classes, settings.image_size, training=training, metrics=metrics)

@@ -39,16 +39,12 @@ def _before_last_stage(source: Source) -> set[str]:
     if not ends:
         raise TrainingError(f"cannot find the stage {stages[-2]!r} of {source.name} in its graph")
     names = [str(node.target) for node in nodes[: ends[-1] + 1] if node.op in ("call_module", "get_attr")]
-    return {name if _is_module(source, name) else name.rpartition(".")[0] for name in names}
+    modules = {name for name, _ in source.model.named_modules()}
+    return {name if name in modules else name.rpartition(".")[0] for name in names}  # others are tensors used directly
 
 
 def _belongs(node: fx.Node, module: str) -> bool:
     return node.op == "call_module" and (str(node.target) + ".").startswith(f"{module}.")
-
-
-def _is_module(source: Source, name: str) -> bool:
-    """Whether a name of the graph is a layer's, and not that of a tensor used directly."""
-    return name in dict(source.model.named_modules())
 
 
 def _multiply_adds_of(source: Source, layers: set[str]) -> int:
