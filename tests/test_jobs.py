@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -157,6 +158,8 @@ def test_a_trained_task_is_in_the_hub_and_tells_its_figures(data: LoadedData, tm
     summary = result.summary()
     assert info.metrics["val"]["accuracy"] == summary["val_accuracy"] == result.fit.metrics.accuracy
     assert info.metrics["test"]["accuracy"] == summary["test_accuracy"] == result.test.accuracy
+    probe = {"val_accuracy": summary["probe_val_accuracy"]}
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["probe"] == probe
     assert (summary["test_images"], summary["size_bytes"]) == (6, hub.infos()["colours"].size_bytes)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import sys
 from pathlib import Path
 
@@ -63,6 +64,16 @@ def test_curves_hold_the_numbers() -> None:
     assert [line.get_label() for line in loss.lines] == ["training", "validation"]
     assert list(accuracy.lines[1].get_ydata()) == [row.val_accuracy for row in history(4)]
     assert list(loss.lines[0].get_xdata()) == [1, 2, 3, 4]
+
+
+def test_the_start_has_validation_alone(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.write_tables([Epoch(0, None, None, 1.5, 0.4, None, None, 1.0), *history(2)], [])
+    with run.results.open(newline="") as file:
+        loss, _, lr = results_figure(list(csv.DictReader(file))).axes
+    np.testing.assert_equal(loss.lines[0].get_ydata(), [np.nan, 1, 0.5])
+    assert list(loss.lines[1].get_ydata()) == [1.5, 1.2, 0.6]
+    np.testing.assert_equal(lr.lines[0].get_ydata(), [np.nan, 1e-3, 5e-4])
 
 
 def test_confusion_is_by_true_class() -> None:

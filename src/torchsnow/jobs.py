@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as replaced
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,17 @@ from torchsnow.errors import DataError, HubError, TrainingError
 from torchsnow.files import clear_os_errors
 from torchsnow.hub import SOURCE_FILE, Hub
 from torchsnow.methods import kind_of, make_method
+from torchsnow.methods.advice import below_probe
+from torchsnow.methods.head import probe_metrics
 from torchsnow.model import SnowModel
 from torchsnow.plots import draw_run
 from torchsnow.source import BUNDLED, PACKAGES, InputConfig, Precision, Source, load_source
 from torchsnow.source.load import refuse_unknown
 from torchsnow.task_file import Task, check_task_name, make_task
-from torchsnow.train import FitResult, Metrics, RunFolder, TrainSettings, evaluate, fit
+from torchsnow.train import FitResult, Method, Metrics, RunFolder, TrainSettings, evaluate, fit
+from torchsnow.train.auto import auto_sizes
+from torchsnow.train.batches import plain_images, run_images
+from torchsnow.train.range_test import auto_lr
 
 BATCH_SIZE = 32  # of evaluation
 
@@ -32,6 +39,8 @@ class TrainedTask:
     """A finished training: validation and, where the data has one, test metrics; times in seconds.
 
     `hub` is None for a method whose result no hub can hold: a network of its own, whose weights are in the run folder.
+    `probe` are the validation metrics of a linear probe on the source's last features, and `warning` says what to try
+    if the task is worse.
     """
 
     name: str
@@ -39,6 +48,8 @@ class TrainedTask:
     run: Path
     fit: FitResult
     test: Metrics | None
+    probe: Metrics
+    warning: str | None
     size_bytes: int
     seconds: float
 
@@ -50,11 +61,13 @@ class TrainedTask:
             "run": str(self.run),
             "best_epoch": self.fit.best.epoch,
             "val_accuracy": self.fit.metrics.accuracy,
+            "probe_val_accuracy": self.probe.accuracy,
             "test_accuracy": None if self.test is None else self.test.accuracy,
             "test_balanced_accuracy": None if self.test is None else self.test.balanced_accuracy,
             "test_images": 0 if self.test is None else self.test.num_images,
             "size_bytes": self.size_bytes,
             "seconds": round(self.seconds, 1),
+            "warning": self.warning,
         }
 
 
@@ -143,24 +156,38 @@ def train_task(
     resume: bool = False,
     replace: bool = False,
     quiet: bool = False,
+    auto: Collection[str] = (),
+    say: Callable[[str], None] = lambda line: None,
 ) -> TrainedTask:
     """Train one task and, if the method makes a delta, add it to a hub, which is made if there is none.
 
-    The split is drawn by the settings' seed and kept in the run folder. Everything that can be refused is refused
-    before training starts. Raises a TorchsnowError for a name that is taken, another source than the hub's, data or
-    settings that do not fit; when only the hub fails in the end, resuming the run adds the task.
+    The split is drawn by the settings' seed and kept in the run folder. The settings that `auto` names (of
+    `torchsnow.train.AUTO`) are chosen anew, the learning rate around the one that is given; `say` is told what was
+    chosen and why, and a resumed run keeps what it was started with. Everything that can be refused is refused before
+    training starts. Raises a TorchsnowError for a name that is taken, another source than the hub's, data or settings
+    that do not fit; when only the hub fails in the end, resuming the run adds the task.
     """
     start = time.monotonic()
     refuse_wrong_hub(method, preset, hub_path, replace=replace)
     refuse_taken(name, hub_path, run, resume=resume, replace=replace)
     hub = Hub.open(hub_path, source) if hub_path is not None and is_hub(hub_path) else None
     splits = Splits.load(run.splits, data) if resume and run.splits.exists() else make_splits(data, seed=settings.seed)
-    learner = make_method(method, source, len(splits.classes), preset, settings.seed)
-    result = fit(learner, splits, settings, run, resume=resume, quiet=quiet)
+    make = partial(make_method, method, source, len(splits.classes), preset, settings.seed)
+    if auto and resume:
+        settings, chosen = _as_started(settings, auto, run)
+    else:
+        settings, chosen = _choose(settings, auto, splits, make, source.input_config, say)
+    pool = plain_images(source.input_config, settings.image_size)
+    learner = make()
+    result = fit(learner, splits, settings, run, resume=resume, quiet=quiet, pool=pool, chosen=chosen)
     draw_run(run, result.metrics)
+    probe = probe_metrics(source, run_images(splits, source.input_config, settings, pool), settings)
+    warning = below_probe(result, probe.accuracy, settings, method, preset)
+    if warning is not None:
+        run.log(f"warning: {warning}")
     test = _test_metrics(result.model, splits, source.input_config, settings)
     metrics = {"val": result.metrics.to_dict(), "test": None if test is None else test.to_dict()}
-    run.write_metrics(metrics)
+    run.write_metrics({**metrics, "probe": {"val_accuracy": probe.accuracy}})
     if hub_path is None:
         size_bytes = sum(tensor.nbytes for tensor in learner.shipped_state().values())
     else:
@@ -168,7 +195,33 @@ def train_task(
         delta = _delta_of(result.model)
         task = make_task(source, delta, name, splits.classes, settings.image_size, training=training, metrics=metrics)
         size_bytes = _added(task, hub, hub_path, source, replace).infos()[name].size_bytes
-    return TrainedTask(name, hub_path, run.path, result, test, size_bytes, time.monotonic() - start)
+    seconds = time.monotonic() - start
+    return TrainedTask(name, hub_path, run.path, result, test, probe, warning, size_bytes, seconds)
+
+
+def _as_started(settings: TrainSettings, auto: Collection[str], run: RunFolder) -> tuple[TrainSettings, dict[str, str]]:
+    """The settings with those that `auto` names as the run has them, and why it has them."""
+    stored, chosen = run.read_settings()
+    return replaced(settings, **{setting: getattr(stored, setting) for setting in auto}), chosen
+
+
+def _choose(
+    settings: TrainSettings,
+    auto: Collection[str],
+    splits: Splits,
+    make: Callable[[], Method],
+    config: InputConfig,
+    say: Callable[[str], None],
+) -> tuple[TrainSettings, dict[str, str]]:
+    """The settings with those that `auto` names chosen, and why by name."""
+    settings, chosen = auto_sizes(settings, auto, splits, config.input_size[1])
+    for setting, why in chosen.items():
+        say(f"{setting} {getattr(settings, setting)}: {why}")
+    if "lr" in auto:
+        lr, chosen["lr"] = auto_lr(make, run_images(splits, config, settings), settings)
+        settings = replaced(settings, lr=lr)
+        say(f"lr {lr:g}: {chosen['lr']}")
+    return settings, chosen
 
 
 def _added(task: Task, hub: Hub | None, hub_path: Path, source: Source, replace: bool) -> Hub:

@@ -142,7 +142,7 @@ def _grid(rows: Sequence[Row], taps: Sequence[str], part: str, whole: str) -> np
 
 
 def _column(rows: Sequence[Row], name: str) -> list[float]:
-    return [float(row[name]) for row in rows]
+    return [float(row[name] or "nan") for row in rows]  # the start has no figures of training
 
 
 def _shortened(name: str) -> str:

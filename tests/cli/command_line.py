@@ -13,7 +13,8 @@ from unittest.mock import patch
 
 from torchsnow.cli import main
 
-TINY = ("--source", "test_resnet", "--weights", "random", "--image-size", "32", "--batch-size", "8")
+SIZES = ("--source", "test_resnet", "--weights", "random", "--image-size", "32", "--batch-size", "8")
+TINY = (*SIZES, "--lr", "0.005")
 
 
 @dataclass(frozen=True)

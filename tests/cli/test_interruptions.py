@@ -49,8 +49,7 @@ def check_readable(run: RunFolder) -> None:
     if run.args.exists():
         assert yaml.safe_load(run.args.read_text())["training"]["epochs"] == EPOCHS
     if run.last.exists():
-        done = len(Checkpoint.load(run.last).history)
-        assert done <= EPOCHS
+        assert Checkpoint.load(run.last).history[-1].epoch <= EPOCHS
     for table in (run.results, run.selection):
         if table.exists():
             rows = list(csv.DictReader(table.read_text().splitlines()))

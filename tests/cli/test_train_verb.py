@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from command_line import TINY, Outcome, Trained, refused, snapshot, torchsnow
+from command_line import SIZES, TINY, Outcome, Trained, refused, snapshot, torchsnow
 from safetensors.torch import load_file
 
 from torchsnow.hub import Hub
@@ -56,7 +56,7 @@ def test_a_run_leaves_everything_that_it_promises(pristine: Trained) -> None:
     args = yaml.safe_load((pristine.run / "args.yaml").read_text())
     assert (args["training"]["epochs"], args["training"]["image_size"]) == (2, 32)
     with (pristine.run / "results.csv").open() as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "2"]
     info = Hub.open(pristine.hub).info("colours")
     assert info.classes == ("blue", "green", "red")
     assert info.metrics["test"]["accuracy"] == printed["test_accuracy"]
@@ -64,12 +64,13 @@ def test_a_run_leaves_everything_that_it_promises(pristine: Trained) -> None:
     assert Hub.open(pristine.hub).verify() == []
 
 
-def test_a_person_gets_two_lines_on_stdout_and_progress_on_stderr(photos: Path) -> None:
+def test_a_person_gets_three_lines_on_stdout_and_progress_on_stderr(photos: Path) -> None:
     outcome = train(photos, *TINY, "--epochs", "1")
     assert outcome.code == 0
-    result, place = outcome.out.splitlines()
+    result, probe, place = outcome.out.splitlines()
     assert "validation accuracy" in result
     assert "on 6 images" in result
+    assert re.fullmatch(r"a linear probe on the source's last features: \d+\.\d% on validation", probe)
     assert "task 'new' is in the hub hub" in place
     assert "the run is in runs/new" in place
     assert "epoch 1: loss" in outcome.err
@@ -79,7 +80,9 @@ def test_a_person_gets_two_lines_on_stdout_and_progress_on_stderr(photos: Path) 
 def test_json_is_one_document_and_no_progress(photos: Path) -> None:
     outcome = train(photos, *TINY, "--epochs", "1", "--json")
     assert (outcome.code, outcome.err) == (0, "")
-    assert outcome.document["best_epoch"] == 1
+    assert outcome.document["best_epoch"] in (0, 1)
+    assert outcome.document["probe_val_accuracy"] <= 1
+    assert "warning" in outcome.document
 
 
 def test_the_hub_keeps_its_source_and_its_other_tasks(trained: Trained) -> None:
@@ -145,6 +148,46 @@ def test_ctrl_c_says_how_to_resume_and_resuming_ends_as_if_nothing_had_been(
     assert equal(task_tensors(Path("hub"), "colours"), task_tensors(pristine.hub, "colours"))
 
 
+def test_what_is_left_out_is_chosen_said_and_written_down(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_in(1, monkeypatch)
+    outcome = train(photos, *TINY[:4])
+    assert outcome.code == 130
+    args = yaml.safe_load(Path("runs/new/args.yaml").read_text())
+    numbers = {name: args["training"][name] for name in ("image_size", "batch_size", "epochs", "lr")}
+    assert list(args["chosen"]) == list(numbers)
+    assert (numbers["image_size"], numbers["batch_size"], numbers["epochs"]) == (64, 8, 40)
+    for name, value in numbers.items():
+        assert f"{name} {value}: {args['chosen'][name]}" in outcome.err
+
+
+def test_a_chosen_run_is_that_with_the_numbers_given_also_when_resumed(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = (*TINY[:4], "--epochs", "2", "--json")
+    with monkeypatch.context() as patched:
+        stop_in(2, patched)
+        assert train(photos, *tiny, "--out", "chosen").code == 130
+    with monkeypatch.context() as patched:
+        patched.delattr("torchsnow.jobs.auto_sizes")
+        patched.delattr("torchsnow.jobs.auto_lr")
+        assert train(photos, *tiny, "--out", "chosen", "--resume").code == 0
+    args = yaml.safe_load(Path("chosen/args.yaml").read_text())
+    assert list(args["chosen"]) == ["image_size", "batch_size", "lr"]
+    options = [f"--{name.replace('_', '-')}={args['training'][name]}" for name in args["chosen"]]
+    assert train(photos, *tiny, *options, "--out", "given", task="given").code == 0
+    assert "chosen" not in yaml.safe_load(Path("given/args.yaml").read_text())
+    assert equal(load_file("chosen/last.safetensors"), load_file("given/last.safetensors"))
+    assert equal(load_file("chosen/best.safetensors"), load_file("given/best.safetensors"))
+
+
+def test_a_run_worse_than_its_probe_is_warned_of(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchsnow.jobs.below_probe", lambda *what: "it is bad")
+    said = train(photos, *TINY, "--epochs", "1")
+    assert said.err.splitlines()[-1] == "warning: it is bad"
+    assert "warning: it is bad" in Path("runs/new/log.txt").read_text()
+    assert train(photos, *TINY, "--epochs", "1", "--json", task="b").document["warning"] == "it is bad"
+
+
 def test_ctrl_c_before_the_training_says_that_nothing_was_begun(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(data: str, quiet: bool) -> None:
         raise KeyboardInterrupt
@@ -201,14 +244,15 @@ def test_a_csv_is_trained_on(photos: Path, tmp_path: Path) -> None:
 
 
 def test_a_method_without_a_delta_stays_in_its_run_folder(photos: Path, tmp_path: Path) -> None:
-    words = ("--task", "colours-full", "--method", "head", *TINY, "--epochs", "1", "--out", tmp_path / "run")
+    words = ("--task", "colours-full", "--method", "head", *SIZES, "--epochs", "1", "--out", tmp_path / "run")
     outcome = torchsnow("train", photos, *words, "--json")
     assert outcome.code == 0, outcome
     assert outcome.document["hub"] is None
     assert outcome.document["size_bytes"] > 0
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["test"]["accuracy"] == outcome.document["test_accuracy"]
-    assert "lr: 0.01" in (tmp_path / "run" / "args.yaml").read_text()  # the method's own
+    lr = yaml.safe_load((tmp_path / "run" / "args.yaml").read_text())["training"]["lr"]
+    assert 0.001 <= lr <= 0.03  # around the method's own
     again = torchsnow("train", photos, *words, "--resume")
     assert again.code == 0, again
     assert "what was trained" in again.out

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from torchsnow.data import image_problem, read_image
+from torchsnow.data import image_problem, read_image, shorter_side
 from torchsnow.errors import DataError
 
 
@@ -219,3 +219,12 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
         read_image(tmp_path / "gone.png")
     with pytest.raises(DataError, match=": it is a folder"):
         read_image(tmp_path)
+
+
+def test_the_shorter_side_is_known_from_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.effect_noise((30, 50), 90).save(path)
+    path.write_bytes(path.read_bytes()[:60])
+    assert shorter_side(path) == 30
+    with pytest.raises(DataError, match=r"cannot read the image .*gone\.png"):
+        shorter_side(tmp_path / "gone.png")

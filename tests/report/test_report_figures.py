@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -83,11 +85,14 @@ def test_accuracies_have_their_intervals_and_seeds() -> None:
 
 
 def test_curves_are_means_of_what_all_seeds_have() -> None:
-    history = [Epoch(e, 1.0, 0.5, 1.0, accuracy, 0.1, 1.0, 1.0) for e, accuracy in enumerate((0.2, 0.4, 0.9), 1)]
-    cells = [cell(seed=0, history=tuple(history)), cell(seed=1, history=tuple(history[1:]))]
+    history = [Epoch(e, 1.0, 0.5, 1.0, accuracy, 0.1, 1.0, 1.0) for e, accuracy in enumerate((0.2, 0.4, 0.9))]
+    cells = [
+        cell(seed=0, history=tuple(history)),
+        cell(seed=1, history=(history[0], replace(history[1], val_accuracy=0.5))),
+    ]
     (axes,) = curves_figure("bundled", summarise(results(cells))).axes
-    assert list(axes.lines[0].get_ydata()) == pytest.approx([0.3, 0.65])
-    assert list(axes.lines[0].get_xdata()) == [1, 2]
+    assert list(axes.lines[0].get_ydata()) == pytest.approx([0.2, 0.45])
+    assert list(axes.lines[0].get_xdata()) == [0, 1]
 
 
 def test_sweep_is_sorted_by_value() -> None:

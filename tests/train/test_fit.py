@@ -89,16 +89,17 @@ def test_run_folder_is_complete(trained: tuple[Path, FitResult, Snow]) -> None:
     assert {file.name for file in path.iterdir()} == FILES
     with (path / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
+    assert [int(row["epoch"]) for row in rows] == [0, 1, 2, 3]
     assert float(rows[-1]["val_loss"]) == result.history[-1].val_loss
     with (path / "selection.csv").open(newline="") as file:
         selection = list(csv.DictReader(file))
+    assert {row["epoch"] for row in selection} == {"1", "2", "3"}
     assert {row["tap"] for row in selection if row["epoch"] == "2"} >= {"layer1.0.conv1", "head"}
 
 
 def test_it_learns(trained: tuple[Path, FitResult, Snow]) -> None:
     _, result, _ = trained
-    assert result.history[-1].train_loss < 0.8 * result.history[0].train_loss
+    assert result.history[-1].train_loss < 0.8 * result.history[1].train_loss
     assert result.metrics.accuracy > 0.8
 
 
@@ -168,7 +169,7 @@ def test_same_seed_same_result(
     assert not torch.equal(a, c)
 
 
-@pytest.mark.parametrize("write", range(12))
+@pytest.mark.parametrize("write", range(13))
 def test_killed_at_any_write_the_run_can_be_resumed(
     source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: int
 ) -> None:
@@ -252,9 +253,9 @@ def test_best_is_chosen_on_validation(source: Source, splits: Splits, settings: 
 
     settings = replace(settings, epochs=4, lr=0.05, augmentation="none", patience=2)
     result = fit(at(0.5, destroy, method), splits, settings, RunFolder(tmp_path), quiet=True)
-    assert result.best.epoch <= 2
+    assert 0 < result.best.epoch <= 2
     assert result.metrics.accuracy == max(row.val_accuracy for row in result.history) > result.history[-1].val_accuracy
-    assert len(Checkpoint.load(tmp_path / "best.safetensors").history) == result.best.epoch
+    assert Checkpoint.load(tmp_path / "best.safetensors").history[-1] == result.best
     assert result.model is method.model
 
 
@@ -263,7 +264,27 @@ def test_patience_stops_early(source: Source, splits: Splits, settings: TrainSet
     method.model[2].momentum = 0.0  # with a rate this low, nothing changes any more
     settings = replace(settings, epochs=9, lr=1e-12, patience=2)
     result = fit(method, splits, settings, RunFolder(tmp_path), quiet=True)
-    assert (len(result.history), result.best.epoch) == (3, 1)
+    assert [row.epoch for row in result.history] == [0, 1, 2, 3]
+
+
+def test_the_start_ships_when_training_makes_it_worse(
+    source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path
+) -> None:
+    settings = replace(settings, lr=0.05, augmentation="none")
+    good = fit(Tiny(source.input_config), splits, settings, RunFolder(tmp_path / "good"), quiet=True)
+    method = Tiny(source.input_config)
+    method.model.load_state_dict(good.model.state_dict())
+    spoiled = at(0, lambda: method.model[4].weight.data.zero_(), method)
+    run, settings = RunFolder(tmp_path / "run"), replace(settings, epochs=2, lr=1e-12)
+    result = fit(spoiled, splits, settings, run, quiet=True)
+    start, *trained = result.history
+    assert [row.epoch for row in trained] == [1, 2]
+    assert (start.train_loss, start.train_accuracy, start.lr, start.images_per_s) == (None, None, None, None)
+    assert result.best is start
+    assert result.metrics == good.metrics
+    assert result.metrics.accuracy == start.val_accuracy > max(row.val_accuracy for row in trained)
+    again = fit(Tiny(source.input_config), splits, settings, run, resume=True, quiet=True)
+    assert (again.best, again.metrics) == (start, good.metrics)
 
 
 def test_loss_that_is_not_finite(source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path) -> None:
@@ -273,7 +294,7 @@ def test_loss_that_is_not_finite(source: Source, splits: Splits, settings: Train
         fit(spoiled, splits, settings, RunFolder(tmp_path), quiet=True)
     for name in ("last.safetensors", "best.safetensors"):
         saved = Checkpoint.load(tmp_path / name)
-        assert len(saved.history) == 1
+        assert [row.epoch for row in saved.history] == [0, 1][: len(saved.history)]
         assert all(bool(tensor.isfinite().all()) for tensor in saved.model.values())
     assert "no longer a finite number" in (tmp_path / "log.txt").read_text()
 
@@ -292,7 +313,7 @@ def test_class_weights_matter(source: Source, splits: Splits, settings: TrainSet
         own = replace(settings, class_weights=weights)
         fit(Tiny(source.input_config), splits, own, RunFolder(tmp_path / weights), quiet=True)
     losses = [
-        Checkpoint.load(tmp_path / name / "last.safetensors").history[0].train_loss for name in ("none", "balanced")
+        Checkpoint.load(tmp_path / name / "last.safetensors").history[1].train_loss for name in ("none", "balanced")
     ]
     assert losses[0] != losses[1]
 
@@ -361,11 +382,11 @@ def test_kill_9_leaves_a_run_that_resumes(source: Source, splits: Splits, tmp_pa
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
-    done = len(Checkpoint.load(run.last).history)
-    assert 3 <= done < 40
+    done = Checkpoint.load(run.last).history[-1].epoch
+    assert 2 <= done < 40
     settings = TrainSettings(epochs=40, batch_size=8, image_size=32, lr=5e-3, augmentation="light", device="cpu")
     result = fit(make_snow(source, 2), splits, settings, run, resume=True, quiet=True)
-    assert len(result.history) == 40
+    assert result.history[-1].epoch == 40
     fit(make_snow(source, 2), splits, settings, RunFolder(tmp_path / "whole"), quiet=True)
     assert_same_run(tmp_path / "whole", run.path)
 
@@ -383,7 +404,7 @@ def test_fixed_values_are_computed_once_and_change_nothing(
     monkeypatch.setattr(slow, "frozen_part", lambda: None)
     anew = fit(slow, splits, settings, RunFolder(tmp_path / "anew"), quiet=True)
     assert sum(seen) > 41 + 3 * 25
-    for one, other in zip(kept.history, anew.history, strict=True):
+    for one, other in zip(kept.history[1:], anew.history[1:], strict=True):
         assert one.train_loss == pytest.approx(other.train_loss, abs=1e-4)
         assert one.val_loss == pytest.approx(other.val_loss, abs=1e-4)
 
@@ -403,7 +424,7 @@ def test_augmented_images_are_not_computed_once(
     seen: list[int] = []
     monkeypatch.setattr(FixedValues, "forward", counting_images(FixedValues.forward, seen))
     fit(make_method("head", source, 2), splits, settings, RunFolder(tmp_path / "run"), quiet=True)
-    assert sum(seen) == 3 * (25 + 8) + 8
+    assert sum(seen) == 8 + 3 * (25 + 8) + 8
 
 
 def test_runs_that_share_a_pool_decode_each_image_once(

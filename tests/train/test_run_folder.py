@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from torchsnow.errors import TrainingError
-from torchsnow.train import RunFolder
+from torchsnow.train import RunFolder, TrainSettings
 from torchsnow.train.history import Epoch
 
 
@@ -44,3 +44,21 @@ def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(TrainingError, match="cannot create the run folder"):
         RunFolder(tmp_path / "file" / "run").create({})
+
+
+def test_settings_are_read_as_they_were_written(tmp_path: Path) -> None:
+    run, settings = RunFolder(tmp_path), TrainSettings(epochs=7, lr=1e-3)
+    with pytest.raises(TrainingError, match="there is no run to resume in"):
+        run.read_settings()
+    run.create({"training": settings.to_dict()})
+    assert run.read_settings() == (settings, {})
+    run.create({"training": settings.to_dict(), "chosen": {"lr": "because"}})
+    assert run.read_settings() == (settings, {"lr": "because"})
+
+
+@pytest.mark.parametrize("text", ["", "a: [", "training: 3", "training: {lr: 1}", "- 1", "\udcff"])
+def test_damaged_settings_are_one_sentence(tmp_path: Path, text: str) -> None:
+    run = RunFolder(tmp_path)
+    run.args.write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(TrainingError, match=r"args\.yaml is damaged|settings differ"):
+        run.read_settings()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchsnow.cli.output import load_checked, percent, print_json, say
+from torchsnow.cli.output import load_checked, note, percent, print_json, say
 
 if TYPE_CHECKING:
     from torchsnow.train import RunFolder
@@ -36,10 +36,18 @@ def train(
         str, typer.Option(help="snow, scratch, random, side (with --hub); full, features, head, taps, bn, lora.")
     ] = "snow",
     preset: Annotated[str, typer.Option(help="'default'; 'paper' (snow), 'probe' (head).")] = "default",
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 15,
-    image_size: Annotated[int | None, typer.Option(help="Pixels; the source's own size by default.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 32,
-    lr: Annotated[float | None, typer.Option(help="Highest learning rate; by default the method's own.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training images; by default as many as 2,000 steps, 5 to 40.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels; by default the images' own size, 64 to the source's own.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per step; 32 by default, fewer for few images.")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Highest learning rate; by default the method's own, unless a test disagrees.")
+    ] = None,
     optimizer: Annotated[str, typer.Option(help="'adamw' or 'sgd'.")] = "adamw",
     weight_decay: Annotated[float, typer.Option(help="Weight decay of the delta's weights.")] = 0.05,
     warmup_epochs: Annotated[
@@ -70,12 +78,19 @@ def train(
 
     Example: torchsnow train photos/ --task screws --hub my-hub --epochs 20
     """
+    from torchsnow.jobs import refuse_taken, refuse_wrong_hub, source_for, train_task
+    from torchsnow.methods import kind_of, split_name
+    from torchsnow.train import AUTO, RunFolder, TrainSettings
+    from torchsnow.train.auto import MOST_EPOCHS
+
+    asked = {"epochs": epochs, "image_size": image_size, "batch_size": batch_size, "lr": lr}
+    auto = [name for name in AUTO if asked[name] is None]
+    most_epochs = MOST_EPOCHS if epochs is None else epochs
     given: dict[str, Any] = {
-        "epochs": epochs,
-        "batch_size": batch_size,
+        "epochs": most_epochs,
         "optimizer": optimizer,
         "weight_decay": weight_decay,
-        "warmup_epochs": min(1, epochs - 1) if warmup_epochs is None else warmup_epochs,
+        "warmup_epochs": min(1, most_epochs - 1) if warmup_epochs is None else warmup_epochs,
         "label_smoothing": label_smoothing,
         "class_weights": class_weights,
         "augmentation": augmentation,
@@ -85,12 +100,8 @@ def train(
         "device": device,
         "num_workers": num_workers,
     }
-    known = {"image_size": image_size, "precision": precision}
-    given |= {name: value for name, value in known.items() if value is not None}  # the others depend on the source
-
-    from torchsnow.jobs import refuse_taken, refuse_wrong_hub, source_for, train_task
-    from torchsnow.methods import kind_of, split_name
-    from torchsnow.train import RunFolder, TrainSettings
+    known = {**asked, "precision": precision}
+    given |= {name: value for name, value in known.items() if value is not None}  # the others depend on source and data
 
     run = RunFolder(out or Path("runs") / task)
     with _telling_how_to_resume(run):
@@ -102,8 +113,7 @@ def train(
         settings.torch_device()
         refuse_taken(task, hub, run, resume=resume, replace=replace)
         chosen = source_for(hub, source, weights, precision)  # type: ignore[arg-type] # the settings have checked it
-        size = chosen.input_config.input_size[1] if image_size is None else image_size
-        settings = replaced(settings, image_size=size, precision=chosen.precision)
+        settings = replaced(settings, precision=chosen.precision)
         loaded = load_checked(data, quiet=json)
         result = train_task(
             loaded,
@@ -117,6 +127,8 @@ def train(
             resume=resume,
             replace=replace,
             quiet=json,
+            auto=auto,
+            say=(lambda line: None) if json else note,
         )
     summary = result.summary()
     if json:
@@ -128,8 +140,11 @@ def train(
         f"validation accuracy {percent(summary['val_accuracy'])} (epoch {summary['best_epoch']}), "
         f"test accuracy {percent(summary['test_accuracy'])} on {summary['test_images']} images"
     )
+    say(f"a linear probe on the source's last features: {percent(summary['probe_val_accuracy'])} on validation")
     place = "what was trained" if hub is None else f"task {task!r} is in the hub {hub}"
     say(f"{place} ({shown_size(result.size_bytes)}); the run is in {run.path}")
+    if result.warning is not None:
+        note(f"warning: {result.warning}")
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from torchsnow.data.catalogue import DATASETS, NamedData
 from torchsnow.data.datasets import ImageSet
-from torchsnow.data.images import image_problem, read_image
+from torchsnow.data.images import image_problem, read_image, shorter_side
 from torchsnow.data.listing import Skipped
 from torchsnow.data.loading import Example, LoadedData, load_data
 from torchsnow.data.splits import Splits, make_splits
@@ -23,5 +23,6 @@ __all__ = [
     "make_splits",
     "prepare",
     "read_image",
+    "shorter_side",
     "train_transform",
 ]

@@ -56,6 +56,15 @@ def image_problem(file: Path, max_pixels: int = MAX_PIXELS) -> str | None:
     return None
 
 
+def shorter_side(file: Path) -> int:
+    """The shorter side in pixels, from the header alone. Raises DataError as `read_image` does for what it reads."""
+    try:
+        with file.open("rb") as stream:
+            return min(_open(stream).size)
+    except Exception as error:  # as in `_read`
+        raise DataError(f"cannot read the image {file}: {error or type(error).__name__}") from error
+
+
 def format_of(content: bytes) -> str | None:
     """Which of FORMATS a file is in, by its first 16 bytes; None for any other."""
     Image.init()

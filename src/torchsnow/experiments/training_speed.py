@@ -15,8 +15,8 @@ from torchsnow.experiments.measuring import Progress, Step, median_times_s, peak
 from torchsnow.methods import make_method, split_name
 from torchsnow.source import Precision, load_source
 from torchsnow.train import TrainSettings
-from torchsnow.train.fit import MAX_GRADIENT_NORM
 from torchsnow.train.schedule import make_optimizer
+from torchsnow.train.step import MAX_GRADIENT_NORM
 
 _STEPS_FOR_MEMORY = 3  # the optimiser's own memory is there after the first
 

@@ -127,7 +127,8 @@ def curves_figure(source: str, rows: Sequence[Summary]) -> Figure:
     for axes, name in zip(grid, data, strict=True):
         for row in _of(rows, name):
             curve = [fmean(epoch.val_accuracy for epoch in epochs) for epochs in _common_epochs(row)]
-            axes.plot(range(1, len(curve) + 1), curve, **{**line_look(row.method), "markersize": 4})
+            numbers = [epochs[0].epoch for epochs in _common_epochs(row)]
+            axes.plot(numbers, curve, **{**line_look(row.method), "markersize": 4})
         whole_numbers(axes, "epoch")
         accuracy_axis(axes, "validation accuracy")
     methods_legend(figure, methods, joined=True)

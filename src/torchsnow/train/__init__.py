@@ -1,5 +1,6 @@
 """Training one task: settings, the contract of a method, the loop, its run folder, and evaluation."""
 
+from torchsnow.train.auto import AUTO
 from torchsnow.train.contract import Method
 from torchsnow.train.evaluate import ClassMetrics, Metrics, evaluate
 from torchsnow.train.fit import FitResult, fit
@@ -7,6 +8,7 @@ from torchsnow.train.run_folder import RunFolder
 from torchsnow.train.settings import TrainSettings, torch_device
 
 __all__ = [
+    "AUTO",
     "ClassMetrics",
     "FitResult",
     "Method",

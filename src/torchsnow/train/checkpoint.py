@@ -16,14 +16,14 @@ from torchsnow.errors import TrainingError
 from torchsnow.files import write_atomically
 from torchsnow.train.history import Epoch
 
-SCHEMA = 1
+SCHEMA = 2
 _KEY = "torchsnow"  # of the file's metadata
 _MODEL, _OPTIMIZER = "model.", "optimizer."
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run after `len(history)` epochs.
+    """A run after the last epoch of `history`.
 
     `config` is what was run (method, training settings, data), `model` the method's trainable state, `optimizer` the
     optimiser's memory as flat tensors, and `selection` the method's records, which have their epoch in them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,6 @@ from torchsnow.errors import TrainingError
 from torchsnow.source import Source
 from torchsnow.train.batches import (
     FeatureSet,
-    balanced_weights,
     data_config,
     epoch_seed,
     num_batches,
@@ -28,13 +27,13 @@ from torchsnow.train.batches import (
 from torchsnow.train.checkpoint import Checkpoint
 from torchsnow.train.contract import Method
 from torchsnow.train.evaluate import Metrics, evaluate
-from torchsnow.train.history import Epoch, best_epoch, is_finished
+from torchsnow.train.history import Epoch, best_epoch, epochs_done, is_finished
 from torchsnow.train.progress import TrainingBar
 from torchsnow.train.run_folder import RunFolder
-from torchsnow.train.schedule import load_optimizer_tensors, lr_factor, make_optimizer, optimizer_tensors, set_lr
+from torchsnow.train.schedule import load_optimizer_tensors, lr_factor, optimizer_tensors
 from torchsnow.train.settings import TrainSettings
+from torchsnow.train.step import Stepper
 
-MAX_GRADIENT_NORM = 5.0
 _LOOK_EVERY = 10  # steps: looking at the loss makes the CPU wait for an accelerator
 
 
@@ -43,7 +42,7 @@ class FitResult:
     """A finished run.
 
     `model` is the best model as it ships, in eval mode: images -> logits. `metrics` are its validation metrics,
-    `best` its epoch and `history` all epochs.
+    `best` its epoch (0 if no training made it better than it started) and `history` all epochs, the start included.
     """
 
     model: nn.Module
@@ -61,26 +60,30 @@ def fit(
     resume: bool = False,
     quiet: bool = False,
     pool: ImageSet | None = None,
+    chosen: Mapping[str, str] | None = None,
 ) -> FitResult:
     """Train on the training split, choose the best epoch on the validation split, never look at the test split.
+
+    The model is validated before the first step too, as epoch 0, so what ships is never worse on the validation split
+    than what the method started with.
 
     Everything is written to `run`. With `resume` a run that was stopped, in whatever way, goes on after its last
     finished epoch and ends as if it had not been; of a finished run this gives the result. On the CPU the numbers
     are the same bit by bit. torch's global generators are left as they were. A method that has a frozen part sees
     each image once, if they are not augmented. `pool` is for runs on the same data at the same size, which then decode
-    each image once (see `torchsnow.train.batches.plain_images`).
+    each image once (see `torchsnow.train.batches.plain_images`). `chosen` says which settings were chosen for the
+    caller, and why; it is written into args.yaml beside them.
 
     Raises TrainingError when `run` holds a run already (without `resume`) or none or another one (with it), when
     there are too few images, and when the loss is no longer a finite number. KeyboardInterrupt says how to go on.
     """
-    loop = _Loop(method, splits, settings, run, pool)
+    loop = _Loop(method, splits, settings, run, pool, chosen)
     with loop.own_randomness(), TrainingBar(settings.epochs, len(loop.images.train), quiet) as bar:
         try:
             if resume:
                 loop.resume(bar)
             else:
                 loop.begin(bar)
-            loop.keep_features()
             while not is_finished(loop.history, settings.epochs, settings.patience):
                 loop.run_epoch(bar)
             return loop.result()
@@ -92,7 +95,13 @@ class _Loop:
     """One run: what it works with and how far it is."""
 
     def __init__(
-        self, method: Method, splits: Splits, settings: TrainSettings, run: RunFolder, pool: ImageSet | None
+        self,
+        method: Method,
+        splits: Splits,
+        settings: TrainSettings,
+        run: RunFolder,
+        pool: ImageSet | None,
+        chosen: Mapping[str, str] | None,
     ) -> None:
         _check_precision(method.model, settings)
         self.method, self.splits, self.settings, self.run = method, splits, settings, run
@@ -101,11 +110,9 @@ class _Loop:
         self.train_set: ImageSet | FeatureSet = self.images.train
         self.val_set: ImageSet | FeatureSet = self.images.val
         self.trained = method.model.to(self.device)
-        self.optimizer = make_optimizer(method.parameter_groups(settings.lr, settings.weight_decay), settings)
-        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        weights = None if settings.class_weights == "none" else balanced_weights(self.images.train)
-        self.criterion = nn.CrossEntropyLoss(weights, label_smoothing=settings.label_smoothing).to(self.device)
+        self.stepper = Stepper(method, self.images.train, settings)
         self.steps = num_batches(len(self.images.train), settings.batch_size)
+        self.chosen = dict(chosen or {})
         self.history: list[Epoch] = []
         self.selection: list[dict[str, Any]] = []
         config = {"method": method.config(), "training": settings.to_dict(), "data": data_config(splits)}
@@ -118,32 +125,41 @@ class _Loop:
             yield
 
     def begin(self, bar: TrainingBar) -> None:
-        """Write down what is run, let the method look at the images, and save the state before the first epoch."""
-        self.run.create(self.config)
+        """Write down what is run, let the method look at the images, and validate and save what it starts with."""
+        # not in the checkpoints: a run resumes with equal settings, whoever chose them
+        self.run.create({**self.config, "chosen": self.chosen} if self.chosen else self.config)
         self.splits.save(self.run.splits)
         self.run.log(f"started {self.method.name} on {self.device}, {len(self.images.train)} images to train on")
         torch.manual_seed(epoch_seed(self.settings.seed, 0))
         bar.prepare()
         self.method.start(plain_loader(self.images.plain, self.settings), self.device)
-        self._save()
+        self._keep_features()
+        start_s = time.perf_counter()
+        val = self._validate(self.trained, self.val_set)
+        seconds = time.perf_counter() - start_s
+        self._finish_epoch(Epoch(0, None, None, val.loss, val.accuracy, None, None, seconds), bar)
 
     def resume(self, bar: TrainingBar) -> None:
         """Go back to the last saved state; a run that was stopped before the first one begins."""
         if not self.run.last.exists():
-            if not self.run.args.exists():
-                raise TrainingError(f"there is no run to resume in {self.run.path}; start one there first")
+            self.run.refuse_empty()
             self.begin(bar)
             return
         checkpoint = Checkpoint.load(self.run.last)
         checkpoint.refuse_other(self.config, self.run.path)
         self.method.load_trainable_state(checkpoint.model)
-        load_optimizer_tensors(self.optimizer, checkpoint.optimizer)
+        load_optimizer_tensors(self.stepper.optimizer, checkpoint.optimizer)
         self.history, self.selection = checkpoint.history, checkpoint.selection
         self._repair(checkpoint)
+        self._keep_features()
         finished = is_finished(self.history, self.settings.epochs, self.settings.patience)
-        self._say(bar, f"{'this run is finished: ' if finished else 'resumed after '}epoch {len(self.history)}")
+        self._say(bar, f"{'this run is finished: ' if finished else 'resumed after '}epoch {self.done}")
 
-    def keep_features(self) -> None:
+    @property
+    def done(self) -> int:
+        return epochs_done(self.history)
+
+    def _keep_features(self) -> None:
         """Compute a method's fixed values once, where every epoch would see the same ones."""
         parts = self.method.frozen_part()
         if parts is None or self.settings.augmentation != "none":
@@ -155,12 +171,12 @@ class _Loop:
     def _repair(self, last: Checkpoint) -> None:
         """Do what a run that was killed right after saving `last` did not come to."""
         self.run.write_tables(self.history, self.selection)
-        if self.history and best_epoch(self.history) is self.history[-1]:
+        if best_epoch(self.history) is self.history[-1]:
             self._save_best(last.model)
 
     def run_epoch(self, bar: TrainingBar) -> None:
         """Train, validate and save. Raises TrainingError when the loss is not finite; nothing is saved then."""
-        epoch = len(self.history) + 1
+        epoch = self.done + 1
         torch.manual_seed(epoch_seed(self.settings.seed, epoch))
         bar.start_epoch(epoch)
         start_s = time.perf_counter()
@@ -177,8 +193,11 @@ class _Loop:
             images_per_s=len(self.images.train) / trained_s,
             seconds=time.perf_counter() - start_s,
         )
-        self.history.append(row)
         self.selection += [{"epoch": epoch, **record} for record in self.method.record()]
+        self._finish_epoch(row, bar)
+
+    def _finish_epoch(self, row: Epoch, bar: TrainingBar) -> None:
+        self.history.append(row)
         self._save()
         self._say(bar, _line(row))
 
@@ -199,17 +218,9 @@ class _Loop:
     def _step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
         """One step of the optimiser; (sum of the loss, right ones, images)."""
         self.method.set_progress(step / (self.steps * self.settings.epochs))
-        set_lr(self.optimizer, self._lr_factor(step))
-        amp = self.settings.amp and self.device.type == "cuda"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=amp):
-            logits = self.trained(images).float()
-        loss = self.criterion(logits, labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
-        self.optimizer.step()
-        right = (logits.detach().argmax(1) == labels).sum()
-        return torch.stack([loss.detach().double() * len(labels), right.double(), right.new_tensor(len(labels))])
+        loss, logits = self.stepper.step(self.trained, images, labels, self._lr_factor(step))
+        right = (logits.argmax(1) == labels).sum()
+        return torch.stack([loss.double() * len(labels), right.double(), right.new_tensor(len(labels))])
 
     def _lr_factor(self, step: int) -> float:
         return lr_factor(step, self.steps * self.settings.epochs, self.steps * self.settings.warmup_epochs)
@@ -230,9 +241,9 @@ class _Loop:
     def _save(self) -> None:
         """`last` first: from it everything else can be written again."""
         state = self.method.trainable_state()
-        memory = optimizer_tensors(self.optimizer)
+        memory = optimizer_tensors(self.stepper.optimizer)
         Checkpoint(self.config, state, memory, self.history, self.selection).save(self.run.last)
-        if self.history and best_epoch(self.history) is self.history[-1]:
+        if best_epoch(self.history) is self.history[-1]:
             self._save_best(state)
         self.run.write_tables(self.history, self.selection)
 
@@ -246,7 +257,7 @@ class _Loop:
         return message
 
     def _kept(self) -> str:
-        return f"{len(self.history)} of {self.settings.epochs} epochs are safe in {self.run.path}."
+        return f"{self.done} of {self.settings.epochs} epochs are safe in {self.run.path}."
 
     def result(self) -> FitResult:
         """The best model as it ships, and how good it is on the validation split."""
@@ -254,7 +265,7 @@ class _Loop:
         model = self.method.finish()
         self.run.write_subscription(self.method.subscription())
         best = best_epoch(self.history)
-        self.run.log(f"finished after {len(self.history)} epochs; the best is epoch {best.epoch}")
+        self.run.log(f"finished after {self.done} epochs; the best is epoch {best.epoch}")
         return FitResult(model, self._validate(model, self.images.val), best, tuple(self.history))
 
     def _say(self, bar: TrainingBar, line: str) -> None:
@@ -272,6 +283,8 @@ def _check_precision(model: nn.Module, settings: TrainSettings) -> None:
 
 
 def _line(row: Epoch) -> str:
+    if row.epoch == 0:
+        return f"before the first step: validation loss {row.val_loss:.4f}, accuracy {row.val_accuracy:.1%}"
     return (
         f"epoch {row.epoch}: loss {row.train_loss:.4f}, accuracy {row.train_accuracy:.1%}; validation loss "
         f"{row.val_loss:.4f}, accuracy {row.val_accuracy:.1%}; {row.images_per_s:.0f} images/s, {row.seconds:.1f} s"

@@ -8,20 +8,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Epoch:
-    """One finished epoch, counted from 1.
+    """One finished epoch, counted from 1; epoch 0 is the start, where nothing but the validation was measured.
 
     Losses are in nats, accuracies shares from 0 to 1; `lr` is the learning rate of the last step, `images_per_s` the
-    speed of training alone, and `seconds` the time of training and validation.
+    speed of training alone, and `seconds` the time of training and validation. What belongs to training is None in
+    epoch 0.
     """
 
     epoch: int
-    train_loss: float
-    train_accuracy: float
+    train_loss: float | None
+    train_accuracy: float | None
     val_loss: float
     val_accuracy: float
-    lr: float
-    images_per_s: float
+    lr: float | None
+    images_per_s: float | None
     seconds: float
+
+
+def epochs_done(history: Sequence[Epoch]) -> int:
+    """How often the training images were gone through; the start is no epoch of training."""
+    return history[-1].epoch if history else 0
 
 
 def best_epoch(history: Sequence[Epoch]) -> Epoch:
@@ -30,7 +36,11 @@ def best_epoch(history: Sequence[Epoch]) -> Epoch:
 
 
 def is_finished(history: Sequence[Epoch], epochs: int, patience: int | None) -> bool:
-    """Whether all `epochs` are done, or the last `patience` of them brought no better model."""
-    if not history or len(history) >= epochs:
-        return len(history) >= epochs
-    return patience is not None and len(history) - best_epoch(history).epoch >= patience
+    """Whether all `epochs` are done, or the last `patience` of them brought nothing better than those before.
+
+    The start does not count: warming up may cost a good start some accuracy before training adds to it.
+    """
+    done, trained = epochs_done(history), [row for row in history if row.epoch > 0]
+    if not trained or done >= epochs:
+        return done >= epochs
+    return patience is not None and done - best_epoch(trained).epoch >= patience

@@ -16,14 +16,15 @@ import yaml
 from torchsnow.errors import TrainingError
 from torchsnow.files import clear_os_errors, write_atomically
 from torchsnow.train.history import Epoch
+from torchsnow.train.settings import TrainSettings
 
 
 class RunFolder:
     """Where a run writes; each file is whole at any moment, and every finished epoch is in it.
 
-    `args.yaml` says what was run, `splits.json` on which images, `log.txt` what happened; `results.csv` has a row
-    per epoch and `selection.csv` one per epoch and tap; `last.safetensors` is what a run resumes from and
-    `best.safetensors` the best model so far; `subscription.json` has the channels that the finished task reads, and
+    `args.yaml` says what was run, `splits.json` on which images, `log.txt` what happened; `results.csv` has a row per
+    epoch, from the start on, and `selection.csv` one per epoch and tap; `last.safetensors` is what a run resumes from
+    and `best.safetensors` the best model so far; `subscription.json` has the channels that the finished task reads, and
     `metrics.json` how good it is.
     Whoever shows the run adds `results.png`, `selection.png` and `confusion_matrix.png`.
     """
@@ -67,6 +68,24 @@ class RunFolder:
         self.refuse_taken()
         self.make()
         self._write(self.args, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+    def read_settings(self) -> tuple[TrainSettings, dict[str, str]]:
+        """The settings in args.yaml, and which of them were chosen and why.
+
+        Raises TrainingError when there is no run, and when the file is damaged.
+        """
+        self.refuse_empty()
+        try:
+            with clear_os_errors("read", self.args, TrainingError):
+                args = yaml.safe_load(self.args.read_text(encoding="utf-8"))
+            return TrainSettings.from_dict(args["training"]), dict(args.get("chosen", {}))
+        except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise TrainingError(f"{self.args} is damaged ({error}); start the run anew") from error
+
+    def refuse_empty(self) -> None:
+        """Raise TrainingError when there is no run to resume here."""
+        if not self.args.exists():
+            raise TrainingError(f"there is no run to resume in {self.path}; start one there first")
 
     def make(self) -> None:
         """Make the folder if it is missing."""

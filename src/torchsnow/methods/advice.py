@@ -1,0 +1,35 @@
+"""What to change when a task turned out worse than a linear probe."""
+
+from __future__ import annotations
+
+from torchsnow.methods.table import METHODS
+from torchsnow.train import FitResult, TrainSettings
+
+_LATE = 0.8  # of the epochs: a best one after that says that training was not done
+
+
+def below_probe(
+    result: FitResult, probe_accuracy: float, settings: TrainSettings, method: str, preset: str
+) -> str | None:
+    """One sentence with both figures and what to try, or None where the task is as good as the probe."""
+    accuracy = result.metrics.accuracy
+    if accuracy >= probe_accuracy:
+        return None
+    return (
+        f"the task has {accuracy:.1%} on the validation split, and a linear probe on the source's last features alone "
+        f"{probe_accuracy:.1%}; in a new run, try {' or '.join(_changes(result, settings, method, preset))}"
+    )
+
+
+def _changes(result: FitResult, settings: TrainSettings, method: str, preset: str) -> list[str]:
+    """Options for the command line, the likeliest first."""
+    changes = []
+    if METHODS[method].is_delta and (method, preset) != ("snow", "default"):
+        changes.append("--method snow --preset default, which starts as a probe,")
+    if result.best.epoch >= _LATE * settings.epochs:
+        changes.append(f"--epochs {2 * settings.epochs}")
+    else:
+        changes.append(f"--lr {settings.lr / 5:.2g}")
+    if settings.augmentation != "none":
+        changes.append("--augmentation none")
+    return changes

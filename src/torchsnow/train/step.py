@@ -1,0 +1,41 @@
+"""One step of the optimiser, as training and the learning rate's range test make it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from torchsnow.data import ImageSet
+from torchsnow.train.batches import balanced_weights
+from torchsnow.train.contract import Method
+from torchsnow.train.schedule import make_optimizer, set_lr
+from torchsnow.train.settings import TrainSettings
+
+MAX_GRADIENT_NORM = 5.0
+
+
+class Stepper:
+    """A method's parameters with their optimiser and the loss. The model has to be on the settings' device."""
+
+    def __init__(self, method: Method, images: ImageSet, settings: TrainSettings) -> None:
+        self.device = settings.torch_device()
+        self.amp = settings.amp and self.device.type == "cuda"
+        self.optimizer = make_optimizer(method.parameter_groups(settings.lr, settings.weight_decay), settings)
+        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        weights = None if settings.class_weights == "none" else balanced_weights(images)
+        self.criterion = nn.CrossEntropyLoss(weights, label_smoothing=settings.label_smoothing).to(self.device)
+
+    def step(self, model: nn.Module, images: Tensor, labels: Tensor, lr_factor: float) -> tuple[Tensor, Tensor]:
+        """Train `model` on one batch, at `lr_factor` times the settings' learning rate.
+
+        Returns the loss before the step and the logits (B, num_classes).
+        """
+        set_lr(self.optimizer, lr_factor)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+            logits = model(images).float()
+        loss: Tensor = self.criterion(logits, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
+        self.optimizer.step()
+        return loss.detach(), logits.detach()
