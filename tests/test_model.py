@@ -211,10 +211,12 @@ def test_the_derived_delta_of_resnet18_is_snow_written_by_hand() -> None:
     source = make_source(resnet, "resnet18", "random")
     delta = Delta(source, DeltaSpec(5, width_divisor=8, pool_divisor=8, head_divisor=8))
     randomise(delta)
+    delta.head.share.fill_(1.0)
     state = delta.state_dict()
     by_hand = SnowResNet18(resnet, 5)
     names = by_hand_from_derived()
-    assert {key for key in state if not key.endswith("times_chosen")} == set(names.values())
+    in_training_only = ("times_chosen", "share")
+    assert {key for key in state if not key.endswith(in_training_only)} == set(names.values())
     by_hand.load_state_dict({ours: state[theirs].clone() for ours, theirs in names.items()})
 
     assert all(isinstance(pool, ChannelPooling) and pool.sigma == 0 for pool in delta.named_pools().values())

@@ -2,18 +2,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.feature_selection import f_classif
+from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
 from torchsnow.delta.head import Head
 from torchsnow.errors import TrainingError
 from torchsnow.methods import PRESETS, PoolTraining, Snow, make_method
-from torchsnow.methods.probe import fit_probe
-from torchsnow.methods.snow import inform, make_snow, still_changing
+from torchsnow.methods.probe import fit_probe, probe_strengths
+from torchsnow.methods.snow import best_share, inform, make_snow, still_changing
 from torchsnow.methods.statistics import ClassSums
 from torchsnow.pooling import ChannelPooling
 from torchsnow.source import Source
@@ -77,6 +79,30 @@ def test_perfect_values_score_highest() -> None:
     assert not bool(score.isnan().any())
 
 
+# the probes
+
+
+def test_strengths_are_those_of_a_ridge_regression() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values, labels = torch.randn(40, 60, generator=generator), torch.arange(40) % 3
+    penalty = 3.0 * float(values.square().sum(1).mean())
+    targets = nn.functional.one_hot(labels, 3).double() - torch.tensor([14.0, 13.0, 13.0]).double() / 40
+    reference = Ridge(alpha=penalty, fit_intercept=False).fit(values.double().numpy(), targets.numpy())
+    found = probe_strengths(values, labels, 3)
+    np.testing.assert_allclose(found.numpy(), np.linalg.norm(reference.coef_, axis=0), rtol=1e-3)
+
+
+def test_a_value_that_repeats_others_is_worth_less_than_one_that_adds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 4
+    first, second = (labels % 2).float(), (labels // 2).float()
+    noise = 0.3 * torch.randn(400, 21, generator=generator)
+    values = torch.cat([first[:, None].expand(-1, 20), 0.8 * second[:, None]], dim=1) + noise
+    standard = (values - values.mean(0)) / values.std(0)
+    assert int(probe_strengths(standard, labels, 4).argmax()) == 20
+    assert int(sums_of(values, labels, 4).f_statistic().argmax()) != 20
+
+
 # start
 
 
@@ -99,12 +125,34 @@ def test_start_standardises_the_head_and_informs_the_pools(snow: Snow, source: S
     alive = values.std(0, correction=0) > 0.1 * values.std(0, correction=0).mean()
     spread = snow.delta.head.spread.double()
     torch.testing.assert_close(spread[alive], values.std(0, correction=0)[alive], rtol=1e-3, atol=1e-5)
-    for name, pool in snow.delta.named_pools().items():
+    for pool in snow.delta.named_pools().values():
         weight = pool.weight.detach()
         assert (float(weight.min()), float(weight.max())) == (0.5, 1.5)
-        if name != "head":
-            score = sums_of(features.average(name), labels, 3).f_statistic()
-            assert set(pool.choose().tolist()) == set(score.topk(pool.num_pooled).indices.tolist())
+    standard = (values - values.mean(0)) / snow.delta.head.spread.double()
+    names = [*source.taps, "last"]
+    sizes = [source.taps[name].num_chs for name in source.taps] + [source.num_features]
+    strengths = dict(zip(names, probe_strengths(standard.float(), labels, 3).split(sizes), strict=True))
+    read = set(snow.delta.head.pool.choose().tolist())
+    first = 0
+    for name, strength in strengths.items():
+        if name != "last":
+            pool = snow.delta.named_pools()[name]
+            assert set(pool.choose().tolist()) == set(strength.topk(pool.num_pooled).indices.tolist())
+        of_tap = {value - first for value in read if first <= value < first + len(strength)}
+        assert of_tap == set(strength.topk(len(of_tap)).indices.tolist())  # the best of every tap
+        assert len(of_tap) == pytest.approx(len(strength) / snow.spec.head_divisor, abs=1.5)
+        first += len(strength)
+
+
+def test_informed_start_ranks_each_channel_alone(source: Source, batches: Batches) -> None:
+    snow = make_snow(source, 3, changes={"start": "informed"})
+    snow.start(batches, CPU)
+    features = source(torch.cat([images for images, _ in batches]))
+    labels = torch.cat([labels for _, labels in batches])
+    for name in snow.delta.taps:
+        score = sums_of(features.average(name), labels, 3).f_statistic()
+        pool = snow.delta.named_pools()[name]
+        assert set(pool.choose().tolist()) == set(score.topk(pool.num_pooled).indices.tolist())
 
 
 def test_random_start_stays_random_but_standardised(source: Source, batches: Batches) -> None:
@@ -127,6 +175,59 @@ def test_seed_decides_the_first_weights_alone(source: Source) -> None:
     assert not all(torch.equal(states[0][key], states[2][key]) for key in states[0])
 
 
+# the head apart from the body
+
+
+def test_apart_the_probe_stays_and_the_body_learns_alone(source: Source, batches: Batches) -> None:
+    snow = make_snow(source, 3)
+    snow.start(batches, CPU)
+    images = batches[0][0]
+    head = snow.delta.head
+    probe = snow.model.eval()(images)
+    before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+    train(snow, batches, steps=4, lr=1e-2)
+    changed = {name for name, tensor in head.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed <= {"fc.local.weight", "pool.times_chosen"}
+    assert "fc.local.weight" in changed
+    torch.testing.assert_close(snow.model.eval()(images), probe)  # until it is tuned, the body counts for nothing
+
+
+def test_settling_keeps_the_bodys_share(source: Source, batches: Batches) -> None:
+    snow = make_snow(source, 3)
+    snow.start(batches, CPU)
+    train(snow, batches, steps=2, lr=1e-2)
+    probe = snow.model.eval()(batches[0][0])
+    snow.delta.head.share.fill_(0.5)
+    logits = snow.model.eval()(batches[0][0])
+    assert not torch.allclose(logits, probe)
+    torch.testing.assert_close(snow.finish()(batches[0][0]), logits)
+    assert not any("share" in name for name in snow.shipped_state())
+
+
+def test_tune_sets_the_share_that_the_loss_favours(source: Source, batches: Batches) -> None:
+    snow = make_snow(source, 3)
+    snow.start(batches, CPU)
+    train(snow, batches, steps=6, lr=1e-2)
+    model = snow.model.eval().requires_grad_(False)
+    losses = {}
+    for share in (0.0, 0.125, 0.25, 0.5, 1.0, 2.0):
+        snow.delta.head.share.fill_(share)
+        logits = torch.cat([model(images) for images, _ in batches])
+        labels = torch.cat([labels for _, labels in batches])
+        losses[share] = min(float(nn.functional.cross_entropy(logits / heat, labels)) for heat in (0.5, 1, 2, 4))
+    snow.tune(batches, CPU)
+    assert float(snow.delta.head.share) == min(losses, key=losses.__getitem__)
+
+
+def test_a_body_counts_as_much_as_it_helps() -> None:
+    labels = torch.arange(60) % 3
+    right = nn.functional.one_hot(labels, 3).float()
+    noise = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    assert best_share(10 * right, noise, labels) == 0.0
+    assert best_share(noise, right, labels) == 2.0
+    assert best_share(right, torch.zeros(60, 3), labels) == 0.0  # of equal shares the smallest
+
+
 # training
 
 
@@ -137,7 +238,8 @@ def test_pooling_weights_get_gradient_and_change_the_selection(source: Source, b
     pools = snow.delta.named_pools()
     before = {name: set(pool.eval().choose().tolist()) for name, pool in pools.items()}
     train(snow, batches, steps=2, lr=1e-3)  # two, for the head's columns start at zero
-    for pool in pools.values():
+    learned = {name: pool for name, pool in pools.items() if name != "head" or preset == "paper"}
+    for pool in learned.values():
         assert pool.weight.grad is not None
         assert float(pool.weight.grad.abs().sum()) > 0
     train(snow, batches, steps=12, lr=0.03)
@@ -160,13 +262,14 @@ def test_source_survives_an_optimiser_over_everything(snow: Snow, source: Source
 
 def test_every_parameter_trains_once_with_its_own_rate(source: Source) -> None:
     spec = PRESETS["default"].spec(3)
-    snow = Snow(source, spec, replace(PRESETS["default"].pools, pool_lr=10.0, head_lr=3.0))
+    snow = Snow(source, spec, replace(PRESETS["default"].pools, head="together", pool_lr=10.0, head_lr=3.0))
     groups = snow.parameter_groups(0.1, 0.05)
     listed = [parameter for group in groups for parameter in group["params"]]
     assert len(listed) == len({id(parameter) for parameter in listed})
-    assert {id(parameter) for parameter in listed} == {id(parameter) for parameter in snow.delta.parameters()}
+    trained = {name: parameter for name, parameter in snow.delta.named_parameters() if parameter.requires_grad}
+    assert {id(parameter) for parameter in listed} == {id(parameter) for parameter in trained.values()}
     by_id = {id(parameter): group for group in groups for parameter in group["params"]}
-    for name, parameter in snow.delta.named_parameters():
+    for name, parameter in trained.items():
         group = by_id[id(parameter)]
         is_pool = name.startswith(("pools.", "head.pool."))
         factor = 10 if is_pool else 3 if name.startswith("head.") else 1
@@ -280,7 +383,9 @@ def test_subscription_lists_what_is_chosen(source: Source, batches: Batches, pre
 
 def test_head_without_values_of_the_source(source: Source, batches: Batches) -> None:
     spec = replace(PRESETS["paper"].spec(3), head_last=False)
-    snow = Snow(source, spec, PRESETS["default"].pools)
+    with pytest.raises(TrainingError, match="this delta's head reads nothing of the source; use 'together'"):
+        Snow(source, spec, PRESETS["default"].pools)
+    snow = Snow(source, spec, PRESETS["paper"].pools)
     snow.start(batches, CPU)
     assert "head" not in snow.subscription()
     assert snow.finish()(batches[0][0]).shape == (12, 3)
@@ -317,12 +422,14 @@ def test_unknown_names_are_told_apart(source: Source) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"start": "lucky"}, "start is 'lucky'; expected 'informed', 'random' or 'equal'"),
+        ({"start": "lucky"}, "start is 'lucky'; expected one of probe, informed, random, equal"),
+        ({"head": "off"}, "head is 'off'; expected 'apart' or 'together'"),
+        ({"probe": False}, "head is 'apart', which keeps the probe, and probe is false"),
         ({"sigma": -1.0}, "sigma is -1.0; expected a number of 0 or more"),
         ({"quiet_from": 0.0}, "quiet_from is 0.0; expected None or a share"),
         ({"pool_lr": float("nan")}, "pool_lr is nan"),
     ],
 )
-def test_pool_training_out_of_range(change: dict[str, float], message: str) -> None:
+def test_pool_training_out_of_range(change: dict[str, Any], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
-        PoolTraining(**change)  # type: ignore[arg-type]
+        PoolTraining(**change)

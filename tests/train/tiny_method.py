@@ -40,6 +40,9 @@ class Tiny:
     def set_progress(self, fraction: float) -> None:
         self.progress.append(fraction)
 
+    def tune(self, images: Any, device: torch.device) -> None:
+        """Nothing."""
+
     def record(self) -> list[dict[str, Any]]:
         return [{"tap": "none", "weight": float(self.model[4].weight.detach().std())}]
 

@@ -43,7 +43,7 @@ class Delta(nn.Module):
 
     def request(self, choice: Mapping[str, Tensor]) -> Request:
         """What a source pass must return for this delta, with its channels chosen."""
-        head = self.head if isinstance(self.head, Head) else None
+        head = self.head if isinstance(self.head, Head) and self.head.reads_source else None
         return Request(channels=choice, averages=head.taps if head else (), last=head.last if head else False)
 
     def forward(self, features: FeatureMaps, choice: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -108,6 +108,7 @@ def _settled_state(delta: Delta) -> Mapping[str, Tensor]:
             state[f"{reader}.columns"] = state[f"{reader}.columns"].index_select(1, index)
         if prefix == "head.pool":
             state["head.center"], state["head.spread"] = state["head.center"][index], state["head.spread"][index]
+            state["head.fc.local.weight"] = state["head.fc.local.weight"] * state.pop("head.share")
     delta.train(training)
     return state
 

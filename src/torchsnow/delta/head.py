@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from torchsnow.delta.layers import Slots, SubscribedLinear
 from torchsnow.pooling import ChannelPooling, Subscription
@@ -16,7 +17,12 @@ class Head(nn.Module):
     The values are the averages of `taps` and, if `last`, the source's last features. They are standardised by
     `center` and `spread` (num_values,), which training sets from the training images, and divided by the root of
     their number, so that a step of the optimiser moves the logits alike whatever that number is.
+
+    `share` scales what the delta's own features add to the logits. With `train_apart` the rest of the head is fixed,
+    and the logits in training are those of the delta's own features alone.
     """
+
+    share: Tensor
 
     center: Tensor
     spread: Tensor
@@ -44,6 +50,22 @@ class Head(nn.Module):
         size = num_read if fixed else num_values
         self.register_buffer("center", torch.zeros(size))
         self.register_buffer("spread", torch.ones(size))
+        self.apart = False
+        if not fixed:
+            self.register_buffer("share", torch.ones(()))
+
+    def train_apart(self) -> None:
+        """Train the layer over the delta's own features alone; their share is 0 until it is set."""
+        self.apart = True
+        self.share.zero_()
+        for parameter in (self.pool.weight, self.fc.columns, self.fc.local.bias):
+            assert isinstance(parameter, nn.Parameter)
+            parameter.requires_grad_(False)
+
+    @property
+    def reads_source(self) -> bool:
+        """Whether the logits of the present mode depend on the source's values."""
+        return not (self.training and self.apart)
 
     def read(self, features: FeatureMaps) -> tuple[Tensor, Tensor]:
         """The values that the pool chooses now, standardised, (B, num_read), and which they are (num_read,)."""
@@ -54,6 +76,9 @@ class Head(nn.Module):
 
     def forward(self, own: Tensor, features: FeatureMaps) -> Tensor:
         """(B, own_chs) and one source pass -> logits (B, num_classes)."""
+        if not self.reads_source:
+            return F.linear(own, self.fc.local.weight)
         x, idx = self.read(features)
+        own = own * self.share if isinstance(self.pool, ChannelPooling) else own
         logits: Tensor = self.fc(own, self.pool.take(self.scale * x, idx))
         return logits

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from torchsnow.train.contract import Batches
 
 
 class PlainMethod:
@@ -12,6 +15,9 @@ class PlainMethod:
 
     def set_progress(self, fraction: float) -> None:
         """Nothing changes along the way."""
+
+    def tune(self, images: Batches, device: torch.device) -> None:
+        """Nothing but the best epoch is chosen by the validation split."""
 
     def record(self) -> list[dict[str, Any]]:
         """Nothing is chosen."""

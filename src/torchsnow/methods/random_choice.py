@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torchsnow.methods.snow import PRESETS, Snow
+from torchsnow.methods.presets import PRESETS
+from torchsnow.methods.snow import Snow
 from torchsnow.source.source import Source
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torchsnow.methods.snow import PoolTraining, Preset, Snow
+from torchsnow.methods.presets import PoolTraining, Preset
+from torchsnow.methods.snow import Snow
 from torchsnow.source.source import Source
 
-_ALONE = Preset({"taps": (), "head_taps": (), "head_last": False}, PoolTraining(start="equal", probe=False))
+_ALONE = Preset(
+    {"taps": (), "head_taps": (), "head_last": False}, PoolTraining(start="equal", probe=False, head="together")
+)
 
 
 def make_scratch(source: Source, num_classes: int, seed: int, changes: Mapping[str, Any]) -> Snow:

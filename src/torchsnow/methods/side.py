@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torchsnow.methods.snow import PoolTraining, Preset, Snow
+from torchsnow.methods.presets import PoolTraining, Preset
+from torchsnow.methods.snow import Snow
 from torchsnow.source.source import Source
 
 _BESIDE = Preset(
     {"taps": (), "head_taps": (), "head_last": True, "head_divisor": 1},
-    PoolTraining(start="equal", learned=False, sigma=0.0, probe=False),
+    PoolTraining(start="equal", learned=False, sigma=0.0, probe=False, head="together"),
 )
 
 

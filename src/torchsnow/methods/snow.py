@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from torchsnow.delta.cost import delta_cost, source_cost
 from torchsnow.delta.delta import Delta
@@ -15,96 +16,18 @@ from torchsnow.delta.derive import key_of
 from torchsnow.delta.head import Head
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.errors import TrainingError
-from torchsnow.methods.probe import MAX_IMAGES, fit_probe
-from torchsnow.methods.statistics import ClassSums
+from torchsnow.methods.presets import PRESETS, PoolTraining
+from torchsnow.methods.probe import fit_probe
+from torchsnow.methods.seen import LAST, SeenValues
 from torchsnow.model import SnowModel
 from torchsnow.pooling import ChannelPooling, Subscription
 from torchsnow.source.features import Request, unique
 from torchsnow.source.source import Source
 from torchsnow.train.contract import Batches, TaskCost
 
-_LAST = "last"  # beside tap names: the source's last features
+_SHARES = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0)  # of the body's logits beside the probe's
+_TEMPERATURES = (0.5, 1.0, 2.0, 4.0)  # at which the sums are compared: over-confidence is no reason for or against
 _DRAWS = 16  # of noise, to see how many channels would still change
-
-
-@dataclass(frozen=True)
-class PoolTraining:
-    """How the pooling weights w are started and trained.
-
-    - `start`: "informed" ranks a pool's channels by how well their averages tell the classes apart and spreads w
-      evenly over 0.5 to 1.5 in that order; "random" draws w from Normal(1, 0.1); "equal" leaves it at 1.
-    - `learned`: whether w trains; if not, the choice that it starts with stays.
-    - `sigma`: standard deviation of the noise on w, as a share of the present standard deviation of w in its pool.
-    - `quiet_from`: share of the training after which there is no noise; until then it falls linearly. None keeps it.
-    - `probe`: the head starts as the best linear head over what it reads, and its pool gets no noise: the choice that
-      the linear head was fitted to is changed by the gradient alone.
-    - `pool_lr`, `head_lr`: learning rates of the pooling weights and of the head, as multiples of the others'.
-    """
-
-    start: Literal["informed", "random", "equal"] = "informed"
-    learned: bool = True
-    sigma: float = 0.5
-    quiet_from: float | None = 0.7
-    probe: bool = True
-    pool_lr: float = 1.0
-    head_lr: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.start not in ("informed", "random", "equal"):
-            raise TrainingError(f"start is {self.start!r}; expected 'informed', 'random' or 'equal'")
-        for name in ("learned", "probe"):
-            if not isinstance(getattr(self, name), bool):
-                raise TrainingError(f"{name} is {getattr(self, name)!r}; expected true or false")
-        quiet = self.quiet_from
-        if quiet is not None and not (isinstance(quiet, int | float) and 0 < quiet <= 1):
-            raise TrainingError(f"quiet_from is {quiet!r}; expected None or a share above 0, up to 1")
-        for name in ("sigma", "pool_lr", "head_lr"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 <= value < float("inf"):
-                raise TrainingError(f"{name} is {value!r}; expected a number of 0 or more")
-
-    def sigma_at(self, progress: float) -> float:
-        """The noise at `progress` (0 to 1), as a share of the standard deviation of w."""
-        return self.sigma if self.quiet_from is None else self.sigma * max(0.0, 1 - progress / self.quiet_from)
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A named way to make and train a delta: settings of its DeltaSpec beside `num_classes`, and of its pools."""
-
-    shape: Mapping[str, Any]
-    pools: PoolTraining
-
-    def spec(self, num_classes: int) -> DeltaSpec:
-        """The shape of a delta for so many classes."""
-        return DeltaSpec(num_classes, **self.shape)
-
-    def changed(self, changes: Mapping[str, Any]) -> Preset:
-        """The same with other settings of the DeltaSpec or of the pools. Raises TrainingError for an unknown one."""
-        shape = {field.name for field in fields(DeltaSpec)} - {"num_classes"}
-        pools = {field.name for field in fields(PoolTraining)}
-        unknown = sorted(set(changes) - shape - pools)
-        if unknown:
-            raise TrainingError(
-                f"a delta has no setting {unknown[0]!r}; expected one of {', '.join(sorted(shape | pools))}"
-            )
-        of_pools = {name: value for name, value in changes.items() if name in pools}
-        of_shape = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in changes.items() if name in shape
-        }
-        return Preset({**self.shape, **of_shape}, replace(self.pools, **of_pools))
-
-
-PRESETS: Mapping[str, Preset] = {
-    "default": Preset({"head_divisor": 4}, PoolTraining()),
-    # As published and reproduced, with its warts: the j-th strongest channel meets the j-th column of the layer
-    # behind, so a channel changes columns whenever the noise changes the order; the noise never ends, so the choice
-    # that evaluation makes, by w itself, is not the one that was trained with; and nothing tells w where to start.
-    "paper": Preset(
-        {"slots": "rank", "head_taps": (), "head_divisor": 8},
-        PoolTraining(start="random", quiet_from=None, probe=False),
-    ),
-}
 
 
 class Snow:
@@ -126,6 +49,8 @@ class Snow:
                     nn.init.normal_(pool.weight, mean=1.0, std=0.1)
         for pool in self.delta.named_pools().values():
             pool.weight.requires_grad_(pools.learned)
+        if pools.head == "apart":
+            self._head().train_apart()
         self.model = SnowModel(source, self.delta)
 
     def config(self) -> dict[str, Any]:
@@ -134,52 +59,65 @@ class Snow:
         return {"name": self.name, "source": self.source.identity(), **made}
 
     def start(self, images: Batches, device: torch.device) -> None:
-        """One source pass over the training images: the head's standardisation, and informed pooling weights."""
-        sums = self._look(images, device)
-        if isinstance(self.delta.head, Head):
-            self.delta.head.center.copy_(torch.cat([sums[name].center for name in self._head_names]))
-            self.delta.head.spread.copy_(torch.cat([sums[name].spread for name in self._head_names]))
-        if self.pools.start == "informed":
+        """One source pass over the training images: the head's standardisation and start, and informed pools."""
+        seen = self._look(images, device)
+        head = self.delta.head
+        if isinstance(head, Head):
+            head.center.copy_(torch.cat([seen.sums[name].center for name in self._head_names]))
+            head.spread.copy_(torch.cat([seen.sums[name].spread for name in self._head_names]))
+        if self.pools.start in ("probe", "informed"):
+            scores = seen.strengths() if self.pools.start == "probe" else seen.f_statistics()
             for name, pool in self.delta.named_pools().items():
                 read = self._head_names if name == "head" else (name,)
-                inform(pool, torch.cat([sums[part].f_statistic() for part in read]))
-        if self.pools.probe and isinstance(self.delta.head, Head):
-            start_as_probe(self.delta.head, *self._head_values(self.delta.head, images, device))
+                inform(pool, torch.cat([place_among(scores[part]) for part in read]))
+        if self.pools.probe and isinstance(head, Head):
+            start_as_probe(head, seen.standardised(self._head_names), seen.labels)
 
-    def _head_values(self, head: Head, images: Batches, device: torch.device) -> tuple[Tensor, Tensor]:
-        """What the head reads of the training images, standardised, (n, num_read), and their labels (n,)."""
-        values, labels = [], []
-        request = self.delta.request({})
-        for batch, batch_labels in images:
-            picked, _ = head.read(self.source(batch.to(device), request))
-            values.append(picked.detach().cpu())
-            labels.append(batch_labels)
-            if sum(map(len, labels)) >= MAX_IMAGES:
-                break
-        return torch.cat(values), torch.cat(labels)
+    def _head(self) -> Head:
+        head = self.delta.head
+        if not isinstance(head, Head):
+            raise TrainingError("head is 'apart', and this delta's head reads nothing of the source; use 'together'")
+        return head
 
     @property
     def _head_names(self) -> tuple[str, ...]:
         """Where the values come from that the head may read, in their order."""
-        head = self.delta.head
-        assert isinstance(head, Head)
-        return (*head.taps, _LAST) if head.last else head.taps
+        head = self._head()
+        return (*head.taps, LAST) if head.last else head.taps
 
-    def _look(self, images: Batches, device: torch.device) -> dict[str, ClassSums]:
-        """Sums of the averages of every tap that has a pool or that the head reads, and of the last features."""
-        wanted = self.delta.request({})
-        taps = unique((*self.delta.taps, *wanted.averages))
+    def _look(self, images: Batches, device: torch.device) -> SeenValues:
+        """The averages of every tap that has a pool or that the head reads, and the last features."""
+        head = self.delta.head
+        head_taps, last = (head.taps, head.last) if isinstance(head, Head) else ((), False)
+        taps = unique((*self.delta.taps, *head_taps))
         sizes = {name: self.source.taps[name].num_chs for name in taps}
-        if wanted.last:
-            sizes[_LAST] = self.source.num_features
-        if not sizes:  # a delta that reads nothing of the source
-            return {}
-        sums = {name: ClassSums(size, self.spec.num_classes, device) for name, size in sizes.items()}
-        for batch, labels in images:
-            features = self.source(batch.to(device), Request(averages=taps, last=wanted.last))
-            for name, own in sums.items():
-                own.add(features.last if name == _LAST else features.average(name), labels.to(device))
-        return sums
+        if last:
+            sizes[LAST] = self.source.num_features
+        seen = SeenValues(sizes, self.spec.num_classes, device, keep=self.pools.probe or self.pools.start == "probe")
+        if sizes:  # otherwise the delta reads nothing of the source
+            for batch, labels in images:
+                seen.add(self.source(batch.to(device), Request(averages=taps, last=last)), labels.to(device))
+        return seen
+
+    def tune(self, images: Batches, device: torch.device) -> None:
+        """With the head apart: the body's share by the cross-entropy on the validation images, at the best temperature
+        of a few."""
+        if self.pools.head != "apart":
+            return
+        head = self._head()
+        logits: dict[float, list[Tensor]] = {0.0: [], 1.0: []}
+        all_labels = []
+        self.model.eval()
+        with torch.no_grad():
+            for batch, labels in images:
+                choice = self.delta.choose()
+                features = self.source(batch.to(device), self.delta.request(choice))
+                for share, parts in logits.items():
+                    head.share.fill_(share)
+                    parts.append(self.delta(features, choice))
+                all_labels.append(labels.to(device))
+        probe, both = (torch.cat(parts) for parts in logits.values())
+        head.share.fill_(best_share(probe, both - probe, torch.cat(all_labels)))
 
     def frozen_part(self) -> None:
         """None: a delta reads the images, and another choice of channels in every step."""
@@ -207,7 +145,8 @@ class Snow:
             pool.sigma = share * spread
 
     def record(self) -> list[dict[str, Any]]:
-        """Per pool: how many channels it chooses of how many, has ever chosen in training, and would still change."""
+        """Per pool: how many channels it chooses of how many, has ever chosen in training, and would still change; the
+        spread of its weights, and the norm of their gradient in the last step."""
         return [
             {
                 "tap": name,
@@ -216,6 +155,7 @@ class Snow:
                 "ever_chosen": int((pool.times_chosen > 0).sum()),
                 "still_changing": still_changing(pool),
                 "weight_spread": float(_spread(pool)),
+                "gradient": 0.0 if pool.weight.grad is None else float(pool.weight.grad.norm()),
                 "sigma": pool.sigma,
             }
             for name, pool in self.delta.named_pools().items()
@@ -261,6 +201,11 @@ def make_snow(
     return Snow(source, chosen.spec(num_classes), chosen.pools, seed)
 
 
+def place_among(scores: Tensor) -> Tensor:
+    """The share of the scores (N,) that each is above: a head that reads several taps reads the best of every one."""
+    return scores.argsort(stable=True).argsort().double() / len(scores)
+
+
 def inform(pool: ChannelPooling, scores: Tensor) -> None:
     """Set w to 0.5 for the lowest of the scores (N,), 1.5 for the highest, and evenly between; 1 where N is 1."""
     ranks = scores.argsort(stable=True).argsort().double()
@@ -269,15 +214,28 @@ def inform(pool: ChannelPooling, scores: Tensor) -> None:
 
 
 def start_as_probe(head: Head, values: Tensor, labels: Tensor) -> None:
-    """Make a head's logits those of the best linear head over the values (n, num_read) that it reads now."""
-    weight, bias = fit_probe(values, labels, head.fc.columns.shape[0])
-    idx = head.pool.choose()
+    """Make a head's logits those of the best linear head over those of the values (n, num_values) that it chooses."""
+    idx = head.pool.choose().cpu()
+    weight, bias = fit_probe(values[:, idx], labels, head.fc.columns.shape[0])
     with torch.no_grad():
         columns = torch.zeros_like(head.fc.columns)
         columns[:, idx] = weight.to(columns.device) / (head.scale * head.pool.weight[idx])
         head.fc.columns.copy_(columns)
         head.fc.local.weight.zero_()
         head.fc.local.bias.copy_(bias)
+
+
+def best_share(probe: Tensor, body: Tensor, labels: Tensor) -> float:
+    """The share s for which `probe + s * body`, logits (n, num_classes) each, has the lowest cross-entropy.
+
+    Each sum is taken at the temperature that suits it best, and of equal shares the smallest.
+    """
+
+    def loss(share: float) -> float:
+        logits = probe + share * body
+        return min(float(F.cross_entropy(logits / temperature, labels)) for temperature in _TEMPERATURES)
+
+    return min(_SHARES, key=loss)
 
 
 def still_changing(pool: ChannelPooling) -> float:

@@ -13,10 +13,11 @@ from torchsnow.methods.features import make_features
 from torchsnow.methods.full import make_full
 from torchsnow.methods.head import make_head
 from torchsnow.methods.lora import make_lora
+from torchsnow.methods.presets import PRESETS
 from torchsnow.methods.random_choice import make_random
 from torchsnow.methods.scratch import make_scratch
 from torchsnow.methods.side import make_side
-from torchsnow.methods.snow import PRESETS, make_snow
+from torchsnow.methods.snow import make_snow
 from torchsnow.methods.taps import make_taps
 from torchsnow.source.source import Source
 from torchsnow.train.contract import Method

@@ -61,6 +61,9 @@ class Method(Protocol):
     def set_progress(self, fraction: float) -> None:
         """Called before every step with the share of all steps that is done, 0 to below 1."""
 
+    def tune(self, images: Batches, device: torch.device) -> None:
+        """Called after every epoch, before it is judged, with the validation images: set what they decide."""
+
     def record(self) -> list[dict[str, Any]]:
         """What to write down after an epoch: rows of plain values, the same columns every time; may be empty."""
 

@@ -182,6 +182,7 @@ class _Loop:
         start_s = time.perf_counter()
         loss, accuracy = self._train(epoch, bar)
         trained_s = time.perf_counter() - start_s
+        self.method.tune(plain_loader(self.images.val, self.settings), self.device)
         val = self._validate(self.trained, self.val_set)
         row = Epoch(
             epoch=epoch,

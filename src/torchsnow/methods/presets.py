@@ -1,0 +1,102 @@
+"""The named recipes of SNOW: a delta's shape, and how its pools and its head are started and trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from torchsnow.delta.spec import DeltaSpec
+from torchsnow.errors import TrainingError
+
+_STARTS = ("probe", "informed", "random", "equal")
+
+
+@dataclass(frozen=True)
+class PoolTraining:
+    """How the pooling weights w are started and trained.
+
+    - `start`: "probe" ranks a pool's channels by how much a dense linear probe over the averages of all taps relies on
+      each, and spreads w evenly over 0.5 to 1.5 in that order; "informed" does so by how well each tells the classes
+      apart alone (analysis of variance); "random" draws w from Normal(1, 0.1); "equal" leaves it at 1.
+    - `learned`: whether w trains; if not, the choice that it starts with stays.
+    - `sigma`: standard deviation of the noise on w, as a share of the present standard deviation of w in its pool.
+    - `quiet_from`: share of the training after which there is no noise; until then it falls linearly. None keeps it.
+    - `probe`: the head starts as the best linear head over what it reads, and its pool gets no noise: the choice that
+      the linear head was fitted to is changed by the gradient alone.
+    - `head`: "together" trains the whole head and the body by one loss. With "apart" the linear head stays the probe
+      that it started as, the body learns the task for itself, and the validation split says how much its logits
+      count beside the probe's: a probe that fits its training images leaves a body that trains beside it no error to
+      learn from.
+    - `pool_lr`, `head_lr`: learning rates of the pooling weights and of the head, as multiples of the others'.
+    """
+
+    start: Literal["probe", "informed", "random", "equal"] = "probe"
+    learned: bool = True
+    sigma: float = 0.5
+    quiet_from: float | None = 0.7
+    probe: bool = True
+    head: Literal["apart", "together"] = "apart"
+    pool_lr: float = 1.0
+    head_lr: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.start not in _STARTS:
+            raise TrainingError(f"start is {self.start!r}; expected one of {', '.join(_STARTS)}")
+        if self.head not in ("apart", "together"):
+            raise TrainingError(f"head is {self.head!r}; expected 'apart' or 'together'")
+        if self.head == "apart" and self.probe is False:
+            raise TrainingError("head is 'apart', which keeps the probe, and probe is false; set one of them otherwise")
+        for name in ("learned", "probe"):
+            if not isinstance(getattr(self, name), bool):
+                raise TrainingError(f"{name} is {getattr(self, name)!r}; expected true or false")
+        quiet = self.quiet_from
+        if quiet is not None and not (isinstance(quiet, int | float) and 0 < quiet <= 1):
+            raise TrainingError(f"quiet_from is {quiet!r}; expected None or a share above 0, up to 1")
+        for name in ("sigma", "pool_lr", "head_lr"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                raise TrainingError(f"{name} is {value!r}; expected a number of 0 or more")
+
+    def sigma_at(self, progress: float) -> float:
+        """The noise at `progress` (0 to 1), as a share of the standard deviation of w."""
+        return self.sigma if self.quiet_from is None else self.sigma * max(0.0, 1 - progress / self.quiet_from)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named way to make and train a delta: settings of its DeltaSpec beside `num_classes`, and of its pools."""
+
+    shape: Mapping[str, Any]
+    pools: PoolTraining
+
+    def spec(self, num_classes: int) -> DeltaSpec:
+        """The shape of a delta for so many classes."""
+        return DeltaSpec(num_classes, **self.shape)
+
+    def changed(self, changes: Mapping[str, Any]) -> Preset:
+        """The same with other settings of the DeltaSpec or of the pools. Raises TrainingError for an unknown one."""
+        shape = {field.name for field in fields(DeltaSpec)} - {"num_classes"}
+        pools = {field.name for field in fields(PoolTraining)}
+        unknown = sorted(set(changes) - shape - pools)
+        if unknown:
+            raise TrainingError(
+                f"a delta has no setting {unknown[0]!r}; expected one of {', '.join(sorted(shape | pools))}"
+            )
+        of_pools = {name: value for name, value in changes.items() if name in pools}
+        of_shape = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in changes.items() if name in shape
+        }
+        return Preset({**self.shape, **of_shape}, replace(self.pools, **of_pools))
+
+
+PRESETS: Mapping[str, Preset] = {
+    "default": Preset({"head_divisor": 4}, PoolTraining()),
+    # As published and reproduced, with its warts: the j-th strongest channel meets the j-th column of the layer
+    # behind, so a channel changes columns whenever the noise changes the order; the noise never ends, so the choice
+    # that evaluation makes, by w itself, is not the one that was trained with; and nothing tells w where to start.
+    "paper": Preset(
+        {"slots": "rank", "head_taps": (), "head_divisor": 8},
+        PoolTraining(start="random", quiet_from=None, probe=False, head="together"),
+    ),
+}
