@@ -29,5 +29,9 @@ class TrainingError(TorchsnowError):
     """A training run cannot start or go on."""
 
 
+class CompileError(TorchsnowError):
+    """A hub cannot be compiled or exported: a backend is missing, or does not give what PyTorch gives."""
+
+
 class ExperimentError(TorchsnowError):
     """A comparison, a benchmark or a report cannot be made of what was given."""

@@ -40,7 +40,7 @@ def test_a_machine_gets_the_file_and_no_progress(tmp_path: Path) -> None:
         ("snow", 3),
     ]
     settings = document["settings"]
-    assert (settings["runtime"], settings["weights"], settings["rounds"]) == ("eager", "random", 1)
+    assert (settings["backend"], settings["weights"], settings["rounds"]) == ("eager", "random", 1)
 
 
 def test_training_alone(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_training_alone(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs torchsnow[openvino]")
 def test_openvino(tmp_path: Path) -> None:
-    options = ("--only", "inference", "--runtime", "openvino", "--tasks", "1", "--out", tmp_path, "--json")
+    options = ("--only", "inference", "--backend", "openvino", "--tasks", "1", "--out", tmp_path, "--json")
     outcome = torchsnow("bench", *TINY, *options)
     assert (outcome.code, outcome.err) == (0, "")
     assert "openvino" in outcome.document["versions"]
@@ -66,14 +66,14 @@ def test_openvino(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--runtime", "tvm"), "no runtime 'tvm'; expected one of eager, openvino"),
+        (("--backend", "tvm"), "no backend 'tvm'; expected one of eager, inductor, onnx, openvino"),
         (("--tasks", "5,1"), "tasks is '5,1'; expected ascending whole numbers"),
         (("--tasks", "1,,2"), "tasks is '1,,2'; expected whole numbers"),
         (("--rounds", "0"), "rounds is 0"),
         (("--device", "tpu"), "device is 'tpu'"),
         (("--only", "speed"), "no part 'speed'; expected one of training, inference"),
         (("--only", "training", "--tasks", "1"), "--only training and --tasks contradict"),
-        (("--only", "training", "--runtime", "eager"), "--only training and --runtime contradict"),
+        (("--only", "training", "--backend", "eager"), "--only training and --backend contradict"),
         (("--only", "inference", "--methods", "snow"), "--only inference and --methods contradict"),
         (("--only", "inference", "--precision", "bf16"), "--only inference and --precision contradict"),
         (("--methods", "snow,"), "no method ''"),
@@ -89,7 +89,7 @@ def test_bad_input_is_refused(tmp_path: Path, words: tuple[str, ...], sentence: 
 
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "pip install 'torchsnow[openvino]'" in refused("bench", *TINY, "--runtime", "openvino", "--out", tmp_path)
+    assert "pip install 'torchsnow[openvino]'" in refused("bench", *TINY, "--backend", "openvino", "--out", tmp_path)
 
 
 def test_cuda_without_cuda_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ TINY: dict[str, Any] = {
     "tasks": (1, 2),
     "methods": ("head",),
     "rounds": 1,
-    "runtime": "eager",
+    "backend": "eager",
     "device": "cpu",
 }
 
@@ -82,7 +82,7 @@ def test_the_table_has_a_line_per_figure(tmp_path: Path) -> None:
         ({"tasks": (0, 1)}, "expected ascending"),
         ({"tasks": ()}, "expected ascending"),
         ({"rounds": 0}, "rounds is 0"),
-        ({"runtime": "tvm"}, "no runtime 'tvm'"),
+        ({"backend": "tvm"}, "no backend 'tvm'"),
         ({"methods": ("snwo",)}, "did you mean 'snow'"),
         ({"precision": "fp8"}, "precision is 'fp8'"),
         ({"batch_size": 1}, "batch_size is 1"),

@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import nn
 
+from torchsnow.compile import Program
 from torchsnow.data import eval_transform
 from torchsnow.errors import ExperimentError
 from torchsnow.experiments import throughput as module
-from torchsnow.experiments.served import Deltas, Heads, random_deltas
+from torchsnow.experiments.served import Heads, random_deltas
 from torchsnow.experiments.throughput import MultiplyAdds, Serving, Throughput, multiply_adds, throughput
 from torchsnow.source import Source, load_source
 
-TINY = Serving("test_resnet", "random", image_size=32, batch_size=2, runtime="eager", device="cpu", num_classes=3)
+TINY = Serving("test_resnet", "random", image_size=32, batch_size=2, backend="eager", device="cpu", num_classes=3)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +44,8 @@ def test_many_deltas_give_what_each_gives_alone(source: Source) -> None:
     deltas = random_deltas(source, TINY.spec, 3)
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        together = Deltas(source, deltas)(images)
-        alone = [Deltas(source, [delta])(images)[0] for delta in deltas]
+        together = Program(source, deltas)(images)
+        alone = [Program(source, [delta])(images)[0] for delta in deltas]
     torch.testing.assert_close(together, tuple(alone))
     assert [logits.shape for logits in together] == [(2, 3)] * 3
 
@@ -98,7 +99,7 @@ def test_separate_networks_are_passed_over_again(monkeypatch: pytest.MonkeyPatch
         own = id(network) if isinstance(network, Heads) and len(network.layers) == 1 else 0
         return lambda images: passes.append(own)
 
-    monkeypatch.setattr(module, "RUNTIMES", {"eager": make})
+    monkeypatch.setattr(module, "BACKENDS", {"eager": make})
     throughput(TINY, (5,), 1)
     separate = [own for own in passes if own]
     assert len(separate) == 2 * 5  # a round that does not count, and one that does
@@ -124,4 +125,4 @@ def test_the_pass_whose_memory_is_measured() -> None:
 def test_sizes_below_one_are_refused(name: str) -> None:
     sizes = {"image_size": 32, "batch_size": 2, name: 0}
     with pytest.raises(ExperimentError, match=f"{name} is 0; expected"):
-        Serving("test_resnet", "random", runtime="eager", device="cpu", **sizes)
+        Serving("test_resnet", "random", backend="eager", device="cpu", **sizes)

@@ -290,7 +290,9 @@ def test_noise_is_in_proportion_to_the_spread_and_ends(snow: Snow, batches: Batc
             assert pool.sigma == pytest.approx(share * float(pool.weight.detach().std(correction=0)))
 
 
-def test_the_head_starts_as_a_linear_probe_and_gets_no_noise(snow: Snow, batches: Batches) -> None:
+@pytest.mark.parametrize("slots", ["channel", "rank"])
+def test_the_head_starts_as_a_linear_probe_and_gets_no_noise(source: Source, batches: Batches, slots: str) -> None:
+    snow = make_snow(source, 3, changes={"slots": slots})
     snow.start(batches, CPU)
     snow.set_progress(0.0)
     head = snow.delta.head

@@ -26,7 +26,7 @@ def bench(
     image_size: Annotated[int, typer.Option(help="Pixels.")] = 224,
     batch_size: Annotated[int, typer.Option(help="Images per pass and per training step.")] = 8,
     only: Annotated[str | None, typer.Option(help="'training' or 'inference'; both by default.")] = None,
-    runtime: Annotated[str | None, typer.Option(help="Inference: 'eager', the default, or 'openvino'.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Inference: 'eager', the default, or 'openvino'.")] = None,
     tasks: Annotated[
         str | None, typer.Option(help=f"Inference: {_TASKS['eager']} by default; {_TASKS['openvino']} in OpenVINO.")
     ] = None,
@@ -44,11 +44,11 @@ def bench(
     many tasks, as a network each, as heads on one source, and as SNOW deltas on
     one source, beside what the multiply-adds alone would allow.
 
-    Example: torchsnow bench --runtime openvino --tasks 1,10 --out bench
+    Example: torchsnow bench --backend openvino --tasks 1,10 --out bench
     """
     from torchsnow.experiments.bench import prepare_folder, run_bench, write_bench
 
-    _refuse_contradictions(only, {"runtime": runtime, "tasks": tasks}, {"methods": methods, "precision": precision})
+    _refuse_contradictions(only, {"backend": backend, "tasks": tasks}, {"methods": methods, "precision": precision})
     given = {
         "source": source,
         "weights": weights,
@@ -58,7 +58,7 @@ def bench(
         "precision": precision or "fp32",
         "rounds": rounds,
     }
-    settings = _settings(given, only, runtime or "eager", tasks, device)
+    settings = _settings(given, only, backend or "eager", tasks, device)
     prepare_folder(out)
     with counting("measuring", quiet=json) as moved:
         done = 0
@@ -85,7 +85,7 @@ def _refuse_contradictions(only: str | None, inference: dict[str, Any], training
             raise ExperimentError(f"--only {only} and --{name} contradict each other: leave one of them out")
 
 
-def _settings(given: dict[str, Any], only: str | None, runtime: str, tasks: str | None, device: str) -> BenchSettings:
+def _settings(given: dict[str, Any], only: str | None, backend: str, tasks: str | None, device: str) -> BenchSettings:
     from torchsnow.experiments.bench import PARTS, BenchSettings
     from torchsnow.source import PACKAGES
     from torchsnow.train import torch_device
@@ -96,9 +96,9 @@ def _settings(given: dict[str, Any], only: str | None, runtime: str, tasks: str 
     found = torch_device(device).type
     return BenchSettings(
         **given,
-        tasks=_numbers(_TASKS.get(runtime, _TASKS["eager"]) if tasks is None else tasks),
-        runtime=runtime,
-        device="cpu" if runtime == "openvino" and device == "auto" else found,
+        tasks=_numbers(_TASKS.get(backend, _TASKS["eager"]) if tasks is None else tasks),
+        backend=backend,
+        device="cpu" if backend == "openvino" and device == "auto" else found,
         parts=PARTS if only is None else (only,),
     )
 

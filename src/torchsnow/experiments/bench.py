@@ -50,7 +50,7 @@ class BenchSettings:
     tasks: tuple[int, ...]
     methods: tuple[str, ...]
     rounds: int
-    runtime: str
+    backend: str
     device: str
     precision: Precision = "fp32"
     parts: tuple[str, ...] = PARTS
@@ -72,7 +72,7 @@ class BenchSettings:
                 split_name(name)
 
     def serving(self) -> Serving:
-        return Serving(self.source, self.weights, self.image_size, self.batch_size, self.runtime, self.device)
+        return Serving(self.source, self.weights, self.image_size, self.batch_size, self.backend, self.device)
 
     @property
     def num_steps(self) -> int:
@@ -163,7 +163,7 @@ def _with_full(methods: Sequence[str]) -> tuple[str, ...]:
 
 
 def _packages(settings: BenchSettings) -> list[str]:
-    uses_openvino = "inference" in settings.parts and settings.runtime == "openvino"
+    uses_openvino = "inference" in settings.parts and settings.backend == "openvino"
     return ["torchsnow", "torch", "timm", *(["openvino"] if uses_openvino else [])]
 
 

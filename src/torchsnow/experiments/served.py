@@ -1,14 +1,11 @@
-"""Many tasks as they are served: a network per task, heads on one source, and deltas on one source."""
+"""Many tasks as they are served: a network per task or heads on one source, and deltas to compare them with."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from torchsnow.delta import Delta, DeltaSpec
-from torchsnow.delta.fold import fold
 from torchsnow.source import Request, Source
 
 
@@ -28,23 +25,9 @@ class Heads(nn.Module):
         return tuple(layer(last) for layer in self.layers)
 
 
-class Deltas(nn.Module):
-    """One source pass and a settled delta per task: images (B, 3, H, W) -> logits (B, num_classes) of every task."""
-
-    def __init__(self, source: Source, deltas: Sequence[Delta]) -> None:
-        super().__init__()
-        self.source = source
-        self.deltas = nn.ModuleList(deltas)
-        self.request = Request.together(delta.request(delta.choose()) for delta in deltas)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        features = self.source(images, self.request)
-        return tuple(delta(features) for delta in self.deltas)
-
-
 def random_deltas(source: Source, spec: DeltaSpec, count: int) -> list[Delta]:
-    """Settled and folded deltas, each of which chose other channels: what a delta costs does not depend on how well
-    it was trained, but which channels many of them read together does. torch's global generator is left as it was."""
+    """Settled deltas, each of which chose other channels: what a delta costs does not depend on how well it was
+    trained, but which channels many of them read together does. torch's global generator is left as it was."""
     deltas = []
     with torch.random.fork_rng(devices=[]):
         for seed in range(count):
@@ -52,5 +35,5 @@ def random_deltas(source: Source, spec: DeltaSpec, count: int) -> list[Delta]:
             delta = Delta(source, spec).eval()
             for pool in delta.named_pools().values():
                 nn.init.uniform_(pool.weight, 0.5, 1.5)
-            deltas.append(fold(delta.settle(source)))
+            deltas.append(delta.settle(source))
     return deltas

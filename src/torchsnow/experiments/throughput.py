@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from torchsnow.compile import BACKENDS, Program, Runner, check_backend
+from torchsnow.compile.backends import eager
 from torchsnow.data import eval_transform, read_image
 from torchsnow.delta import DeltaSpec
 from torchsnow.delta.cost import delta_cost, source_cost
 from torchsnow.errors import ExperimentError
 from torchsnow.experiments.measuring import Progress, Step, median_times_s, peak_bytes, silent
-from torchsnow.experiments.runtimes import RUNTIMES, Runner, check_runtime, eager
-from torchsnow.experiments.served import Deltas, Heads, random_deltas
+from torchsnow.experiments.served import Heads, random_deltas
 from torchsnow.methods import PRESETS
 from torchsnow.source import Source, load_source
 
@@ -76,20 +77,20 @@ class Throughput:
 class Serving:
     """What is served, and how; picklable.
 
-    `runtime` is a name in `RUNTIMES`, `device` "cpu" or "cuda"; images are square, of `image_size` pixels. Raises
-    ExperimentError for a runtime that cannot be had, or a size below 1.
+    `backend` is a name in `BACKENDS`, `device` "cpu" or "cuda"; images are square, of `image_size` pixels. Raises
+    CompileError for a backend that cannot be had, ExperimentError for a size below 1.
     """
 
     source_name: str
     weights: str
     image_size: int
     batch_size: int
-    runtime: str
+    backend: str
     device: str
     num_classes: int = 10
 
     def __post_init__(self) -> None:
-        check_runtime(self.runtime, self.device)
+        check_backend(self.backend, self.device)
         for name in ("image_size", "batch_size"):
             if getattr(self, name) < 1:
                 raise ExperimentError(f"{name} is {getattr(self, name)}; expected a whole number of 1 or more")
@@ -129,7 +130,7 @@ def throughput(
     every step: four per round, one more round than given, and number of tasks. Raises TorchsnowError for what
     cannot be measured.
     """
-    source, images, make = serving.source(), serving.images(), RUNTIMES[serving.runtime]
+    source, images, make = serving.source(), serving.images(), BACKENDS[serving.backend]
     adds, memory = multiply_adds(serving, source), _Memory.measure(serving, source)
     say(f"making {max(tasks)} deltas and {min(MOST_HELD, max(tasks))} separate networks")
     deltas = random_deltas(source, serving.spec, max(tasks))
@@ -141,7 +142,7 @@ def throughput(
         steps: dict[str, Step] = {
             "separate": partial(_one_after_another, networks, count, images),
             "heads": partial(make(Heads(source, count, serving.num_classes), images), images),
-            "snow": partial(make(Deltas(source, deltas[:count]), images), images),
+            "snow": partial(make(Program(source, deltas[:count]), images), images),
             "decoding": decoding,
         }
         times = median_times_s(steps, rounds, progress)
@@ -221,7 +222,7 @@ def _pass(serving: Serving, kind: str) -> Step:
     """One pass for two tasks, after everything that a first pass leaves behind is there."""
     source, images = serving.source(), serving.images()
     deltas = random_deltas(source, serving.spec, 2) if kind == "snow" else []
-    run = eager(Deltas(source, deltas) if deltas else Heads(source, 2, serving.num_classes), images)
+    run = eager(Program(source, deltas) if deltas else Heads(source, 2, serving.num_classes), images)
     run(images[:1])
     return partial(run, images)
 

@@ -217,9 +217,10 @@ def start_as_probe(head: Head, values: Tensor, labels: Tensor) -> None:
     """Make a head's logits those of the best linear head over those of the values (n, num_values) that it chooses."""
     idx = head.pool.choose().cpu()
     weight, bias = fit_probe(values[:, idx], labels, head.fc.columns.shape[0])
+    places = idx if head.fc.slots == "channel" else torch.arange(len(idx))
     with torch.no_grad():
         columns = torch.zeros_like(head.fc.columns)
-        columns[:, idx] = weight.to(columns.device) / (head.scale * head.pool.weight[idx])
+        columns[:, places] = weight.to(columns.device) / (head.scale * head.pool.weight[idx])
         head.fc.columns.copy_(columns)
         head.fc.local.weight.zero_()
         head.fc.local.bias.copy_(bias)
