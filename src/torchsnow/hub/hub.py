@@ -125,6 +125,17 @@ class Hub:
             self._loaded[name] = entry.sha256, task
         return task
 
+    def index(self) -> Index:
+        """The hub's tasks at this moment, for whoever follows its changes. Raises HubError for a damaged index."""
+        return self._index()
+
+    def version(self, name: str, entry: Entry) -> Task:
+        """One version of a task, as an index named it, loaded anew. Raises HubError for a file that is gone or damaged."""
+        try:
+            return load_task(self.folder.task_file(name, entry), self.source, entry.sha256)
+        except TaskFileError as error:
+            raise self._unusable(name, error) from error
+
     def predict(self, images: Tensor, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Logits (B, num_classes) of every named task, by default all, from one source pass.
 

@@ -87,6 +87,18 @@ class FeatureMaps:
             self._averages[tap] = average(self.taps[tap], self._dims[tap])
         return self._averages[tap]
 
+    def rows(self, first: int, last: int) -> FeatureMaps:
+        """The same of the images from `first` up to, and without, `last`; nothing is copied."""
+        part = slice(first, last)
+        return FeatureMaps(
+            self.images[part],
+            self._dims,
+            taps={name: x[part] for name, x in self.taps.items()},
+            gathered={name: (idx, x[part]) for name, (idx, x) in self._gathered.items()},
+            averages={name: x[part] for name, x in self._averages.items()},
+            last=None if self.last is None else self.last[part],
+        )
+
     def vector(self, taps: Sequence[str], last: bool) -> Tensor:
         """The averages of `taps`, followed by the last features if asked for, (B, N)."""
         parts = [self.average(tap) for tap in taps]

@@ -1,0 +1,173 @@
+"""A hub that answers while tasks are added, replaced, rolled back and removed, by this process or by others."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor
+
+from torchsnow.compile import EagerEngine, Engine, Work
+from torchsnow.errors import HubError, TorchsnowError
+from torchsnow.hub import Entry, Hub
+
+RESIDENT_BYTES = 2 * 2**30  # of deltas; about 500 tasks on ResNet-50
+
+
+@dataclass(frozen=True)
+class LiveTask:
+    """One version of a task, ready to answer; `sha256` is its file's. It stays usable for whoever holds it."""
+
+    name: str
+    sha256: str
+    classes: tuple[str, ...]
+    image_size: int
+    prepared: Any
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Logits (B, num_classes) of one task for the images that asked for it, and which version of it spoke."""
+
+    task: LiveTask
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The tasks of a hub at one moment; never changed. `faults` are the tasks that cannot be used, and why."""
+
+    generation: int
+    entries: Mapping[str, Entry]
+    faults: Mapping[str, str]
+
+
+class LiveHub:
+    """Answers for the tasks of a hub, and follows its folder.
+
+    Every prediction works on the tasks of one moment. A change makes a new `Snapshot` off to the side and puts it in
+    place in one step; predictions that run keep the old versions until they are done. Tasks are loaded when first
+    asked for, and those used last stay, up to `resident_bytes`. Safe to be used by several threads at once.
+    """
+
+    def __init__(self, hub: Hub, engine: Engine | None = None, resident_bytes: int = RESIDENT_BYTES) -> None:
+        self.hub = hub
+        self.engine = EagerEngine(hub.source) if engine is None else engine
+        self.resident_bytes = resident_bytes
+        self._loaded: OrderedDict[str, LiveTask] = OrderedDict()  # by SHA-256, the one used last at the end
+        self._lock = threading.Lock()
+        self._now = Snapshot(-1, MappingProxyType({}), MappingProxyType({}))
+        self.follow()
+
+    @property
+    def now(self) -> Snapshot:
+        """The tasks that answer at present."""
+        return self._now
+
+    def follow(self) -> bool:
+        """Take over what has changed in the hub's folder; returns whether anything has.
+
+        Raises HubError when the index cannot be read; the tasks that were there go on answering.
+        """
+        index = self.hub.index()
+        with self._lock:
+            now = self._now
+            if index.generation == now.generation:
+                return False
+            kept = {name: why for name, why in now.faults.items() if now.entries[name] == index.tasks.get(name)}
+            self._now = Snapshot(index.generation, MappingProxyType(dict(index.tasks)), MappingProxyType(kept))
+        return True
+
+    def tasks(self, names: Iterable[str] | None = None) -> list[LiveTask]:
+        """The named tasks, or all that can be used, in alphabetical order.
+
+        Raises HubError for a name that the hub does not have, or a named task that cannot be used.
+        """
+        now = self._now
+        if names is not None:
+            return [self._task(now, name) for name in dict.fromkeys(names)]
+        found = []
+        for name in sorted(now.entries):
+            try:
+                found.append(self._task(now, name))
+            except HubError:
+                continue  # it is in `faults`, and the others answer
+        return found
+
+    def predict(self, images: Tensor, names: Iterable[str] | None = None) -> dict[str, Answer]:
+        """Every image to all of the named tasks, by default to all that can be used: answers by task name.
+
+        `images` (B, 3, H, W) are normalised as the source's `input_config` says; one source pass serves them all.
+        Raises HubError as `tasks` does, SourceError for images of another shape.
+        """
+        tasks = self.tasks(names)
+        return {answer.task.name: answer for answer in self.run(images, tasks, [range(len(images))] * len(tasks))}
+
+    def route(self, images: Tensor, names: Sequence[Sequence[str]]) -> list[dict[str, Answer]]:
+        """Every image to its own tasks: for each the answers, logits (num_classes,), by task name.
+
+        `names` has the tasks of each image. All images go through one source pass. Raises what `predict` raises, and
+        HubError when there are not as many lists of names as images.
+        """
+        if len(names) != len(images):
+            raise HubError(f"there are {len(images)} images and {len(names)} lists of tasks; give one list per image")
+        tasks = self.tasks(name for own in names for name in own)
+        rows = [[i for i, own in enumerate(names) if task.name in own] for task in tasks]
+        result: list[dict[str, Answer]] = [{} for _ in names]
+        for answer, own_rows in zip(self.run(images, tasks, rows), rows, strict=True):
+            for row, logits in zip(own_rows, answer.logits, strict=True):
+                result[row][answer.task.name] = Answer(answer.task, logits)
+        return result
+
+    def run(self, images: Tensor, tasks: Sequence[LiveTask], rows: Sequence[Iterable[int]]) -> list[Answer]:
+        """Answers of given versions of tasks, each for its own rows of the images (ascending), from one source pass."""
+        if not tasks:
+            return []
+        work = [Work(task.prepared, tuple(own)) for task, own in zip(tasks, rows, strict=True)]
+        return [Answer(task, logits) for task, logits in zip(tasks, self.engine.run(images, work), strict=True)]
+
+    def _task(self, now: Snapshot, name: str) -> LiveTask:
+        entry = now.entries.get(name)
+        if entry is None:
+            raise HubError(f"the hub {self.hub.folder.path} has no task {name!r}")
+        with self._lock:
+            task = self._loaded.get(entry.sha256)
+            if task is not None and task.name == name:
+                self._loaded.move_to_end(entry.sha256)
+                return task
+        if name in now.faults:
+            raise HubError(now.faults[name])
+        try:
+            task = self._load(name, entry)
+        except TorchsnowError as error:
+            if self.follow():  # changed by another process since: what was asked for may be another file by now
+                return self._task(self._now, name)
+            self._note_fault(name, entry, str(error))
+            raise HubError(str(error)) from error
+        with self._lock:
+            self._keep(task)
+        return task
+
+    def _load(self, name: str, entry: Entry) -> LiveTask:
+        task = self.hub.version(name, entry)
+        return LiveTask(
+            name, entry.sha256, task.classes, task.image_size, self.engine.prepare(task.delta), entry.size_bytes
+        )
+
+    def _note_fault(self, name: str, entry: Entry, why: str) -> None:
+        with self._lock:
+            now = self._now
+            if now.entries.get(name) == entry:
+                faults = MappingProxyType({**now.faults, name: why})
+                self._now = Snapshot(now.generation, now.entries, faults)
+
+    def _keep(self, task: LiveTask) -> None:
+        self._loaded[task.sha256] = task
+        self._loaded.move_to_end(task.sha256)
+        while len(self._loaded) > 1 and sum(kept.size_bytes for kept in self._loaded.values()) > self.resident_bytes:
+            self._loaded.popitem(last=False)

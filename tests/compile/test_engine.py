@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from torchsnow.compile import EagerEngine, Work
+from torchsnow.compile.engine import runs
+from torchsnow.experiments.served import random_deltas
+from torchsnow.methods import PRESETS
+from torchsnow.source import load_source
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext"])
+def test_rows_of_a_batch_get_what_the_images_get_alone(name: str) -> None:
+    source = load_source(name, "random")
+    deltas = random_deltas(source, PRESETS["default"].spec(3), 3)
+    images = torch.randn(5, 3, 64, 64)
+    engine = EagerEngine(source)
+    rows = [(0, 1, 4), (2,), (0, 1, 2, 3, 4)]
+    work = [Work(engine.prepare(delta), own) for delta, own in zip(deltas, rows, strict=True)]
+    with torch.no_grad():
+        for logits, delta, own in zip(engine.run(images, work), deltas, rows, strict=True):
+            expected = torch.cat([delta(source(images[row : row + 1])) for row in own])
+            torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"), [((), []), ((3,), [(3, 4)]), ((0, 1, 2), [(0, 3)]), ((0, 2, 3, 7), [(0, 1), (2, 4), (7, 8)])]
+)
+def test_neighbours_are_joined(rows: tuple[int, ...], expected: list[tuple[int, int]]) -> None:
+    assert runs(rows) == expected
