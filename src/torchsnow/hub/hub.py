@@ -130,7 +130,10 @@ class Hub:
         return self._index()
 
     def version(self, name: str, entry: Entry) -> Task:
-        """One version of a task, as an index named it, loaded anew. Raises HubError for a file that is gone or damaged."""
+        """One version of a task, as an index named it, loaded anew.
+
+        Raises HubError for a file that is gone or damaged.
+        """
         try:
             return load_task(self.folder.task_file(name, entry), self.source, entry.sha256)
         except TaskFileError as error:
