@@ -8,15 +8,23 @@ import torch
 from torch import Tensor
 
 from sample_tasks import logits, sample_task
+from torchsnow.compile import EagerEngine, Engine
+from torchsnow.compile.native import NativeEngine
 from torchsnow.errors import HubError, SourceError
 from torchsnow.hub import Hub
 from torchsnow.live import LiveHub
-from torchsnow.source import Source, load_source
+from torchsnow.source import FeatureMaps, Request, Source, load_source
 
 
 @pytest.fixture(scope="module")
 def source() -> Source:
     return load_source("test_resnet", weights="random")
+
+
+@pytest.fixture(scope="module", params=[EagerEngine, NativeEngine])
+def engine(request: pytest.FixtureRequest, source: Source) -> Engine:
+    made: Engine = request.param(source)
+    return made
 
 
 @pytest.fixture
@@ -37,32 +45,32 @@ def close(given: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_every_task_answers_as_it_does_alone(hub: Hub, source: Source, images: Tensor) -> None:
-    answers = LiveHub(hub).predict(images)
+def test_every_task_answers_as_it_does_alone(hub: Hub, engine: Engine, source: Source, images: Tensor) -> None:
+    answers = LiveHub(hub, engine).predict(images)
     assert list(answers) == ["a", "b", "c"]
     for name, answer in answers.items():
         close(answer.logits, logits(source, hub.task(name), images))
         assert (answer.task.classes, answer.task.sha256) == (hub.task(name).classes, hub.infos()[name].sha256)
 
 
-def test_images_go_to_their_own_tasks(hub: Hub, source: Source, images: Tensor) -> None:
+def test_images_go_to_their_own_tasks(hub: Hub, engine: Engine, source: Source, images: Tensor) -> None:
     names = [["a"], ["c", "b"], [], ["a", "c"]]
-    routed = LiveHub(hub).route(images, names)
+    routed = LiveHub(hub, engine).route(images, names)
     assert [sorted(own) for own in routed] == [sorted(own) for own in names]
     for row, own in enumerate(routed):
         for name, answer in own.items():
             close(answer.logits, logits(source, hub.task(name), images)[row])
 
 
-def test_neighbours_in_batch_and_hub_change_nothing(hub: Hub, images: Tensor) -> None:
-    live = LiveHub(hub)
+def test_neighbours_in_batch_and_hub_change_nothing(hub: Hub, engine: Engine, images: Tensor) -> None:
+    live = LiveHub(hub, engine)
     alone = live.route(images[1:2], [["b"]])[0]["b"].logits
     close(live.route(images, [["a", "c"], ["b"], ["b"], ["c"]])[1]["b"].logits, alone)
     close(live.predict(images)["b"].logits[1], alone)
 
 
-def test_the_same_plan_gives_the_same_bits(hub: Hub, images: Tensor) -> None:
-    live = LiveHub(hub)
+def test_the_same_plan_gives_the_same_bits(hub: Hub, engine: Engine, images: Tensor) -> None:
+    live = LiveHub(hub, engine)
     before = live.predict(images, ["a", "b"])
     hub.remove("c")
     live.follow()
@@ -70,29 +78,32 @@ def test_the_same_plan_gives_the_same_bits(hub: Hub, images: Tensor) -> None:
     assert all(torch.equal(before[name].logits, after[name].logits) for name in "ab")
 
 
-def test_one_source_pass_that_takes_only_what_is_asked_for(
-    hub: Hub, images: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_source_pass_for_all(hub: Hub, source: Source, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it takes and computes no more than is asked for."""
     requests = []
     run = Source.differentiable
 
-    def noting(self: Source, images: Tensor, request: object = None) -> object:
+    def noting(self: Source, images: Tensor, request: Request | None = None) -> FeatureMaps:
         requests.append(request)
-        return run(self, images, request)  # type: ignore[arg-type]
+        return run(self, images, request)
 
     monkeypatch.setattr(Source, "differentiable", noting)
-    live = LiveHub(hub)
+    hub.add(sample_task(source, "small", head_taps=(), head_last=False))
+    live = LiveHub(hub, EagerEngine(source))
     live.route(images, [["a"], ["b"], ["a"], []])
-    assert len(requests) == 1
-    assert not requests[0].last or hub.task("a").delta.head.last
+    live.route(images, [["small"], [], [], []])
+    both, small = requests
+    assert both is not None
+    assert small is not None
+    assert (both.last, small.last, small.averages) == (True, False, ())
 
 
-def test_nothing_asked_for_is_no_pass(hub: Hub, images: Tensor) -> None:
-    assert LiveHub(hub).route(images, [[], [], [], []]) == [{}, {}, {}, {}]
+def test_nothing_asked_for_is_no_pass(hub: Hub, engine: Engine, images: Tensor) -> None:
+    assert LiveHub(hub, engine).route(images, [[], [], [], []]) == [{}, {}, {}, {}]
 
 
-def test_changes_are_followed(hub: Hub, source: Source, images: Tensor) -> None:
-    live = LiveHub(Hub.open(hub.folder.path, source))
+def test_changes_are_followed(hub: Hub, engine: Engine, source: Source, images: Tensor) -> None:
+    live = LiveHub(Hub.open(hub.folder.path, source), engine)
     assert not live.follow()
     held = live.tasks(["a"])[0]
     old = live.predict(images)["a"].logits
@@ -107,18 +118,18 @@ def test_changes_are_followed(hub: Hub, source: Source, images: Tensor) -> None:
     assert torch.equal(live.run(images, [held], [range(4)])[0].logits, old)  # whoever holds a version keeps it
 
 
-def test_a_damaged_task_is_named_and_the_others_answer(hub: Hub, images: Tensor) -> None:
+def test_a_damaged_task_is_named_and_the_others_answer(hub: Hub, engine: Engine, images: Tensor) -> None:
     next((hub.folder.path / "tasks" / "b").iterdir()).write_bytes(b"damaged")
-    live = LiveHub(hub)
+    live = LiveHub(hub, engine)
     assert list(live.predict(images)) == ["a", "c"]
     assert "'b'" in live.now.faults["b"]
     with pytest.raises(HubError, match=r"'b'.*cannot be used"):
         live.predict(images, ["a", "b"])
 
 
-def test_a_mended_task_answers_again(hub: Hub, source: Source, images: Tensor) -> None:
+def test_a_mended_task_answers_again(hub: Hub, engine: Engine, source: Source, images: Tensor) -> None:
     next((hub.folder.path / "tasks" / "b").iterdir()).write_bytes(b"damaged")
-    live = LiveHub(hub)
+    live = LiveHub(hub, engine)
     live.predict(images)
     hub.add(sample_task(source, "b", seed=7), replace=True)
     live.follow()
@@ -127,26 +138,26 @@ def test_a_mended_task_answers_again(hub: Hub, source: Source, images: Tensor) -
 
 
 def test_a_version_that_is_gone_before_it_was_loaded_gives_way_to_the_next(
-    hub: Hub, source: Source, images: Tensor
+    hub: Hub, engine: Engine, source: Source, images: Tensor
 ) -> None:
-    live = LiveHub(Hub.open(hub.folder.path, source))
+    live = LiveHub(Hub.open(hub.folder.path, source), engine)
     new = sample_task(source, "a", seed=9)
     next((hub.folder.path / "tasks" / "a").iterdir()).unlink()
     hub.add(new, replace=True)
     close(live.predict(images, ["a"])["a"].logits, logits(source, new, images))
 
 
-def test_tasks_used_last_stay(hub: Hub, images: Tensor) -> None:
+def test_tasks_used_last_stay(hub: Hub, engine: Engine, images: Tensor) -> None:
     size = hub.infos()["c"].size_bytes
-    live = LiveHub(hub, resident_bytes=2 * size)
+    live = LiveHub(hub, engine, resident_bytes=2 * size)
     for names in (["a"], ["b"], ["a"], ["c"]):
         live.predict(images, names)
     assert [task.name for task in live._loaded.values()] == ["a", "c"]
     assert list(live.predict(images)) == ["a", "b", "c"]
 
 
-def test_unknown_names_and_shapes(hub: Hub, images: Tensor) -> None:
-    live = LiveHub(hub)
+def test_unknown_names_and_shapes(hub: Hub, engine: Engine, images: Tensor) -> None:
+    live = LiveHub(hub, engine)
     with pytest.raises(HubError, match="no task 'z'"):
         live.predict(images, ["z"])
     with pytest.raises(HubError, match="4 images and 1 lists"):
@@ -155,9 +166,9 @@ def test_unknown_names_and_shapes(hub: Hub, images: Tensor) -> None:
         live.predict(images[:, :2])
 
 
-def test_predictions_while_tasks_come_and_go(hub: Hub, source: Source, images: Tensor) -> None:
+def test_predictions_while_tasks_come_and_go(hub: Hub, engine: Engine, source: Source, images: Tensor) -> None:
     """Every answer is that of the version that it names, and no prediction fails."""
-    live = LiveHub(Hub.open(hub.folder.path, source))
+    live = LiveHub(Hub.open(hub.folder.path, source), engine)
     versions = [sample_task(source, "b", seed=seed, num_classes=3) for seed in range(6)]
     done = threading.Event()
     answers, failures = [], []

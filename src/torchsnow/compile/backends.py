@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from torchsnow.compile.native import NativeEngine
 from torchsnow.errors import CompileError
 
 Runner = Callable[[Tensor], Sequence[Tensor]]
@@ -97,6 +98,18 @@ def openvino(network: nn.Module, images: Tensor) -> Runner:
         return [torch.from_numpy(np.concatenate(outputs)) for outputs in zip(*parts, strict=True)]
 
     refuse_other_outputs("OpenVINO", run(images), expected)
+    return run
+
+
+def native(network: Any, images: Tensor) -> Runner:
+    """The native engine (see `torchsnow.compile.native`) on the CPU, in fp32, for a network that can be put `on` it.
+
+    Raises CompileError when its outputs differ by more than 1e-4, or for operations that it does not know.
+    """
+    check_backend("native", images.device.type)
+    expected = eager(network, images)(images)
+    run: Runner = network.on(NativeEngine(network.source))
+    refuse_other_outputs("the native engine", run(images), expected)
     return run
 
 
@@ -194,12 +207,17 @@ def _first_line(error: Exception) -> str:
 BACKENDS: Mapping[str, Callable[[nn.Module, Tensor], Runner]] = {
     "eager": eager,
     "inductor": inductor,
+    "native": native,
     "onnx": onnx,
     "openvino": openvino,
 }
 """By name: (network, images like those that will come) -> what runs it."""
 
-_PACKAGES = {"onnx": ("ONNX Runtime", ("onnx", "onnxruntime", "onnxscript")), "openvino": ("OpenVINO", ("openvino",))}
+_PACKAGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "native": ("a C++ compiler", ()),
+    "onnx": ("ONNX Runtime", ("onnx", "onnxruntime", "onnxscript")),
+    "openvino": ("OpenVINO", ("openvino",)),
+}
 
 
 def check_backend(name: str, device: str) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from torchsnow.compile.engine import Engine, Work
 from torchsnow.delta import Delta
 from torchsnow.delta.fold import fold
 from torchsnow.source import Request, Source
@@ -20,7 +21,7 @@ class Program(nn.Module):
 
     def __init__(self, source: Source, deltas: Sequence[Delta]) -> None:
         super().__init__()
-        self.source = source
+        self.source, self.settled = source, tuple(deltas)
         self.deltas = nn.ModuleList(fold(delta) for delta in deltas)
         self.request = Request.together(delta.request(delta.choose()) for delta in self._folded())
         self.eval()
@@ -28,6 +29,11 @@ class Program(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         features = self.source(images, self.request)
         return tuple(delta(features) for delta in self._folded())
+
+    def on(self, engine: Engine) -> Callable[[Tensor], list[Tensor]]:
+        """The same by an engine, for every image through every delta."""
+        prepared = [engine.prepare(delta) for delta in self.settled]
+        return lambda images: engine.run(images, [Work(delta, tuple(range(len(images)))) for delta in prepared])
 
     def _folded(self) -> list[Delta]:
         return [delta for delta in self.deltas if isinstance(delta, Delta)]

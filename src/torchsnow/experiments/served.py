@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from torchsnow.compile.native import NativeEngine
 from torchsnow.delta import Delta, DeltaSpec
 from torchsnow.source import Request, Source
 
@@ -23,6 +26,16 @@ class Heads(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         last = self.source(images, Request(last=True)).last
         return tuple(layer(last) for layer in self.layers)
+
+    def on(self, engine: NativeEngine) -> Callable[[Tensor], list[Tensor]]:
+        """The same by the native engine."""
+
+        def run(images: Tensor) -> list[Tensor]:
+            last = engine.last(images)
+            with torch.no_grad():
+                return [layer(last) for layer in self.layers]
+
+        return run
 
 
 def random_deltas(source: Source, spec: DeltaSpec, count: int) -> list[Delta]:

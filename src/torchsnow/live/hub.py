@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from torchsnow.compile import EagerEngine, Engine, Work
+from torchsnow.compile import AutoEngine, Engine, Work
 from torchsnow.errors import HubError, TorchsnowError
 from torchsnow.hub import Entry, Hub
 
@@ -57,7 +57,7 @@ class LiveHub:
 
     def __init__(self, hub: Hub, engine: Engine | None = None, resident_bytes: int = RESIDENT_BYTES) -> None:
         self.hub = hub
-        self.engine = EagerEngine(hub.source) if engine is None else engine
+        self.engine = AutoEngine(hub.source) if engine is None else engine
         self.resident_bytes = resident_bytes
         self._loaded: OrderedDict[str, LiveTask] = OrderedDict()  # by SHA-256, the one used last at the end
         self._lock = threading.Lock()

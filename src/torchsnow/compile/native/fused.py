@@ -1,0 +1,80 @@
+"""A source plan whose convolutions do what follows them: a residual addition, an activation."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+_ACTS: Mapping[type[nn.Module], tuple[str, list[float]]] = {nn.ReLU: ("relu", []), nn.ReLU6: ("hardtanh", [0.0, 6.0])}
+_IDENTITIES = (nn.Identity, nn.Dropout)
+_ops: Any = torch.ops.mkldnn
+
+
+class FusedConv2d(nn.Module):
+    """A convolution, plus another map if there is one, and an activation, in one step of oneDNN.
+
+    Its weights are laid out for the first shape that it sees, and work for all.
+    """
+
+    def __init__(self, conv: nn.Conv2d, act: tuple[str, list[float]]) -> None:
+        super().__init__()
+        self.conv, self.act = conv, act
+        self.geometry = [list(size) for size in (conv.padding, conv.stride, conv.dilation)] + [conv.groups]
+        self._laid_out: Tensor | None = None
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        if self._laid_out is None:
+            reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+            self._laid_out = reorder(self.conv.weight.detach().to_mkldnn(), *self.geometry, list(x.shape))
+        name, numbers = self.act
+        args = (self._laid_out, self.conv.bias, *self.geometry)
+        result: Tensor
+        if other is None:
+            result = _ops._convolution_pointwise(x, *args, name, numbers, "")
+        else:
+            result = _ops._convolution_pointwise.binary(
+                x, other, *args, "add", 1.0, None if name == "none" else name, numbers, ""
+            )
+        return result
+
+
+def fuse(plan: fx.GraphModule) -> fx.GraphModule:
+    """Replace a plan's plain convolutions in place, and return it. The weights are shared with the plan."""
+    modules = dict(plan.named_modules())
+    for node in list(plan.graph.nodes):
+        conv = modules.get(str(node.target)) if node.op == "call_module" else None
+        if type(conv) is nn.Conv2d and not isinstance(conv.padding, str) and conv.padding_mode == "zeros":
+            _fuse(plan, modules, node, conv)
+    plan.graph.eliminate_dead_code()
+    plan.delete_all_unused_submodules()
+    plan.recompile()
+    return plan
+
+
+def _fuse(plan: fx.GraphModule, modules: Mapping[str, nn.Module], node: fx.Node, conv: nn.Conv2d) -> None:
+    last, other, act = node, None, ("none", list[float]())
+    while len(last.users) == 1:
+        (user,) = last.users
+        module = modules.get(str(user.target)) if user.op == "call_module" else None
+        kind = type(module) if module is not None else nn.Module
+        if kind in _ACTS and not (other is not None and kind is nn.ReLU6):
+            last, act = user, _ACTS[kind]
+            break
+        if isinstance(module, _IDENTITIES):
+            last = user
+        elif other is None and user.op == "call_function" and user.target in (operator.add, operator.iadd, torch.add):
+            sides = [side for side in user.args if side is not last]
+            if len(sides) != 1 or not isinstance(sides[0], fx.Node) or user.kwargs:
+                break
+            last, other = user, sides[0]
+        else:
+            break
+    name = f"fused_{node.name}"
+    plan.add_module(name, FusedConv2d(conv, act))
+    with plan.graph.inserting_before(last):
+        fused = plan.graph.call_module(name, (node.args[0], *([other] if other is not None else [])))
+    last.replace_all_uses_with(fused)
