@@ -3,7 +3,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +153,7 @@ def test_a_bf16_hub_is_exported_in_fp32(source: Source, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def wrong(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """A runtime that is a little off for batches other than the traced size."""
     kind = FORMATS["torch"]
 
@@ -164,10 +163,9 @@ def wrong(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     changed = formats.Format(kind.name, kind.suffix, kind.runtime, kind.write, load)
     monkeypatch.setitem(FORMATS, "torch", changed)
-    yield
 
 
-@pytest.mark.usefixtures("wrong")
+@pytest.mark.usefixtures("_wrong")
 def test_a_file_that_computes_something_else_is_not_written(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "out.pt2").write_text("old")
     with pytest.raises(CompileError, match=r"was not written: torch.export's output 'relu' differs .* by 1\.0e-02"):
@@ -200,7 +198,7 @@ def test_what_does_not_fit_together(hub: Hub, source: Source, tmp_path: Path, mo
         plan_export(hub, tmp_path / "a.bin")
     with pytest.raises(CompileError, match=r"format 'torch' ends in \.pt2, not as a\.onnx does"):
         plan_export(hub, tmp_path / "a.onnx", "torch")
-    with pytest.raises(CompileError, match="there is no folder .*; make it first"):
+    with pytest.raises(CompileError, match=r"there is no folder .*; make it first"):
         plan_export(hub, tmp_path / "none" / "a.pt2")
     (tmp_path / "folder.pt2").mkdir()
     with pytest.raises(CompileError, match="this is a folder; name a file"):
@@ -225,7 +223,7 @@ def test_a_size_that_the_network_cannot_take(hub: Hub, tmp_path: Path, monkeypat
         raise RuntimeError("Kernel size can't be greater than actual input size\nand more")
 
     monkeypatch.setattr(Source, "_run", refuse)
-    with pytest.raises(SourceError, match="cannot take images of shape .* Kernel size can't be greater"):
+    with pytest.raises(SourceError, match=r"cannot take images of shape .* Kernel size can't be greater"):
         write_torch(hub, tmp_path / "out.pt2", image_size=8)
 
 
