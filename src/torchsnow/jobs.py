@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from torchsnow.compile.quantize import Measured
 from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare, read_image
+from torchsnow.data.sampling import reduced
 from torchsnow.delta import Delta
 from torchsnow.errors import DataError, HubError, TrainingError
 from torchsnow.files import clear_os_errors
@@ -32,6 +34,7 @@ from torchsnow.train.batches import plain_images, run_images
 from torchsnow.train.range_test import auto_lr
 
 BATCH_SIZE = 32  # of evaluation
+CALIBRATION_IMAGES, MEASURED_IMAGES = 200, 1000  # of an export to int8, at most
 
 
 @dataclass(frozen=True)
@@ -286,6 +289,20 @@ def examples_of(data: LoadedData, split: str, splits_file: Path | None) -> Seque
         have = ", ".join(name for name, examples in splits.items() if examples)
         raise DataError(f"{data.name} has no split {split!r}; it has: {have}. A run's own are in its splits.json")
     return splits[split]
+
+
+def int8_images(data: LoadedData, config: InputConfig, image_size: int) -> Measured:
+    """Images of the training split to calibrate on, and of the test split (where there is none, val) to measure with.
+
+    The splits are the data's own, or those that a training with seed 0 draws. Raises what `make_splits` raises.
+    """
+    limits = {"train_images": CALIBRATION_IMAGES, "val_images": MEASURED_IMAGES, "test_images": MEASURED_IMAGES}
+    splits = reduced(make_splits(data), **limits)
+    calibration, held_out = (
+        _plain_images(examples, splits.classes, config, image_size)
+        for examples in (splits.train, splits.test or splits.val)
+    )
+    return Measured(data.name, splits.classes, calibration, held_out)
 
 
 @dataclass(frozen=True)

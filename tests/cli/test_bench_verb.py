@@ -66,7 +66,7 @@ def test_openvino(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--backend", "tvm"), "no backend 'tvm'; expected one of eager, inductor, onnx, openvino"),
+        (("--backend", "tvm"), "no backend 'tvm'; expected one of eager, inductor, native, onnx, openvino"),
         (("--tasks", "5,1"), "tasks is '5,1'; expected ascending whole numbers"),
         (("--tasks", "1,,2"), "tasks is '1,,2'; expected whole numbers"),
         (("--rounds", "0"), "rounds is 0"),

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from torchsnow.cli import bench, compare, demo, evaluate, hub, predict, sources, train, visualize
+from torchsnow.cli import bench, compare, demo, evaluate, export, hub, predict, sources, train, visualize
 from torchsnow.cli.output import note
 from torchsnow.errors import TorchsnowError
 
@@ -41,6 +41,7 @@ app.command("predict")(predict.predict)
 app.command("compare")(compare.compare)
 app.command("bench")(bench.bench)
 app.command("visualize")(visualize.visualize)
+app.command("export")(export.export)
 app.add_typer(hub.app, name="hub")
 app.command("sources")(sources.sources)
 app.command("demo")(demo.demo)

@@ -133,7 +133,7 @@ def eager_of(compiled: Callable[[Tensor], Sequence[Tensor]]) -> Runner:
 def onnx_model(network: nn.Module, images: Tensor) -> bytes:
     """A network as an ONNX file for batches of any size; its input is named "images"."""
     file = io.BytesIO()
-    with _quiet_tracing(), torch.no_grad():
+    with quiet_tracing(), torch.no_grad():
         program = torch.onnx.export(
             network,
             (images,),
@@ -149,7 +149,7 @@ def onnx_model(network: nn.Module, images: Tensor) -> bytes:
 
 def openvino_model(network: nn.Module, images: Tensor) -> Any:
     """A network as an OpenVINO model, its shapes still open."""
-    with _quiet_tracing():
+    with quiet_tracing():
         import openvino
 
         with torch.no_grad():
@@ -159,7 +159,7 @@ def openvino_model(network: nn.Module, images: Tensor) -> Any:
 
 
 @contextmanager
-def _quiet_tracing() -> Iterator[None]:
+def quiet_tracing() -> Iterator[None]:
     """Without the warnings of tracers: OpenVINO reads a network through torch.jit.trace, which is deprecated."""
     with warnings.catch_warnings():
         for kind in (FutureWarning, DeprecationWarning, UserWarning, torch.jit.TracerWarning):  # type: ignore[attr-defined]

@@ -123,6 +123,11 @@ class Source(nn.Module):
             *([PlanOutput(self.last_node.name)] if request.last else []),
         )
 
+    def plan(self, request: Request) -> fx.GraphModule:
+        """What a pass for this request runs: images, then the indices of `request.channels`, to a tuple of taps,
+        channels, averages and last features, those that are asked for."""
+        return self._plan(self._outputs(request))
+
     def _plan(self, outputs: tuple[PlanOutput, ...]) -> fx.GraphModule:
         if self._folded is None:
             self._folded = FoldedPass(self.model, self.traced, _DTYPES[self.precision])

@@ -1,0 +1,97 @@
+"""What an exported file says about itself: its tasks, its preprocessing, its source."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from math import floor
+from typing import Any
+
+from torchsnow.errors import CompileError
+from torchsnow.source import InputConfig
+from torchsnow.task_file import SourceInfo, Task
+
+SCHEMA = 1
+INPUT = "images"
+KEY = "torchsnow"  # under which every format keeps the description
+
+# Pillow's names of the interpolations that Pillow and torchvision have in common.
+_INTERPOLATIONS = {name: name for name in ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")} | {
+    "nearest-exact": "nearest"
+}
+
+
+def describe(
+    tasks: Iterable[Task],
+    outputs: Mapping[str, str],
+    hashes: Mapping[str, str],
+    source_info: SourceInfo,
+    image_size: int,
+    version: str,
+    quantized: Mapping[str, Any] | None,
+) -> str:
+    """One JSON document. `outputs` and `hashes` (SHA-256 of the task files) are by task; `version` is torchsnow's;
+    `quantized` says on what the file was calibrated, None for fp32."""
+    document = {
+        "schema_version": SCHEMA,
+        "torchsnow": version,
+        "input": INPUT,
+        "preprocessing": preprocessing(source_info.input_config, image_size),
+        "quantized": quantized,
+        "source": {
+            "name": source_info.name,
+            "weights": source_info.weights,
+            "fingerprint": source_info.fingerprint,
+        },
+        "tasks": [
+            {
+                "name": task.name,
+                "output": outputs[task.name],
+                "classes": list(task.classes),
+                "sha256": hashes[task.name],
+                "trained_at_image_size": task.image_size,
+            }
+            for task in tasks
+        ],
+    }
+    return json.dumps(document)
+
+
+def preprocessing(config: InputConfig, image_size: int) -> dict[str, Any]:
+    """From an RGB picture to the input, in Pillow's terms: what `eval_transform` does.
+
+    The shorter side is resized to `resize_shorter_side` pixels, the centre of `image_size` x `image_size` pixels is
+    cropped, pixels are scaled to 0..1, and normalised by `mean` and `std` per channel.
+    """
+    if config.interpolation not in _INTERPOLATIONS:
+        raise CompileError(
+            f"the source resizes by {config.interpolation!r}; expected one of {', '.join(_INTERPOLATIONS)}"
+        )
+    return {
+        "image_size": image_size,
+        "resize_shorter_side": floor(image_size / config.crop_pct),
+        "interpolation": _INTERPOLATIONS[config.interpolation],
+        "crop": "center",
+        "mean": list(config.mean),
+        "std": list(config.std),
+    }
+
+
+def output_names(tasks: Iterable[str], identifiers: bool) -> dict[str, str]:
+    """The name of every task's output: the task's own, or for `identifiers` one of letters, digits and "_" only."""
+    taken, names = {INPUT}, {}
+    for task in tasks:
+        plain = _identifier(task) if identifiers else task
+        name, number = plain, 2
+        while name in taken:
+            name, number = f"{plain}_{number}", number + 1
+        taken.add(name)
+        names[task] = name
+    return names
+
+
+def _identifier(task: str) -> str:
+    """As ONNX wants its names: a task's name has only "." and "-" beside letters, digits and "_"."""
+    name = re.sub(r"\W", "_", task)
+    return f"_{name}" if name[0].isdigit() else name
