@@ -76,7 +76,10 @@ class Lifelong:
             (self.path / "steps").mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(settings.to_dict(), sort_keys=False, allow_unicode=True)
         write_atomically(self.path / "settings.yaml", text, ExperimentError)
-        learners: list[Learner] = [SnowLearner(source, settings, self.path / "hub"), SequentialLearner(source, settings)]
+        learners: list[Learner] = [
+            SnowLearner(source, settings, self.path / "hub"),
+            SequentialLearner(source, settings),
+        ]
         steps = _Steps(self.path, settings, source, learners)
         for place in range(len(tasks)):
             report(tasks[place].name, place, len(tasks))

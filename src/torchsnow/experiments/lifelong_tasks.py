@@ -81,6 +81,7 @@ def of_classes(splits: Splits, labels: Sequence[int]) -> Splits:
 
 
 def _task_name(number: int, data: str) -> str:
-    """A name that a hub takes: "03-digits"."""
-    short = re.sub(r"[^a-z0-9]+", "-", data.lower()).strip("-")[-_NAME_LENGTH:].strip("-")
+    """A name that a hub takes: "03-digits", or the last part of a path or an address."""
+    last = data.rstrip("/").rpartition("/")[2].lower()
+    short = re.sub(r"[^a-z0-9]+", "-", last)[:_NAME_LENGTH].strip("-")
     return f"{number:02d}-{short}".rstrip("-")
