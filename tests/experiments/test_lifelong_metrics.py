@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -56,16 +58,21 @@ def test_as_an_independent_reference(rows: tuple[list[float], ...]) -> None:
     assert (average_accuracies(matrix)[-1], backward_transfer(matrix), forgetting(matrix)) == pytest.approx(expected)
 
 
+@pytest.fixture(scope="module")
+def avalanche() -> Any:
+    """Avalanche's metrics, where it is installed."""
+    return pytest.importorskip("avalanche.evaluation.metrics", exc_type=ImportError)
+
+
+@pytest.mark.filterwarnings("ignore")  # Avalanche's own
 @given(SEQUENCES, st.data())
-def test_as_avalanche(rows: tuple[list[float], ...], data: st.DataObject) -> None:
+def test_as_avalanche(avalanche: Any, rows: tuple[list[float], ...], data: st.DataObject) -> None:
     """Avalanche's forgetting counts from when a task was learned: it is what backward transfer is called here, with
     the other sign; the best is the first as soon as nothing gets better later."""
-    forgetting_bwt = pytest.importorskip("avalanche.evaluation.metrics.forgetting_bwt", exc_type=ImportError)
-    transfer = pytest.importorskip("avalanche.evaluation.metrics.forward_transfer", exc_type=ImportError)
     matrix = list(rows)
     falling = [[min(share, matrix[j][j]) for j, share in enumerate(row)] for row in matrix]
     for some in (matrix, falling):
-        lost, gained = forgetting_bwt.Forgetting(), forgetting_bwt.BWT()
+        lost, gained = avalanche.Forgetting(), avalanche.BWT()
         for metric in (lost, gained):
             for i, row in enumerate(some):  # as its plugins do: first of the task just learned, last of older ones
                 metric.update(i, row[i], initial=True)
@@ -76,7 +83,7 @@ def test_as_avalanche(rows: tuple[list[float], ...], data: st.DataObject) -> Non
             assert forgetting(some) == pytest.approx(np.mean(list(lost.result().values())))
     pairs = data.draw(st.lists(st.tuples(SHARES, SHARES), min_size=2, max_size=6))
     ahead, baseline = zip(*pairs, strict=True)
-    forward = transfer.ForwardTransfer()
+    forward = avalanche.ForwardTransfer()
     for j, share in enumerate(baseline):
         forward.update(j, share, initial=True)
     for j, share in enumerate(ahead[1:], start=1):
