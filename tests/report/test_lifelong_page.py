@@ -55,7 +55,7 @@ TWO = results([[0.9], [0.9, 0.7]], [[0.8], [0.4, 0.75]], [0.95, 0.5])
 
 
 def test_heat_maps_have_a_cell_for_every_task_so_far_and_none_for_those_to_come() -> None:
-    snow, sequential, curve, _ = lifelong_figure(TWO).axes
+    snow, sequential, curve, *_ = lifelong_figure(TWO).axes
     for axes, matrix in ((snow, [[0.9], [0.9, 0.7]]), (sequential, [[0.8], [0.4, 0.75]])):
         (image,) = axes.get_images()
         shown = np.ma.filled(image.get_array(), np.nan)
@@ -73,6 +73,7 @@ def test_no_text_lies_on_another() -> None:
     figure = lifelong_figure(TWO)
     figure.canvas.draw()
     for axes in figure.axes:
+        assert axes.yaxis.label.get_window_extent().x0 >= 0  # nor beyond the picture's edge
         texts = [*axes.texts, axes.title, axes.xaxis.label, axes.yaxis.label, *axes.get_xticklabels()]
         boxes = [text.get_window_extent() for text in texts if text.get_text()]
         assert [(a, b) for i, a in enumerate(boxes) for b in boxes[i + 1 :] if a.overlaps(b)] == []

@@ -41,7 +41,7 @@ def lifelong_figure(results: Results) -> Figure:
     for axes, (name, learner) in zip(maps, learners.items(), strict=True):
         image = _heat_map(axes, learner["matrix"], lowest)
         axes.set_title(LEARNERS[name], fontsize=11)
-    figure.colorbar(image, ax=maps, shrink=0.8, format=lambda share, _: f"{100 * share:.0f}%")
+        figure.colorbar(image, ax=axes, shrink=0.8, format=lambda share, _: f"{100 * share:.0f}%")
     for name, learner in learners.items():
         averages = learner["average_accuracies"]
         curve.plot(range(1, len(averages) + 1), averages, label=LEARNERS[name], **_LOOKS[name])
