@@ -61,7 +61,7 @@ class HubModel(MultiTaskModule):
 class HubStrategy(SupervisedTemplate):
     """Trains a delta per experience and adds it to the hub; evaluation is Avalanche's."""
 
-    def __init__(self, hub: ts.Hub, num_classes: int, epochs: int, evaluator: EvaluationPlugin) -> None:
+    def __init__(self, *, hub: ts.Hub, num_classes: int, epochs: int, evaluator: EvaluationPlugin) -> None:
         model = HubModel(hub, num_classes)
         super().__init__(model=model, optimizer=None, train_mb_size=16, eval_mb_size=32, evaluator=evaluator)
         self.hub, self.epochs = hub, epochs
@@ -141,9 +141,12 @@ def digits(source: ts.Source, image_size: int, num_experiences: int) -> Any:
 def run(benchmark: Any, hub: ts.Hub, epochs: int) -> list[dict[str, float]]:
     """Learn all experiences, testing those so far after each; Avalanche's metrics of every evaluation."""
     evaluator = EvaluationPlugin(
-        accuracy_metrics(stream=True), forgetting_metrics(experience=True, stream=True), loggers=[]
+        accuracy_metrics(stream=True),
+        forgetting_metrics(experience=True, stream=True),
+        loggers=[],
+        suppress_warnings=True,
     )
-    strategy = HubStrategy(hub, benchmark.n_classes, epochs, evaluator)
+    strategy = HubStrategy(hub=hub, num_classes=benchmark.n_classes, epochs=epochs, evaluator=evaluator)
     found = []
     for number, experience in enumerate(benchmark.train_stream, start=1):
         strategy.train(experience, eval_streams=[])

@@ -129,7 +129,7 @@ class _Steps:
             if self.read(learner.name, task):
                 learner.restore(task, run)
             else:
-                self._keep(learner.name, task, lambda: self._learn(learner, tasks, run))  # noqa: B023 (called at once)
+                self._keep(learner.name, task, partial(self._learn, learner, tasks, run))
             learner.keep(run)
         self._keep("passes", task, self._passes)
 
