@@ -144,7 +144,6 @@ def run(benchmark: Any, hub: ts.Hub, epochs: int) -> list[dict[str, float]]:
         accuracy_metrics(stream=True),
         forgetting_metrics(experience=True, stream=True),
         loggers=[],
-        suppress_warnings=True,
     )
     strategy = HubStrategy(hub=hub, num_classes=benchmark.n_classes, epochs=epochs, evaluator=evaluator)
     found = []
