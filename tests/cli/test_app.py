@@ -20,6 +20,7 @@ VERBS = [
     "evaluate",
     "predict",
     "compare",
+    "lifelong",
     "bench",
     "visualize",
     "export",
@@ -148,4 +149,15 @@ def test_the_installed_command_refuses_in_one_sentence(tmp_path: Path) -> None:
 def test_typer_knows_every_verb() -> None:
     assert isinstance(app, typer.Typer)
     names = [*get_command(app).commands]  # type: ignore[attr-defined]
-    assert names == ["train", "evaluate", "predict", "compare", "bench", "visualize", "sources", "demo", "hub"]
+    assert names == [
+        "train",
+        "evaluate",
+        "predict",
+        "compare",
+        "lifelong",
+        "bench",
+        "visualize",
+        "sources",
+        "demo",
+        "hub",
+    ]

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from torchsnow.cli import bench, compare, demo, evaluate, export, hub, predict, sources, train, visualize
+from torchsnow.cli import bench, compare, demo, evaluate, export, hub, lifelong, predict, sources, train, visualize
 from torchsnow.cli.output import note
 from torchsnow.errors import TorchsnowError
 
@@ -39,6 +39,7 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("compare")(compare.compare)
+app.command("lifelong")(lifelong.lifelong)
 app.command("bench")(bench.bench)
 app.command("visualize")(visualize.visualize)
 app.command("export")(export.export)
