@@ -311,10 +311,10 @@ def predict_images(
     reason, and so is the hub with a task that is damaged, and the others answer; a damaged task that is asked for by
     name raises HubError. Raises HubError for an unknown task and for a hub without any.
     """
-    if not hub.names():
-        raise HubError(f"the hub {hub.folder.path} has no tasks yet; train one first")
     on_damaged = None if names is not None else lambda problem: on_bad(hub.folder.path, problem.message)
     tasks = hub.tasks(names, on_damaged)
+    if not hub.names():
+        raise HubError(f"the hub {hub.folder.path} has no tasks yet; train one first")
     sizes = sorted({task.image_size for task in tasks.values()})
     result = []
     for file in files:

@@ -204,7 +204,10 @@ def test_a_file_under_another_name_is_refused(hub: Hub) -> None:
         (lambda v: v.pop("former"), "index lacks 'former'"),
         (lambda v: v["former"].update(a={}), "index.former.a is {}; expected a list"),
         (lambda v: v["former"].update({"../x": []}), "'../x' cannot be a task's name"),
-        (lambda v: v["former"].update(a=[{**v["tasks"]["a"], "sha256": "x"}]), r"former.a\[0\].sha256 is not a SHA-256"),
+        (
+            lambda v: v["former"].update(a=[{**v["tasks"]["a"], "sha256": "x"}]),
+            r"former.a\[0\].sha256 is not a SHA-256",
+        ),
         (lambda v: v.pop("generation"), "index lacks 'generation'"),
         (lambda v: v["tasks"].update({"../x": v["tasks"]["a"]}), "'../x' cannot be a task's name"),
         (lambda v: v["tasks"]["a"].update(sha256="../x"), "sha256 is not a SHA-256"),

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from hub_changes import CHANGES, damaged, strays, versions
+
 from sample_tasks import sample_task
 from torchsnow.errors import HubError
 from torchsnow.hub import Hub
@@ -98,23 +98,23 @@ def test_a_disk_that_refuses_leaves_the_old_hub_or_the_new_one(
 ) -> None:
     """Every single step of a change fails once."""
     before = versions(Hub.open(past))
-    is_new, ends, messages = changed(before, change), [], []
-    for step in range(40):
+    is_new, ends = changed(before, change), []
+    for step in range(14):  # more than any change has
         hub = Hub.open(shutil.copytree(past, tmp_path / str(step)), source)
         message = disturbed(lambda hub=hub: CHANGES[change](hub, source), step)
         after = versions(hub)
         assert after == before or is_new(after)
         assert damaged(hub) == []
         assert strays(hub) == [] or change == "gc"  # what is left then, the next one deletes
-        ends.append(is_new(after))
         hub.gc()
         assert strays(hub) == []
-        if message is None and ends.count(True) > 3:
-            break
-        messages.append(message)
+        if message is None:
+            assert is_new(after)
+        else:
+            assert "the disk is full" in message
+            ends.append(is_new(after))
     assert ends == sorted(ends)  # once new, never old again
-    assert 3 <= ends.count(False) <= 10
-    assert {message for message in messages if message and "the disk is full" not in message} == set()
+    assert ends.count(False) >= 3  # content, flush, rename of the index
 
 
 def test_a_read_only_folder_can_be_read(
@@ -199,7 +199,7 @@ def kill_before(step):
             left[0] -= 1
             return function(*arguments, **options)
         return call
-    for name in ("replace", "fsync", "mkdir", "unlink", "rmdir", "close"):
+    for name in ("replace", "fsync", "mkdir", "unlink", "rmdir"):
         setattr(os, name, dying(getattr(os, name)))
 
 def started(action):

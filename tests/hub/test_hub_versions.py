@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from hub_changes import versions
+
 from sample_tasks import logits, sample_task
 from torchsnow.errors import HubError
 from torchsnow.hub import Hub

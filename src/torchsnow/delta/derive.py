@@ -85,6 +85,7 @@ class _Derivation:
         body.delete_all_unused_submodules()
         body.recompile()
         forget_text(body)
+        body.graph.owning_module = None  # else the two keep each other alive until the garbage collector comes
         return body.train()  # followers are copies of the source's layers, which are in eval mode
 
     def _make(self, node: fx.Node, inputs: Mapping[str, fx.Node]) -> fx.Node:
