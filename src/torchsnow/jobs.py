@@ -19,7 +19,7 @@ from torchsnow.data.sampling import reduced
 from torchsnow.delta import Delta
 from torchsnow.errors import DataError, HubError, TrainingError
 from torchsnow.files import clear_os_errors
-from torchsnow.hub import SOURCE_FILE, Hub
+from torchsnow.hub import SOURCE_FILE, Hub, predict_together
 from torchsnow.methods import kind_of, make_method
 from torchsnow.methods.advice import below_probe
 from torchsnow.methods.head import probe_metrics
@@ -326,20 +326,13 @@ def predict_images(
 
     Tasks of one image size share one source pass. A file that is no usable image is passed to `on_bad` with the
     reason, and so is the hub with a task that is damaged, and the others answer; a damaged task that is asked for by
-    name raises HubError. Raises HubError for an unknown task and
-    for a hub without any.
+    name raises HubError. Raises HubError for an unknown task and for a hub without any.
     """
-    tasks = []
-    for name in hub.names() if names is None else names:
-        try:
-            tasks.append(hub.task(name))
-        except HubError as error:
-            if names is not None:
-                raise
-            on_bad(hub.folder.path, str(error))
+    on_damaged = None if names is not None else lambda problem: on_bad(hub.folder.path, problem.message)
+    tasks = hub.tasks(names, on_damaged)
     if not hub.names():
         raise HubError(f"the hub {hub.folder.path} has no tasks yet; train one first")
-    sizes = sorted({task.image_size for task in tasks})
+    sizes = sorted({task.image_size for task in tasks.values()})
     result = []
     for file in files:
         try:
@@ -349,9 +342,9 @@ def predict_images(
             continue
         for size in sizes:
             pixels = eval_transform(hub.source.input_config, size)(image)[None]
-            asked = [task.name for task in tasks if task.image_size == size]
-            for name, logits in hub.predict(pixels, asked).items():
-                result.append(_prediction(file, name, hub.task(name).classes, logits[0]))
+            asked = {name: task for name, task in tasks.items() if task.image_size == size}
+            for name, logits in predict_together(hub.source, asked, pixels).items():
+                result.append(_prediction(file, name, tasks[name].classes, logits[0]))
     return result
 
 

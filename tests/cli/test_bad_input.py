@@ -27,7 +27,7 @@ from sample_tasks import sample_task
 from torchsnow.delta import Delta, DeltaSpec
 from torchsnow.errors import DeltaError
 from torchsnow.hub import Hub
-from torchsnow.hub.index import Entry, Index, write_index
+from torchsnow.hub.index import Entry, Index
 from torchsnow.source import load_source
 from torchsnow.task_file import content_hash, encode_task
 
@@ -304,8 +304,8 @@ def put(hub: Path, name: str, content: bytes) -> None:
     for file in folder.iterdir():
         file.unlink()
     (folder / f"{entry.sha256}.safetensors").write_bytes(content)
-    old = Hub.open(hub).infos()
-    write_index(hub / "index.json", Index(99, {**old, name: entry}))
+    opened = Hub.open(hub)
+    opened.folder.write_index(Index(99, {**opened.infos(), name: entry}))
 
 
 def of_another_source(content: bytes) -> bytes:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,16 @@ def test_list(pristine: Trained) -> None:
     first, head, row = outcome.out.splitlines()
     assert first.startswith("source: test_resnet (weights random, fingerprint ")
     assert first.endswith("; tasks: 1")
-    assert head.split() == ["task", "classes", "size", "added", "version"]
+    assert head.split() == ["task", "classes", "size", "added", "version", "former"]
     assert row.split()[:2] == ["colours", "3"]
+    assert row.split()[-1] == "0"
 
     document = torchsnow("hub", "list", "--hub", pristine.hub, "--json").document
     assert document["source"]["name"] == "test_resnet"
     assert document["tasks"]["colours"]["size_bytes"] == pristine.printed["size_bytes"]
     assert document["tasks"]["colours"]["num_classes"] == 3
+    assert document["tasks"]["colours"]["former"] == []
+    assert document["removed"] == {}
 
 
 def test_show(pristine: Trained) -> None:
@@ -35,6 +39,9 @@ def test_show(pristine: Trained) -> None:
     assert document["training"]["epochs"] == 2
     assert document["metrics"]["test"]["accuracy"] == pristine.printed["test_accuracy"]
     assert document["subscription"]["head"] > 0
+    assert document["sha256"] == Hub.open(pristine.hub).infos()["colours"].sha256
+    assert f"{document['sha256'][:12]}, added" in outcome.out
+    assert document["former"] == []
 
 
 @pytest.mark.parametrize("words", [[], ["--json"]], ids=["text", "json"])
@@ -48,9 +55,51 @@ def test_remove(trained: Trained, words: list[str]) -> None:
     assert torchsnow("hub", "verify", "--hub", trained.hub).code == 0
 
 
+def test_a_task_goes_and_comes_back(trained: Trained) -> None:
+    hub = Hub.open(trained.hub)
+    old = hub.infos()["colours"].sha256
+    hub.add(replace(hub.task("colours"), image_size=16), replace=True)
+    new = hub.infos()["colours"].sha256
+    words = ("--hub", trained.hub, "--json")
+    listed = torchsnow("hub", "list", *words).document["tasks"]["colours"]
+    assert (listed["sha256"], listed["former"]) == (new, [old])
+    shown = torchsnow("hub", "show", "colours", *words).document
+    assert (shown["sha256"], shown["former"], shown["image_size"]) == (new, [old], 16)
+
+    outcome = torchsnow("hub", "rollback", "colours", "--hub", trained.hub)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.startswith(f"colours is version {old[:12]}, added 2")
+    assert torchsnow("hub", "show", "colours", *words).document["sha256"] == old
+
+    torchsnow("hub", "remove", "colours", "--hub", trained.hub)
+    assert torchsnow("hub", "list", *words).document["removed"] == {"colours": [old, new]}
+    assert torchsnow("hub", "list", "--hub", trained.hub).out.endswith("removed, and kept until gc: colours\n")
+    document = torchsnow("hub", "rollback", "colours", *words).document
+    assert document == {"task": "colours", **vars(hub.infos()["colours"])}
+    assert document["sha256"] == old
+    assert torchsnow("hub", "verify", "--hub", trained.hub).out == "tasks: 1; former versions: 1; problems: 0\n"
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]], ids=["text", "json"])
+def test_gc_says_what_it_deleted_and_what_not(trained: Trained, words: list[str]) -> None:
+    hub = Hub.open(trained.hub)
+    size_bytes = hub.infos()["colours"].size_bytes
+    hub.add(replace(hub.task("colours"), image_size=16), replace=True)
+    (trained.hub / "stray.txt").touch()
+    outcome = torchsnow("hub", "gc", "--hub", trained.hub, *words)
+    assert outcome.code == 0
+    if words:
+        left_alone = [str(trained.hub / "stray.txt")]
+        assert outcome.document == {"files": 1, "size_bytes": size_bytes, "left_alone": left_alone}
+    else:
+        assert outcome.out == f"deleted files: 1; {size_bytes / 1e6:.2f} MB\n"
+        assert outcome.err == f"left alone: {trained.hub / 'stray.txt'} is no part of the hub\n"
+    assert "has no former version" in refused("hub", "rollback", "colours", "--hub", trained.hub)
+
+
 def test_verify_finds_nothing_in_a_sound_hub(pristine: Trained) -> None:
     outcome = torchsnow("hub", "verify", "--hub", pristine.hub)
-    assert (outcome.code, outcome.out, outcome.err) == (0, "tasks: 1; problems: 0\n", "")
+    assert (outcome.code, outcome.out, outcome.err) == (0, "tasks: 1; former versions: 0; problems: 0\n", "")
     assert torchsnow("hub", "verify", "--hub", pristine.hub, "--json").document == {"problems": []}
 
 
@@ -66,14 +115,18 @@ def test_verify_names_every_problem_and_exits_with_2(trained: Trained) -> None:
     assert "task 'colours'" in damaged
     assert "its SHA-256 is" in damaged
     assert "stray.txt is no part of the hub" in stray
-    assert count == "tasks: 1; problems: 2"
+    assert count == "tasks: 1; former versions: 0; problems: 2"
 
     outcome = torchsnow("hub", "verify", "--hub", trained.hub, "--json")
     assert outcome.code == 2
     assert [problem["task"] for problem in outcome.document["problems"]] == ["colours", None]
 
 
-@pytest.mark.parametrize("verb", [["list"], ["show", "colours"], ["remove", "colours"], ["verify"]], ids="-".join)
+@pytest.mark.parametrize(
+    "verb",
+    [["list"], ["show", "colours"], ["remove", "colours"], ["rollback", "colours"], ["gc"], ["verify"]],
+    ids="-".join,
+)
 def test_what_is_no_hub_is_refused(verb: list[str], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "is not a hub" in refused("hub", *verb, "--hub", tmp_path)
@@ -83,7 +136,7 @@ def test_what_is_no_hub_is_refused(verb: list[str], tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"file"}
 
 
-@pytest.mark.parametrize("verb", ["show", "remove"])
+@pytest.mark.parametrize("verb", ["show", "remove", "rollback"])
 @pytest.mark.parametrize("name", ["colour", "../tasks/colours", ""])
 def test_an_unknown_task_is_refused(trained: Trained, verb: str, name: str) -> None:
     before = snapshot(trained.hub)
@@ -95,5 +148,5 @@ def test_an_unknown_task_is_refused(trained: Trained, verb: str, name: str) -> N
 @pytest.mark.parametrize("text", ["", "{", '{"schema_version": 99}', "\udcff"])
 def test_a_damaged_hub_is_refused(trained: Trained, file: str, text: str) -> None:
     (trained.hub / file).write_bytes(text.encode(errors="surrogateescape"))
-    for verb in (["list"], ["verify"], ["remove", "colours"]):
+    for verb in (["list"], ["verify"], ["remove", "colours"], ["rollback", "colours"], ["gc"]):
         assert file in refused("hub", *verb, "--hub", trained.hub)

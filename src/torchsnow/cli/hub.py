@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchsnow.cli.output import percent, print_json, print_table, say
+from torchsnow.cli.output import counting, note, percent, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from torchsnow.hub import Entry
 
 app = typer.Typer(
-    help="List, show, remove and verify the tasks of a hub.",
+    help="List, show, remove, roll back and verify the tasks of a hub.",
     epilog="Example: torchsnow hub list --hub my-hub",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -23,26 +27,33 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.command("list")
 def list_tasks(hub: HubFolder, json: AsJson = False) -> None:
-    """All tasks of a hub.
+    """All tasks of a hub, and how many former versions of them are kept.
 
     Example: torchsnow hub list --hub my-hub
     """
     from torchsnow.hub import Hub
 
     opened = Hub.open(hub)
-    entries = opened.infos()
+    entries, former = opened.infos(), opened.former()
+    removed = {name: versions for name, versions in former.items() if name not in entries}
     if json:
-        tasks = {
-            name: {"sha256": e.sha256, "size_bytes": e.size_bytes, "num_classes": e.num_classes, "added": e.added}
-            for name, e in entries.items()
-        }
-        print_json({"source": opened.source_info.to_dict(), "tasks": tasks})
+        tasks = {name: {**vars(entry), "former": _sums(former.get(name, ()))} for name, entry in entries.items()}
+        print_json(
+            {
+                "source": opened.source_info.to_dict(),
+                "tasks": tasks,
+                "removed": {name: _sums(versions) for name, versions in removed.items()},
+            }
+        )
         return
     say(f"source: {opened.source_info}; tasks: {len(entries)}")
     rows = [
-        [name, e.num_classes, f"{e.size_bytes / 1e6:.2f} MB", e.added, e.sha256[:12]] for name, e in entries.items()
+        [name, e.num_classes, f"{e.size_bytes / 1e6:.2f} MB", e.added, e.sha256[:12], len(former.get(name, ()))]
+        for name, e in entries.items()
     ]
-    print_table(["task", "classes", "size", "added", "version"], rows)
+    print_table(["task", "classes", "size", "added", "version", "former"], rows)
+    if removed:
+        say(f"removed, and kept until gc: {', '.join(removed)}")
 
 
 @app.command("show")
@@ -53,11 +64,14 @@ def show(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
     """
     from torchsnow.hub import Hub
 
-    info = Hub.open(hub).info(task)
+    opened = Hub.open(hub)
+    info, entry, former = opened.info(task), opened.infos()[task], opened.former().get(task, ())
     if json:
         print_json(
             {
                 "name": info.name,
+                "sha256": entry.sha256,
+                "former": _sums(former),
                 "classes": info.classes,
                 "spec": info.spec.to_dict(),
                 "source": info.source_info.to_dict(),
@@ -81,13 +95,14 @@ def show(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
         ["subscribes to", f"{sum(info.subscription.values())} channels of {len(info.subscription)} pools"],
         ["accuracy", ", ".join(f"{split} {value}" for split, value in accuracies.items()) or "-"],
         ["created", f"{info.created} by torchsnow {info.versions.get('torchsnow', '?')}"],
+        ["version", f"{entry.sha256[:12]}, added {entry.added}; former versions: {len(former)}"],
     ]
     print_table(["task", info.name], rows)
 
 
 @app.command("remove")
 def remove(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
-    """Remove a task and its file.
+    """Remove a task. Until gc deletes its file, a rollback brings it back.
 
     Example: torchsnow hub remove screws --hub my-hub
     """
@@ -100,6 +115,41 @@ def remove(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
         say(f"removed {task} from {hub}")
 
 
+@app.command("rollback")
+def rollback(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
+    """Make the former version of a task current again, or bring back a removed task.
+
+    Example: torchsnow hub rollback screws --hub my-hub
+    """
+    from torchsnow.hub import Hub
+
+    entry = Hub.open(hub).rollback(task)
+    if json:
+        print_json({"task": task, **vars(entry)})
+    else:
+        say(f"{task} is version {entry.sha256[:12]}, added {entry.added}, again")
+
+
+@app.command("gc")
+def gc(hub: HubFolder, json: AsJson = False) -> None:
+    """Delete former versions, and what killed processes left.
+
+    Files that no hub writes are named and left alone.
+
+    Example: torchsnow hub gc --hub my-hub
+    """
+    from torchsnow.hub import Hub
+
+    cleanup = Hub.open(hub).gc()
+    if json:
+        left_alone = [str(path) for path in cleanup.left_alone]
+        print_json({"files": cleanup.num_files, "size_bytes": cleanup.size_bytes, "left_alone": left_alone})
+        return
+    say(f"deleted files: {cleanup.num_files}; {cleanup.size_bytes / 1e6:.2f} MB")
+    for path in cleanup.left_alone:
+        note(f"left alone: {path} is no part of the hub")
+
+
 @app.command("verify")
 def verify(hub: HubFolder, json: AsJson = False) -> None:
     """Check every file of a hub; exit code 2 if anything is wrong.
@@ -109,12 +159,18 @@ def verify(hub: HubFolder, json: AsJson = False) -> None:
     from torchsnow.hub import Hub
 
     opened = Hub.open(hub)
-    problems = opened.verify()
+    with counting("checking tasks", json) as progress:
+        problems = opened.verify(progress)
     if json:
         print_json({"problems": [{"task": p.task, "message": p.message} for p in problems]})
     else:
         for problem in problems:
             say(problem.message)
-        say(f"tasks: {len(opened.names())}; problems: {len(problems)}")
+        num_former = sum(map(len, opened.former().values()))
+        say(f"tasks: {len(opened.names())}; former versions: {num_former}; problems: {len(problems)}")
     if problems:
         raise typer.Exit(2)
+
+
+def _sums(versions: Iterable[Entry]) -> list[str]:
+    return [entry.sha256 for entry in versions]

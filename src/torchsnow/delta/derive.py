@@ -21,7 +21,7 @@ from torchsnow.delta.resize import init_weight, resized_follower, resized_layer
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.errors import DeltaError
 from torchsnow.pooling import num_pooled
-from torchsnow.source.graph import VALUE
+from torchsnow.source.graph import VALUE, forget_text
 from torchsnow.source.source import Source
 from torchsnow.source.taps import Tap
 
@@ -80,10 +80,12 @@ class _Derivation:
                 self.graph.output(self.made[node.args[0]])
             elif node.op != "placeholder":
                 self.made[node] = self._make(node, inputs)
-        body = fx.GraphModule(self.parts, self.graph, "DeltaBody")
+        body = forget_text(fx.GraphModule(self.parts, self.graph, "DeltaBody"))
         body.graph.eliminate_dead_code()
         body.delete_all_unused_submodules()
         body.recompile()
+        forget_text(body)
+        body.graph.owning_module = None  # else the two keep each other alive until the garbage collector comes
         return body.train()  # followers are copies of the source's layers, which are in eval mode
 
     def _make(self, node: fx.Node, inputs: Mapping[str, fx.Node]) -> fx.Node:

@@ -48,7 +48,8 @@ def resized_layer(module: nn.Module, in_chs: int, out_chs: int) -> nn.Module:
 
 def init_weight(weight: Tensor, fan_in: int) -> None:
     """He et al. (2015): normal with variance 2 / fan_in, for layers before a rectifier."""
-    nn.init.normal_(weight, std=math.sqrt(2 / fan_in))
+    if not weight.is_meta:  # there only the shape matters, and drawing nothing takes half the time of loading a task
+        nn.init.normal_(weight, std=math.sqrt(2 / fan_in))
 
 
 def resized_follower(module: nn.Module, source_chs: int, chs: int) -> nn.Module:

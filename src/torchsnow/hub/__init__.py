@@ -1,7 +1,9 @@
 """The hub: a folder of tasks on one source; one pass, many tasks."""
 
-from torchsnow.hub.folder import SOURCE_FILE
-from torchsnow.hub.hub import Hub, Problem
+from torchsnow.hub.folder import SOURCE_FILE, Cleanup
+from torchsnow.hub.hub import Hub
 from torchsnow.hub.index import Entry
+from torchsnow.hub.together import predict_together
+from torchsnow.hub.verify import Problem
 
-__all__ = ["SOURCE_FILE", "Entry", "Hub", "Problem"]
+__all__ = ["SOURCE_FILE", "Cleanup", "Entry", "Hub", "Problem", "predict_together"]

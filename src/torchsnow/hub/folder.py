@@ -1,7 +1,7 @@
 """Where a hub keeps what.
 
 source.json                   the source that all tasks belong to; it makes a folder a hub
-index.json                    the tasks: the hub holds what this file names, and nothing else
+index.json                    the tasks and their former versions: the hub holds what this file names, and nothing else
 tasks/NAME/SHA256.safetensors one task file each, named by its content
 .lock                         held by whoever changes the hub
 """
@@ -11,15 +11,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from torchsnow.errors import HubError
+from torchsnow.errors import HubError, TaskFileError
 from torchsnow.files import TEMPORARY_SUFFIX, clear_os_errors, sync_folder
-from torchsnow.hub.index import Entry, Index, read_index
+from torchsnow.hub.index import Entry, Index, IndexFile
 from torchsnow.hub.lock import locked
+from torchsnow.task_file import check_task_name
 
 SOURCE_FILE, INDEX_FILE, TASKS_FOLDER, LOCK_FILE = "source.json", "index.json", "tasks", ".lock"
 _TASK_FILE = re.compile(r"[0-9a-f]{64}\.safetensors")
+_TEMPORARY = re.compile(rf"\.[0-9a-f]{{16}}{re.escape(TEMPORARY_SUFFIX)}")
+
+
+@dataclass(frozen=True)
+class Cleanup:
+    """What was deleted from a hub, in files and bytes, and what was left alone because no hub writes such files."""
+
+    num_files: int
+    size_bytes: int
+    left_alone: tuple[Path, ...]
 
 
 class Folder:
@@ -27,6 +39,7 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._index_file = IndexFile(path / INDEX_FILE)
 
     @property
     def source_file(self) -> Path:
@@ -41,8 +54,18 @@ class Folder:
         return self._inside(TASKS_FOLDER, name)
 
     def task_file(self, name: str, entry: Entry) -> Path:
-        """The file of one task, as the index names it."""
+        """The file of one version of a task, as the index names it."""
         return self._inside(TASKS_FOLDER, name, _file_name(entry))
+
+    def read_index(self) -> Index:
+        """The index as it is now; cheap while nobody changes it. Raises HubError."""
+        self._inside(INDEX_FILE)
+        return self._index_file.read()
+
+    def write_index(self, index: Index) -> None:
+        """Replace the index; the lock must be held. Raises HubError."""
+        self._inside(INDEX_FILE)
+        self._index_file.write(index)
 
     def locked(self) -> AbstractContextManager[None]:
         """Hold the hub's lock; for every change. Raises HubError when another writer keeps it."""
@@ -60,24 +83,25 @@ class Folder:
         lets us. The lock must be held. What cannot be deleted harms nobody, and `strays` finds it.
         """
         with suppress(OSError, HubError):
-            folder, entry = self.task_folder(name), read_index(self.index_file).tasks.get(name)
-            kept = "" if entry is None else _file_name(entry)
-            written = [path for path in folder.iterdir() if _TASK_FILE.fullmatch(path.name) and path.name != kept]
-            unfinished = [path for path in (*self.path.iterdir(), *folder.iterdir()) if _is_temporary(path)]
-            for path in written + unfinished:
-                path.unlink()
-            if entry is None:
-                folder.rmdir()
+            self.task_folder(name)
+            self._delete(self.strays(self.read_index(), name))
 
-    def strays(self, index: Index) -> Iterator[Path]:
-        """Everything in the folder that is no part of the hub. Raises OSError."""
-        known = {self.path / part for part in (SOURCE_FILE, INDEX_FILE, TASKS_FOLDER, LOCK_FILE)}
+    def clean(self) -> Cleanup:
+        """Delete all that a hub writes and its index does not name. The lock must be held. Raises HubError."""
+        with clear_os_errors("clean up", self.path, HubError):
+            return self._delete(self.strays(self.read_index()))
+
+    def strays(self, index: Index, name: str | None = None) -> Iterator[Path]:
+        """Everything in the folder that is no part of the hub, of tasks at most what belongs to `name` if that is
+        given; a folder after what is in it. Raises OSError."""
+        yield from _others(self.path, {SOURCE_FILE, INDEX_FILE, TASKS_FOLDER, LOCK_FILE})
         tasks = self.path / TASKS_FOLDER
-        for name, entry in index.tasks.items():
-            known |= {tasks / name, tasks / name / _file_name(entry)}
-        for folder in (self.path, tasks, *(tasks / name for name in index.tasks)):
-            if folder.is_dir() and not folder.is_symlink():
-                yield from sorted(path for path in folder.iterdir() if path not in known)
+        for folder in _others(tasks, set()) if name is None else [tasks / name]:
+            versions = index.versions(folder.name)
+            if self._is_task_folder(folder):
+                yield from _others(folder, {_file_name(entry) for entry in versions})
+            if folder.is_symlink() or (not versions and folder.exists()):
+                yield folder
 
     def refuse_occupied(self) -> None:
         """Raise HubError unless a hub can be made here: what an interrupted creation leaves may stay."""
@@ -86,9 +110,37 @@ class Folder:
             raise HubError(f"{nearest} is a file; a hub is a folder, choose a new or empty one")
         if self.source_file.exists():
             raise HubError(f"{self.path} is a hub already; open it, or choose another folder")
-        occupied = [path for path in self.strays(Index(0, {})) if not _is_temporary(path)]
+        occupied = [path for path in self.strays(Index(0, {})) if not _TEMPORARY.fullmatch(path.name)]
         if occupied:
             raise HubError(f"{self.path} is not empty (it holds {occupied[0].name!r}); choose a new or empty folder")
+
+    def _delete(self, strays: Iterator[Path]) -> Cleanup:
+        num_files, size_bytes, left_alone = 0, 0, []
+        for path in strays:
+            if self._is_own_file(path):
+                size_bytes += path.stat().st_size
+                path.unlink()
+                num_files += 1
+            elif not self._is_task_folder(path):
+                left_alone.append(path)
+            elif not any(path.iterdir()):
+                path.rmdir()
+        return Cleanup(num_files, size_bytes, tuple(left_alone))
+
+    def _is_own_file(self, path: Path) -> bool:
+        """Whether a hub writes such files at such places: unfinished ones, and tasks in the folder of a task."""
+        if path.is_symlink() or not path.is_file():
+            return False
+        is_task = _TASK_FILE.fullmatch(path.name) and self._is_task_folder(path.parent)
+        return bool(is_task or _TEMPORARY.fullmatch(path.name))
+
+    def _is_task_folder(self, path: Path) -> bool:
+        if path.parent != self.path / TASKS_FOLDER or path.is_symlink() or not path.is_dir():
+            return False
+        with suppress(TaskFileError):
+            check_task_name(path.name)
+            return True
+        return False
 
     def _inside(self, *parts: str) -> Path:
         path = self.path
@@ -105,5 +157,8 @@ def _file_name(entry: Entry) -> str:
     return f"{entry.sha256}.safetensors"
 
 
-def _is_temporary(path: Path) -> bool:
-    return path.name.startswith(".") and path.name.endswith(TEMPORARY_SUFFIX)
+def _others(folder: Path, known: set[str]) -> list[Path]:
+    """What is in a folder but the known names; nothing for a link, or if there is no such folder."""
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.name not in known)

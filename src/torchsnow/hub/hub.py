@@ -1,50 +1,48 @@
 """A hub: one source and many tasks, in a folder; one source pass serves all tasks.
 
-A task file is written first and becomes part of the hub when the index is replaced; files that the index no longer
-names are deleted last. So a process that is killed at any point leaves the old hub or the new one, and at most a
-file that nobody reads: `verify` names it and the next change of that task deletes it.
+A task file is written first and becomes part of the hub when the index is replaced; what the index no longer names as
+current stays as a former version until `gc`, which replaces the index first and deletes files last. So a process that
+is killed at any point leaves the old hub or the new one, and at most a file that nobody reads: `verify` names it and
+`gc` deletes it.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from torchsnow.errors import HubError, SourceError, TaskFileError
 from torchsnow.files import clear_os_errors, write_atomically
-from torchsnow.hub.folder import SOURCE_FILE, TASKS_FOLDER, Folder
-from torchsnow.hub.index import Entry, Index, read_index, read_source_info, write_index, write_source_info
-from torchsnow.source import Request, Source, load_source
+from torchsnow.hub.folder import SOURCE_FILE, TASKS_FOLDER, Cleanup, Folder
+from torchsnow.hub.index import Entry, Index, read_source_info, write_source_info
+from torchsnow.hub.residents import RESIDENT_BYTES, Residents
+from torchsnow.hub.together import predict_together
+from torchsnow.hub.verify import Problem, check_current, check_former, read_current, unusable
+from torchsnow.source import Source, load_source
 from torchsnow.source.load import PACKAGES
-from torchsnow.task_file import SourceInfo, Task, TaskInfo, content_hash, encode_task, load_task, read_task_info
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something wrong with a task, or with the folder as a whole if `task` is None."""
-
-    task: str | None
-    message: str
+from torchsnow.task_file import SourceInfo, Task, TaskInfo, content_hash, encode_task, read_task_info
 
 
 class Hub:
-    """A hub on disk; make it with `Hub.create` or `Hub.open`.
+    """A hub on disk; make it with `Hub.create` or `Hub.open`. Threads may share it.
 
-    The index is read anew by every call, so what other processes add is seen. Tasks are loaded when first used and
-    kept. `source_info` describes the source.
+    Every call sees the hub as it is then, with what other processes changed. Tasks are loaded when first used and
+    kept while `residents` has room for them. `source_info` describes the source.
     """
 
-    def __init__(self, folder: Folder, source_info: SourceInfo, source: Source | None) -> None:
+    def __init__(
+        self, folder: Folder, source_info: SourceInfo, source: Source | None, resident_bytes: int = RESIDENT_BYTES
+    ) -> None:
         self.folder, self.source_info = folder, source_info
+        self.residents = Residents(resident_bytes)
         self._source = source
-        self._loaded: dict[str, tuple[str, Task]] = {}  # name -> (SHA-256, task)
+        self._loading = threading.RLock()  # of the source or one task; what is loaded already need not wait
 
     @classmethod
     def create(cls, path: Path | str, source: Source) -> Self:
@@ -55,7 +53,7 @@ class Hub:
             with folder.locked():
                 folder.refuse_occupied()
                 (folder.path / TASKS_FOLDER).mkdir(exist_ok=True)
-                write_index(folder.index_file, Index(0, {}))
+                folder.write_index(Index(0, {}))
                 write_source_info(folder.source_file, info)  # last: it makes the folder a hub
         return cls(folder, info, source)
 
@@ -66,10 +64,12 @@ class Hub:
             Folder(Path(path)).refuse_occupied()
 
     @classmethod
-    def open(cls, path: Path | str, source: Source | None = None) -> Self:
+    def open(cls, path: Path | str, source: Source | None = None, resident_bytes: int = RESIDENT_BYTES) -> Self:
         """An existing hub. Without `source`, the one that the hub names is loaded when first needed.
 
-        Raises HubError for a folder that is not a hub, a newer version, or another source than the hub's.
+        No task file is read. At most `resident_bytes` of loaded tasks are kept in memory, those used last; a single
+        prediction holds all its tasks, whatever they take. Raises HubError for a folder that is not a hub, another
+        version, or another source than the hub's.
         """
         folder = Folder(Path(path))
         with clear_os_errors("open the hub", folder.path, HubError):
@@ -78,8 +78,8 @@ class Hub:
                     f"{path} is not a hub: it has no {SOURCE_FILE}; `torchsnow train DATA --task NAME --hub {path}` "
                     "makes one"
                 )
-        hub = cls(folder, read_source_info(folder.source_file), source)
-        read_index(folder.index_file)
+        hub = cls(folder, read_source_info(folder.source_file), source, resident_bytes)
+        folder.read_index()
         if source is not None:
             hub._refuse_other(source)
         return hub
@@ -90,44 +90,47 @@ class Hub:
 
         Raises HubError when the source cannot be loaded by its name, or is another one by now.
         """
-        if self._source is None:
-            source = _load(self.source_info)
-            self._refuse_other(source)
-            self._source = source
-        return self._source
+        with self._loading:
+            if self._source is None:
+                source = _load(self.source_info)
+                self._refuse_other(source)
+                self._source = source
+            return self._source
 
     @property
     def generation(self) -> int:
         """How often the hub was changed."""
-        return self._index().generation
+        return self.folder.read_index().generation
 
     def names(self) -> list[str]:
         """The names of all tasks, in alphabetical order."""
-        return sorted(self._index().tasks)
+        return sorted(self.folder.read_index().tasks)
 
     def infos(self) -> dict[str, Entry]:
         """What the index says of every task, by name; no task file is read."""
-        return dict(sorted(self._index().tasks.items()))
+        return dict(sorted(self.folder.read_index().tasks.items()))
+
+    def former(self) -> dict[str, tuple[Entry, ...]]:
+        """The former versions that are kept, by name, the one that `rollback` makes current first.
+
+        A name that is not among `names` is that of a removed task. Tasks without former versions are left out.
+        """
+        return dict(sorted(self.folder.read_index().former.items()))
 
     def info(self, name: str) -> TaskInfo:
         """What a task's file says about itself. Raises HubError for an unknown task or a damaged file."""
         try:
             return read_task_info(self.folder.task_file(name, self._entry(name)))
         except TaskFileError as error:
-            raise self._unusable(name, error) from error
+            raise unusable(self.folder, name, error) from error
 
     def task(self, name: str) -> Task:
         """A task, its delta in eval mode. Raises HubError for an unknown task or a damaged file."""
-        entry = self._entry(name)
-        sha256, task = self._loaded.get(name, (None, None))
-        if task is None or sha256 != entry.sha256:
-            task = self._read_task(name, entry)
-            self._loaded[name] = entry.sha256, task
-        return task
+        return self._task(name, self._entry(name))
 
     def index(self) -> Index:
         """The hub's tasks at this moment, for whoever follows its changes. Raises HubError for a damaged index."""
-        return self._index()
+        return self.folder.read_index()
 
     def version(self, name: str, entry: Entry) -> Task:
         """One version of a task, as an index named it, loaded anew.
@@ -139,22 +142,47 @@ class Hub:
         except TaskFileError as error:
             raise self._unusable(name, error) from error
 
-    def predict(self, images: Tensor, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    def tasks(
+        self, names: Iterable[str] | None = None, on_bad: Callable[[Problem], None] | None = None
+    ) -> dict[str, Task]:
+        """The named tasks, by default all, by name, their deltas in eval mode.
+
+        A task whose file is damaged is passed to `on_bad` and left out; without `on_bad`, HubError is raised, as it
+        always is for an unknown task and for a source that cannot be loaded.
+        """
+        index = self.folder.read_index()
+        entries = {name: self._entry(name, index) for name in (sorted(index.tasks) if names is None else names)}
+        tasks = {}
+        if entries:
+            _ = self.source  # an error of the source is none of a task
+        for name, entry in entries.items():
+            try:
+                tasks[name] = self._task(name, entry)
+            except HubError as error:
+                if names is None and name not in self.folder.read_index().tasks:
+                    continue  # it was removed, and its file deleted, since the index was read
+                if on_bad is None:
+                    raise
+                on_bad(Problem(name, str(error)))
+        return tasks
+
+    def predict(
+        self,
+        images: Tensor,
+        names: Iterable[str] | None = None,
+        on_bad: Callable[[Problem], None] | None = None,
+    ) -> dict[str, Tensor]:
         """Logits (B, num_classes) of every named task, by default all, from one source pass.
 
         `images` (B, 3, H, W) are normalised as the source's `input_config` says, on the source's device.
-        Raises HubError for an unknown task or a damaged file, SourceError for images of another shape.
+        A task whose file is damaged is passed to `on_bad` and the others answer; without `on_bad`, HubError is raised,
+        as it always is for an unknown task. Raises SourceError for images of another shape.
         """
-        deltas = {name: self.task(name).delta.eval() for name in (self.names() if names is None else names)}
-        if not deltas:
-            return {}
-        with torch.no_grad():
-            requests = (delta.request(delta.choose()) for delta in deltas.values())
-            features = self.source(images, Request.together(requests))
-            return {name: delta(features) for name, delta in deltas.items()}
+        tasks = self.tasks(names, on_bad)
+        return predict_together(self.source, tasks, images) if tasks else {}
 
     def add(self, task: Task, replace: bool = False) -> None:
-        """Store a task.
+        """Store a task. With `replace`, a task of that name becomes a former version.
 
         Raises HubError for a task of another source, a name that is taken (unless `replace`), a disk that refuses, or
         another process that keeps the hub locked. The hub is as before then; only if the very last step fails, the
@@ -167,87 +195,115 @@ class Hub:
         added = datetime.now(UTC).isoformat(timespec="seconds")
         entry = Entry(content_hash(content), len(content), len(task.classes), added)
         with self.folder.locked():
-            index = self._index()
+            index = self.folder.read_index()
             if task.name in index.tasks and not replace:
                 raise HubError(f"the hub {self.folder.path} has a task {task.name!r} already; remove or replace it")
             try:
                 self.folder.make_task_folder(task.name)
                 write_atomically(self.folder.task_file(task.name, entry), content, HubError)
-                write_index(self.folder.index_file, index.with_task(task.name, entry))
+                self.folder.write_index(index.with_task(task.name, entry))
             finally:
                 self.folder.sweep(task.name)
 
     def remove(self, name: str) -> None:
-        """Remove a task and delete its file. Raises HubError for an unknown task or a disk that refuses."""
+        """Remove a task; it stays as a former version. Raises HubError for an unknown task or a disk that refuses."""
         with self.folder.locked():
-            self._entry(name)
-            write_index(self.folder.index_file, self._index().without_task(name))
-            self.folder.sweep(name)
-        self._loaded.pop(name, None)
+            index = self.folder.read_index()
+            self._entry(name, index)
+            self.folder.write_index(index.without_task(name))
+        self.residents.drop(name)
 
-    def verify(self) -> list[Problem]:
+    def rollback(self, name: str) -> Entry:
+        """Make the former version of a task current again, or bring back a removed task; return what is current now.
+
+        The version that was current becomes the last of the former ones, so going back as often as there are former
+        versions, and once more, ends where it began. Raises HubError when no former version is kept, its file is
+        damaged, or the disk refuses; the hub is as before then.
+        """
+        with self.folder.locked():
+            index = self.folder.read_index()
+            if name not in index.former:
+                self._entry(name, index)
+                raise HubError(
+                    f"task {name!r} of the hub {self.folder.path} has no former version: "
+                    "it was never replaced, or `gc` deleted what it was"
+                )
+            entry = index.former[name][0]
+            check_former(self.folder, name, entry)
+            self.folder.write_index(index.rolled_back(name))
+        return entry
+
+    def gc(self) -> Cleanup:
+        """Delete all former versions, and what killed processes left; files that no hub writes are left alone.
+
+        Raises HubError when the disk refuses or another process keeps the hub locked; no current task is ever touched.
+        """
+        with self.folder.locked():
+            index = self.folder.read_index()
+            if index.former:
+                self.folder.write_index(index.without_former())
+            return self.folder.clean()
+
+    def verify(self, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Problem]:
         """Everything that is wrong with the hub, task by task; an empty list for a sound one.
 
-        Every task file is read, its checksum compared and its delta built; the index is compared with the folder.
+        Every current task is read, its checksum compared and its delta built; of former versions the checksum is
+        compared; the index is compared with the folder. `progress` is told how many versions of how many are done.
         Files that another process is adding meanwhile may show as strays. Raises HubError when the index or the
         source cannot be read.
         """
-        index, _ = self._index(), self.source
-        problems = [
-            Problem(name, message)
-            for name, entry in sorted(index.tasks.items())
-            if (message := self._fault(name, entry)) is not None
-        ]
+        index, source = self.folder.read_index(), self.source
+        versions = [(name, entry) for name in sorted({**index.tasks, **index.former}) for entry in index.versions(name)]
+        problems = []
+        for done, (name, entry) in enumerate(versions, 1):
+            try:
+                if index.tasks.get(name) == entry:
+                    check_current(self.folder, name, entry, source)
+                else:
+                    check_former(self.folder, name, entry)
+            except HubError as error:
+                if entry in self.folder.read_index().versions(name):  # not deleted since the index was read
+                    problems.append(Problem(name, str(error)))
+            progress(done, len(versions))
         with clear_os_errors("list", self.folder.path, HubError):
             strays = [Problem(None, f"{path} is no part of the hub") for path in self.folder.strays(index)]
         return problems + strays
 
-    def _read_task(self, name: str, entry: Entry) -> Task:
+    def _task(self, name: str, entry: Entry) -> Task:
         try:
-            task = load_task(self.folder.task_file(name, entry), self.source, entry.sha256)
-        except TaskFileError as error:
-            if self._entry(name) != entry:  # replaced by another process since the index was read
-                return self._read_task(name, self._entry(name))
-            raise self._unusable(name, error) from error
-        if task.name != name:
-            raise self._unusable(name, TaskFileError(f"it holds the task {task.name!r}"))
-        return task
+            return self._resident(name, entry)
+        except HubError:
+            now = self._entry(name)
+            if now == entry:
+                raise
+        return self._task(name, now)  # replaced since the index was read
 
-    def _fault(self, name: str, entry: Entry) -> str | None:
-        try:
-            num_classes, path = len(self._read_task(name, entry).classes), self.folder.task_file(name, entry)
-            with clear_os_errors("look at", path, HubError):
-                size_bytes = path.stat().st_size
-        except HubError as error:
-            return str(error)
-        if (size_bytes, num_classes) == (entry.size_bytes, entry.num_classes):
-            return None
-        return (
-            f"the index says {entry.size_bytes} bytes and {entry.num_classes} classes, "
-            f"the file {path} has {size_bytes} bytes and {num_classes} classes"
-        )
+    def _resident(self, name: str, entry: Entry) -> Task:
+        task = self.residents.get(name, entry.sha256)
+        if task is not None:
+            return task
+        with self._loading:
+            task = self.residents.get(name, entry.sha256)  # another thread may have loaded it meanwhile
+            if task is None:
+                task = read_current(self.folder, name, entry, self.source)
+                self.residents.put(name, entry.sha256, task)
+            return task
 
-    def _index(self) -> Index:
-        return read_index(self.folder.index_file)
-
-    def _entry(self, name: str) -> Entry:
-        tasks = self._index().tasks
-        if name not in tasks:
-            near = difflib.get_close_matches(name, tasks, n=1) or sorted(tasks)[:5]
+    def _entry(self, name: str, index: Index | None = None) -> Entry:
+        index = index or self.folder.read_index()
+        if name in index.tasks:
+            return index.tasks[name]
+        if name in index.former:
+            hint = "it was removed, and a rollback brings it back"
+        else:
+            near = difflib.get_close_matches(name, index.tasks, n=1) or sorted(index.tasks)[:5]
             hint = f"did you mean {', '.join(near)}?" if near else "it has no tasks yet"
-            raise HubError(f"the hub {self.folder.path} has no task {name!r}; {hint}")
-        return tasks[name]
+        raise HubError(f"the hub {self.folder.path} has no task {name!r}; {hint}")
 
     def _refuse_other(self, source: Source) -> None:
         difference = self.source_info.difference(SourceInfo.of(source))
         if difference:
             raise HubError(f"the hub {self.folder.path} is on another source: {difference}")
-
-    def _unusable(self, name: str, error: TaskFileError) -> HubError:
-        return HubError(
-            f"task {name!r} of the hub {self.folder.path} cannot be used: {error}. "
-            "Replace it from a copy or remove it; the other tasks are not affected"
-        )
 
 
 def _load(info: SourceInfo) -> Source:

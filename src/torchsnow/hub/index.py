@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,15 @@ from torchsnow.files import clear_os_errors, write_atomically
 from torchsnow.task_file import SourceInfo, check_task_name
 from torchsnow.task_file.json_shape import check_shape, check_version, parse_json
 
-SCHEMA_VERSION = 1
+SOURCE_VERSION, INDEX_VERSION = 1, 2
 _ENTRY = {"sha256": str, "size_bytes": int, "num_classes": int, "added": str}
-_SHAPE = {"schema_version": int, "generation": int, "tasks": {str: _ENTRY}}
+_SHAPE = {"schema_version": int, "generation": int, "tasks": {str: _ENTRY}, "former": {str: [_ENTRY]}}
+_TICK_NS = 2 * 10**9  # two changes closer together than this may bear the same time on some file system
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One task of a hub: the SHA-256 (hex) and size of its file, its classes, when it was added (ISO, UTC)."""
+    """One version of a task: the SHA-256 (hex) and size of its file, its classes, when it was added (ISO, UTC)."""
 
     sha256: str
     size_bytes: int
@@ -30,44 +33,89 @@ class Entry:
 
 @dataclass(frozen=True)
 class Index:
-    """The tasks of a hub; `generation` counts the changes."""
+    """The tasks of a hub, and the former versions of these and of removed tasks, in the order of going back.
+
+    `generation` counts the changes. An index is never changed: every method but `versions` gives the next one.
+    """
 
     generation: int
     tasks: Mapping[str, Entry]
+    former: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)
 
     def with_task(self, name: str, entry: Entry) -> Index:
-        """The next generation, with a task added or replaced."""
-        return replace(self, generation=self.generation + 1, tasks={**self.tasks, name: entry})
+        """A task added, or replaced by a version that becomes current."""
+        return self._next(name, entry, self.versions(name))
 
     def without_task(self, name: str) -> Index:
-        """The next generation, with a task removed."""
+        """A task removed; what was current is a former version then."""
+        return self._next(name, None, self.versions(name))
+
+    def rolled_back(self, name: str) -> Index:
+        """The first of the former versions made current; what was current, if anything, becomes the last of them."""
+        latest, *earlier = self.former[name]
+        current = [self.tasks[name]] if name in self.tasks else []
+        return self._next(name, latest, (*earlier, *current))
+
+    def without_former(self) -> Index:
+        """All former versions dropped."""
+        return Index(self.generation + 1, self.tasks)
+
+    def versions(self, name: str) -> tuple[Entry, ...]:
+        """All versions of a task that the hub keeps, the current one first unless the task is removed."""
+        current = (self.tasks[name],) if name in self.tasks else ()
+        return (*current, *self.former.get(name, ()))
+
+    def _next(self, name: str, current: Entry | None, former: tuple[Entry, ...]) -> Index:
         tasks = {other: entry for other, entry in self.tasks.items() if other != name}
-        return replace(self, generation=self.generation + 1, tasks=tasks)
+        if current is not None:
+            tasks[name] = current
+            former = tuple(entry for entry in former if entry.sha256 != current.sha256)
+        others = {other: entries for other, entries in self.former.items() if other != name}
+        return replace(
+            self,
+            generation=self.generation + 1,
+            tasks=tasks,
+            former={**others, name: former} if former else others,
+        )
 
 
-def read_index(path: Path) -> Index:
-    """Raises HubError for an index that is missing, damaged or of a newer version."""
-    values = _read(path)
-    try:
-        check_shape(values, _SHAPE, "index")
-        for name, entry in values["tasks"].items():
-            check_task_name(name)
-            if len(entry["sha256"]) != 64 or set(entry["sha256"]) - set("0123456789abcdef"):
-                raise ValueError(f"index.tasks.{name}.sha256 is not a SHA-256 in hex")
-    except ValueError as error:
-        raise HubError(f"{path}: {error}") from error
-    return Index(values["generation"], {name: Entry(**entry) for name, entry in values["tasks"].items()})
+class IndexFile:
+    """A hub's index on disk, read again only when it was replaced. Safe for threads."""
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._read: tuple[tuple[int, ...] | None, Index] = None, Index(0, {})
 
-def write_index(path: Path, index: Index) -> None:
-    """Replace the index as a whole."""
-    _write(path, asdict(index))
+    def read(self) -> Index:
+        """The index as it is now. Raises HubError for an index that is missing, damaged or of another version."""
+        with clear_os_errors("read", self.path, HubError):
+            stamp, index = self._read
+            if stamp is not None and stamp == _stamp(os.stat(self.path)):
+                return index
+            now_ns = time.time_ns()
+            with self.path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                content = file.read()
+        index = _decode_index(content, self.path)
+        # A file that has just been written may be replaced by one of the same inode, size and time: look again then.
+        is_settled = abs(now_ns - status.st_mtime_ns) > _TICK_NS
+        self._read = _stamp(status) if is_settled else None, index
+        return index
+
+    def write(self, index: Index) -> None:
+        """Replace the index as a whole; the hub's lock must be held."""
+        tasks = {name: vars(entry) for name, entry in index.tasks.items()}
+        former = {name: [vars(entry) for entry in entries] for name, entries in index.former.items()}
+        _write(self.path, INDEX_VERSION, {"generation": index.generation, "tasks": tasks, "former": former})
 
 
 def read_source_info(path: Path) -> SourceInfo:
-    """Raises HubError for a description that is missing, damaged or of a newer version."""
-    values = _read(path)
+    """Raises HubError for a description that is missing, damaged or of another version."""
+    with clear_os_errors("read", path, HubError):
+        content = path.read_bytes()
     try:
+        values = parse_json(content)
+        check_version(values, SOURCE_VERSION)
         return SourceInfo.from_dict({key: value for key, value in values.items() if key != "schema_version"})
     except ValueError as error:
         raise HubError(f"{path}: {error}") from error
@@ -75,20 +123,36 @@ def read_source_info(path: Path) -> SourceInfo:
 
 def write_source_info(path: Path, info: SourceInfo) -> None:
     """Describe the source of a new hub."""
-    _write(path, info.to_dict())
+    _write(path, SOURCE_VERSION, info.to_dict())
 
 
-def _read(path: Path) -> dict[str, Any]:
-    with clear_os_errors("read", path, HubError):
-        content = path.read_bytes()
+def _decode_index(content: bytes, path: Path) -> Index:
     try:
-        values: dict[str, Any] = parse_json(content)
-        check_version(values, SCHEMA_VERSION)
+        values = parse_json(content)
+        check_version(values, INDEX_VERSION)
+        check_shape(values, _SHAPE, "index")
+        tasks = {name: _entry(f"tasks.{name}", entry) for name, entry in values["tasks"].items()}
+        former = {
+            name: tuple(_entry(f"former.{name}[{i}]", entry) for i, entry in enumerate(entries))
+            for name, entries in values["former"].items()
+        }
+        for name in {**tasks, **former}:
+            check_task_name(name)
     except ValueError as error:
         raise HubError(f"{path}: {error}") from error
-    return values
+    return Index(values["generation"], tasks, former)
 
 
-def _write(path: Path, values: Mapping[str, Any]) -> None:
-    text = json.dumps({"schema_version": SCHEMA_VERSION, **values}, indent=2, sort_keys=True)
+def _entry(where: str, values: dict[str, Any]) -> Entry:
+    if len(values["sha256"]) != 64 or set(values["sha256"]) - set("0123456789abcdef"):
+        raise ValueError(f"index.{where}.sha256 is not a SHA-256 in hex")
+    return Entry(**values)
+
+
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _write(path: Path, version: int, values: Mapping[str, Any]) -> None:
+    text = json.dumps({"schema_version": version, **values}, indent=2, sort_keys=True)
     write_atomically(path, text + "\n", HubError)

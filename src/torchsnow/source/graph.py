@@ -7,6 +7,7 @@ control flow that depends on a shape is resolved at the traced image size instea
 from __future__ import annotations
 
 import copy
+import linecache
 import operator
 from collections.abc import Callable
 from types import ModuleType
@@ -155,3 +156,14 @@ def _remove_in_place(graph: fx.Graph) -> None:
             node.target = node.target.rstrip("_")
             changed = node.args[0]
             changed.replace_all_uses_with(node, delete_user_cb=lambda user, node=node: user is not node and node < user)
+
+
+def forget_text(module: fx.GraphModule) -> fx.GraphModule:
+    """Drop the text of a graph's generated code, which torch.fx keeps for tracebacks as long as the process lives.
+
+    Without this every task that is loaded, and every plan, would cost memory for good.
+    """
+    key = type(module).forward.__code__.co_filename
+    linecache.cache.pop(key, None)
+    fx.graph_module._loader.eval_cache.pop(key, None)
+    return module

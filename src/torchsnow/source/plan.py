@@ -14,6 +14,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from torchsnow.source.features import average, gather
+from torchsnow.source.graph import forget_text
 
 # Convolutions that a batch norm folds into: those whose weight is used as it stands.
 FOLDABLE = (nn.Conv2d.forward, Conv2dSame.forward)
@@ -58,11 +59,11 @@ class FoldedPass:
         graph.graph_copy(self._graph, copied)
         by_name = {node.name: copied[made] for node, made in self._made.items()}
         graph.output(tuple([_output(graph, by_name[output.node], output) for output in outputs]))
-        plan = fx.GraphModule(self._parts, graph)
+        plan = forget_text(fx.GraphModule(self._parts, graph))
         plan.graph.eliminate_dead_code()
         plan.delete_all_unused_submodules()
         plan.recompile()
-        return plan.eval()
+        return forget_text(plan).eval()
 
 
 def _output(graph: fx.Graph, value: fx.Node, output: PlanOutput) -> fx.Node:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal, Self
@@ -22,6 +23,7 @@ Precision = Literal["fp32", "bf16"]
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _PIXELS_AT_A_TIME = 8 * 224 * 224
 _MAX_PLANS = 32  # ready for requests seen lately; they share their weights
+_PLANNING = threading.Lock()  # several threads may run one source
 
 
 class Source(nn.Module):
@@ -129,13 +131,14 @@ class Source(nn.Module):
         return self._plan(self._outputs(request))
 
     def _plan(self, outputs: tuple[PlanOutput, ...]) -> fx.GraphModule:
-        if self._folded is None:
-            self._folded = FoldedPass(self.model, self.traced, _DTYPES[self.precision])
-        if outputs not in self._plans:
-            if len(self._plans) >= _MAX_PLANS:
-                self._plans.pop(next(iter(self._plans)))
-            self._plans[outputs] = self._folded.plan(outputs)
-        return self._plans[outputs]
+        with _PLANNING:
+            if self._folded is None:
+                self._folded = FoldedPass(self.model, self.traced, _DTYPES[self.precision])
+            if outputs not in self._plans:
+                if len(self._plans) >= _MAX_PLANS:
+                    self._plans.pop(next(iter(self._plans)))
+                self._plans[outputs] = self._folded.plan(outputs)
+            return self._plans[outputs]
 
     @cached_property
     def fingerprint(self) -> str:

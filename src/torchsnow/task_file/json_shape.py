@@ -11,9 +11,10 @@ _TYPE_NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "t
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError for anything else, and for NaN and infinite numbers."""
+    """The value of a JSON text. Raises ValueError for anything else, for NaN and infinite numbers, and for a key
+    that occurs twice in one object."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not valid JSON: {error}") from error
 
@@ -49,7 +50,8 @@ def check_version(values: Any, known: int) -> None:
     if type(given) is not int or given < 1:
         raise ValueError("it does not say its schema version: it was not written by torchsnow")
     if given != known:
-        raise ValueError(f"its schema version is {given}, this torchsnow reads {known}; upgrade torchsnow to use it")
+        advice = "upgrade torchsnow to use it" if given > known else "an older torchsnow wrote it, use that one"
+        raise ValueError(f"its schema version is {given}, this torchsnow reads {known}; {advice}")
 
 
 def _is_a(value: Any, kind: type) -> bool:
@@ -85,6 +87,14 @@ def _expect(holds: bool, value: Any, expected: str, where: str) -> None:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {_short(next(key for key in keys if keys.count(key) > 1))} occurs twice")
+    return value
 
 
 def _refuse_constant(text: str) -> float:

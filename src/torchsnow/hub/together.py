@@ -1,0 +1,25 @@
+"""One source pass, many tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from torchsnow.source import Request, Source
+from torchsnow.task_file import Task
+
+
+def predict_together(source: Source, tasks: Mapping[str, Task], images: Tensor) -> dict[str, Tensor]:
+    """Logits (B, num_classes) of every task from one pass over normalised images (B, 3, H, W); none for no tasks.
+
+    All of them are on one device. Raises SourceError for images of another shape.
+    """
+    deltas = {name: task.delta.eval() for name, task in tasks.items()}
+    if not deltas:
+        return {}
+    with torch.no_grad():
+        requests = (delta.request(delta.choose()) for delta in deltas.values())
+        features = source(images, Request.together(requests))
+        return {name: delta(features) for name, delta in deltas.items()}
