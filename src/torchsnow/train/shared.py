@@ -39,12 +39,11 @@ def fit_together(
     With `resume` every task goes on from its own last finished epoch. Raises what `fit` raises for a run folder that
     is taken or of another run, and KeyboardInterrupt, with where the tasks stand.
     """
-    runs = [_Run(task, stream) for stream in streams for task in stream.tasks]
-    settings = [stream.settings for stream in streams]
     images = sum(len(stream.train) for stream in streams)
-    bar = TrainingBar(max(one.epochs for one in settings), images, quiet)
+    bar = TrainingBar(max(stream.settings.epochs for stream in streams), images, quiet)
+    together = Together(streams, bar)
+    runs = together.runs
     with runs[0].loop.own_randomness(), bar:
-        together = _Together(runs, bar)
         try:
             together.begin(resume)
             while together.epoch():
@@ -158,13 +157,14 @@ class _Lane:
         return loss, accuracy
 
 
-class _Together:
-    """All tasks of a run."""
+class Together:
+    """All tasks of a run, on one source, and how far they are."""
 
-    def __init__(self, runs: Sequence[_Run], bar: TrainingBar) -> None:
-        self.runs, self.bar = runs, bar
-        self.device = runs[0].loop.device
-        self.source: Source = runs[0].method.source
+    def __init__(self, streams: Sequence[Stream], bar: TrainingBar) -> None:
+        self.bar = bar
+        self.runs = [_Run(task, stream) for stream in streams for task in stream.tasks]
+        self.device = self.runs[0].loop.device
+        self.source: Source = self.runs[0].method.source
 
     def begin(self, resume: bool) -> None:
         """Bring every task to its last finished epoch: to epoch 0, its start, if there is none."""
