@@ -109,10 +109,11 @@ def median_seconds(steps: Mapping[str, Step], rounds: int) -> dict[str, dict[str
             wall, cpu = time.perf_counter(), time.process_time()
             step()
             times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    return {
-        name: {kind: round(median(column), 4) for kind, column in zip(("wall", "cpu"), zip(*taken[1:]), strict=True)}
-        for name, taken in times.items()
-    }
+    return {name: dict(zip(("wall", "cpu"), _medians(taken[1:]), strict=True)) for name, taken in times.items()}
+
+
+def _medians(rows: Sequence[tuple[float, float]]) -> list[float]:
+    return [round(median(column), 4) for column in zip(*rows, strict=True)]
 
 
 def epochs(case: Case, source: Source, data: LoadedData, rounds: int) -> dict[str, dict[str, float]]:

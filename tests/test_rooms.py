@@ -28,7 +28,7 @@ ORDER = [
         "train",
         "methods",
     ),
-    *("pages", "plots", "jobs", "visualize", "report", "experiments", "__init__", "cli", "__main__"),
+    *("pages", "plots", "jobs", "jobs_shared", "visualize", "report", "experiments", "__init__", "cli", "__main__"),
 ]
 # Reading pictures needs to know how a source wants them, and nothing else of the network's side.
 ONLY = {"data": {"errors", "files", "source.config"}}
