@@ -16,7 +16,7 @@ from torchsnow.hub import Hub
 from torchsnow.jobs import TrainedTask, Training, as_started, complete, is_hub, refuse_taken
 from torchsnow.methods import kind_of, make_method
 from torchsnow.source import Source
-from torchsnow.train import RunFolder, TrainSettings
+from torchsnow.train import FitResult, RunFolder, TrainSettings
 from torchsnow.train.auto import auto_sizes
 from torchsnow.train.batches import plain_images, run_images
 from torchsnow.train.range_test import auto_lr
@@ -90,38 +90,49 @@ def train_tasks(
     refuse_tasks([name for group in groups for name in group.tasks], hub_path, runs, resume=resume, replace=replace)
     hub = Hub.open(hub_path, source) if is_hub(hub_path) else None
     splits = [group.splits(settings.seed) for group in groups]
-    settings, why_size = _one_size(settings, auto, [one for group in splits for one in group.values()], source)
-    for why in why_size.values():
-        say(f"image_size {settings.image_size}: {why}")
     learn = partial(_learner, method, source, preset, settings.seed)
-    streams = []
-    for of_group in splits:
-        sizes, why = auto_sizes(settings, set(auto) - {"image_size", "lr"}, _together(of_group), settings.image_size)
-        for name, reason in why.items():
-            say(f"{name} {getattr(sizes, name)}: {reason} ({', '.join(of_group)})")
-        tasks = []
-        for name, own in of_group.items():
-            run = run_folder(runs, name)
-            begun = resume and run.args.exists()
-            task = SharedTask(name, learn(len(own.classes)), own, sizes, run, {**why_size, **why})
-            tasks.append(_as_begun(task, auto) if begun else _with_lr(task, auto, learn, say))
-        streams.append(Stream(tasks, plain_images(source.input_config, settings.image_size)))
+    streams = _streams(splits, runs, settings, source, learn, resume, auto, say)
     results = fit_together(streams, resume=resume, quiet=quiet)
-    names = {name: data.name for group in groups for name, data in group.tasks.items()}
+    data = {name: loaded.name for group in groups for name, loaded in group.tasks.items()}
     done: dict[str, TrainedTask] = {}
-    failed: dict[str, TrainingError] = {}
-    for stream in streams:
-        for task in stream.tasks:
-            result = results[task.name]
-            if isinstance(result, TrainingError):
-                failed[task.name] = result
-                continue
-            training = Training(task.name, names[task.name], task.splits, task.settings, task.run, method, preset)
+    for task, pool in [(task, stream.pool) for stream in streams for task in stream.tasks]:
+        result = results[task.name]
+        if isinstance(result, FitResult):
+            training = Training(task.name, data[task.name], task.splits, task.settings, task.run, method, preset)
             done[task.name] = complete(
-                training, task.method, result, source, hub_path, hub, stream.pool, replace=replace, start=start
+                training, task.method, result, source, hub_path, hub, pool, replace=replace, start=start
             )
             hub = hub or Hub.open(hub_path, source)
-    return done, failed
+    return done, {name: result for name, result in results.items() if isinstance(result, TrainingError)}
+
+
+def _streams(
+    splits: Sequence[Mapping[str, Splits]],
+    runs: Path,
+    settings: TrainSettings,
+    source: Source,
+    learn: Callable[[int], SharedMethod],
+    resume: bool,
+    auto: Collection[str],
+    say: Callable[[str], None],
+) -> list[Stream]:
+    """The tasks of every group with their settings; those of a run that goes on have what it was started with."""
+    settings, why_size = _one_size(settings, auto, [one for group in splits for one in group.values()], source)
+    for reason in why_size.values():
+        say(f"image_size {settings.image_size}: {reason}")
+    streams = []
+    for group in splits:
+        sizes, why = auto_sizes(settings, set(auto) - {"image_size", "lr"}, _together(group), settings.image_size)
+        for name, reason in why.items():
+            say(f"{name} {getattr(sizes, name)}: {reason} ({', '.join(group)})")
+        tasks = []
+        for name, own in group.items():
+            run = run_folder(runs, name)
+            task = SharedTask(name, learn(len(own.classes)), own, sizes, run, {**why_size, **why})
+            begun = resume and run.args.exists()
+            tasks.append(_as_begun(task, auto) if begun else _with_lr(task, auto, learn, say))
+        streams.append(Stream(tasks, plain_images(source.input_config, settings.image_size)))
+    return streams
 
 
 def _learner(method: str, source: Source, preset: str, seed: int, num_classes: int) -> SharedMethod:

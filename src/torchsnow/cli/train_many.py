@@ -100,7 +100,7 @@ def train_many(
         given |= {name: value for name, value in known.items() if value is not None}
         settings = TrainSettings(**given)  # what can be refused is refused before anything slow
         settings.torch_device()
-        named = [word.partition("=")[0] for word in data if not Path(word).is_file()]
+        named = [word.partition("=")[0] for word in data if "=" in word and not Path(word).is_file()]
         refuse_tasks(named, hub, out, resume=resume, replace=replace)
         chosen = source_for(hub, source, weights, precision)  # type: ignore[arg-type] # the settings have checked it
         done, failed = train_tasks(

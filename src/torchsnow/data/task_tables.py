@@ -153,6 +153,7 @@ def _splits(data: LoadedData, name: str, split_of: Mapping[Path, str], seed: int
     for path, split in split_of.items():
         if path in known:
             parts[split].append(known[path])
+    parts["train"].sort(key=data.relative_path)  # as `make_splits` has them
     seen = {example.label for example in parts["train"]}
     missing = [one for label, one in enumerate(data.classes) if label not in seen]
     advice = "add labels, or say in a column split which images are train, val and test"
