@@ -3,7 +3,8 @@
     python benchmarks/shared_training.py --tasks 1,4,8 --out benchmarks/results/shared_training.json
 
 Solar cells (elpv) with the bundled source; the labels of the tasks are drawn at random, which costs the same as real
-ones. "same" gives every task the same images, "other" gives each images of its own. Times are medians over rounds in
+ones. "same" gives every task the same images, "other" gives each images of its own,
+and there "mixed" makes one batch of them for the source. Times are medians over rounds in
 which one way follows the other; a round before the first is not counted. "cpu" is the time of the one thread, which
 other work on the machine disturbs less than "wall".
 """
@@ -92,11 +93,12 @@ class Case:
             loop.begin(bar)
         return lambda: [loop.run_epoch(bar) for loop in loops]
 
-    def shared_epoch(self, source: Source, data: LoadedData, folder: Path) -> Step:
-        """An epoch of all tasks together, as `fit_together` does it."""
-        tasks = self.tasks(source, data, folder / "shared")
+    def shared_epoch(self, source: Source, data: LoadedData, folder: Path, mixes: bool = False) -> Step:
+        """An epoch of all tasks together, as `fit_together` does it; with `mixes`, as it does on CUDA."""
+        tasks = self.tasks(source, data, folder / f"shared-{mixes}")
         streams = [Stream(tasks)] if self.images == "same" else [Stream([task]) for task in tasks]
         together = Together(streams, TrainingBar(MANY, self.num_train, quiet=True))
+        together.mixes = mixes
         together.begin(resume=False)
         return together.epoch
 
@@ -123,6 +125,8 @@ def epochs(case: Case, source: Source, data: LoadedData, rounds: int) -> dict[st
             "separate": case.separate_epochs(source, data, Path(folder)),
             "shared": case.shared_epoch(source, data, Path(folder)),
         }
+        if case.images == "other":
+            steps["mixed"] = case.shared_epoch(source, data, Path(folder), mixes=True)
         return median_seconds(steps, rounds)
 
 

@@ -32,9 +32,9 @@ def fit_together(
 ) -> dict[str, FitResult | TrainingError]:
     """Train all tasks of all streams, each as `torchsnow.train.fit` would, with one source pass per step.
 
-    At every step each stream gives a batch of its own, and the pass is over all of them. A stream whose epoch is over
-    waits for the others; a task that is finished, or has stopped by its patience, drops out. So does one whose loss is
-    no longer a finite number: the others go on, and the error is its result.
+    At every step each stream gives a batch of its own; on CUDA one pass is over all of them, on the CPU one over each.
+    A stream whose epoch is over waits for the others; a task that is finished, or has stopped by its patience, drops
+    out. So does one whose loss is no longer a finite number: the others go on, and the error is its result.
 
     With `resume` every task goes on from its own last finished epoch. Raises what `fit` raises for a run folder that
     is taken or of another run, and KeyboardInterrupt, with where the tasks stand.
@@ -158,13 +158,18 @@ class _Lane:
 
 
 class Together:
-    """All tasks of a run, on one source, and how far they are."""
+    """All tasks of a run, on one source, and how far they are.
+
+    `mixes`: whether the batches of all streams make one for the source. On a CPU that only costs: larger batches are
+    no faster there, and are cut into parts again.
+    """
 
     def __init__(self, streams: Sequence[Stream], bar: TrainingBar) -> None:
         self.bar = bar
         self.runs = [_Run(task, stream) for stream in streams for task in stream.tasks]
         self.device = self.runs[0].loop.device
         self.source: Source = self.runs[0].method.source
+        self.mixes = self.device.type == "cuda"
 
     def begin(self, resume: bool) -> None:
         """Bring every task to its last finished epoch: to epoch 0, its start, if there is none."""
@@ -207,24 +212,25 @@ class Together:
         lanes = [_Lane(stream, of_stream, epoch) for stream, of_stream in _by_stream(runs)]
         step = 0
         while ready := [(lane, turns) for lane in lanes if (turns := lane.turns()) is not None]:
-            self._pass([lane for lane, _ in ready], [turns for _, turns in ready])
+            for lanes_of_pass in [ready] if self.mixes else [[one] for one in ready]:
+                self._pass(lanes_of_pass)
             if step % LOOK_EVERY == 0:
                 self._look(lanes, epoch)
             step += 1
         self._look(lanes, epoch)
         return lanes
 
-    def _pass(self, lanes: Sequence[_Lane], given: Sequence[tuple[Tensor, list[_Turn]]]) -> None:
-        """One source pass over the batches of all lanes, then a step of every task."""
+    def _pass(self, ready: Sequence[tuple[_Lane, tuple[Tensor, list[_Turn]]]]) -> None:
+        """One source pass over the batches of some lanes, then a step of each of their tasks."""
         parts: list[tuple[Request, slice]] = []
         start = 0
-        for images, turns in given:
+        for _, (images, turns) in ready:
             rows = slice(start, start + len(images))
             parts += [(turn.run.method.delta.request(turn.choice), rows) for turn in turns]
             start = rows.stop
-        batch = torch.cat([images for images, _ in given]) if len(given) > 1 else given[0][0]
+        batch = torch.cat([images for _, (images, _) in ready]) if len(ready) > 1 else ready[0][1][0]
         features = iter(self.source.shared(batch.to(self.device), parts))
-        for lane, (_, turns) in zip(lanes, given, strict=True):
+        for lane, (_, turns) in ready:
             lane.take(turns, [next(features) for _ in turns])
         self.bar.advance(len(batch))
 
