@@ -177,15 +177,49 @@ def train_task(
     splits = Splits.load(run.splits, data) if resume and run.splits.exists() else make_splits(data, seed=settings.seed)
     make = partial(make_method, method, source, len(splits.classes), preset, settings.seed)
     if auto and resume:
-        settings, chosen = _as_started(settings, auto, run)
+        settings, chosen = as_started(settings, auto, run)
     else:
         settings, chosen = _choose(settings, auto, splits, make, source.input_config, say)
     pool = plain_images(source.input_config, settings.image_size)
     learner = make()
     result = fit(learner, splits, settings, run, resume=resume, quiet=quiet, pool=pool, chosen=chosen)
+    training = Training(name, data.name, splits, settings, run, method, preset)
+    return complete(training, learner, result, source, hub_path, hub, pool, replace=replace, start=start)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What was trained: a task, its data by name and split, and how, with a method and preset by name."""
+
+    name: str
+    data: str
+    splits: Splits
+    settings: TrainSettings
+    run: RunFolder
+    method: str
+    preset: str
+
+
+def complete(
+    training: Training,
+    learner: Method,
+    result: FitResult,
+    source: Source,
+    hub_path: Path | None,
+    hub: Hub | None,
+    pool: ImageSet,
+    *,
+    replace: bool,
+    start: float,
+) -> TrainedTask:
+    """What comes after a fit: pictures, a probe beside it, the test split, the hub.
+
+    `pool` holds the images that were decoded, and `start` is when the training began, by the monotonic clock.
+    """
+    name, splits, settings, run = training.name, training.splits, training.settings, training.run
     draw_run(run, result.metrics)
     probe = probe_metrics(source, run_images(splits, source.input_config, settings, pool), settings)
-    warning = below_probe(result, probe.accuracy, settings, method, preset)
+    warning = below_probe(result, probe.accuracy, settings, training.method, training.preset)
     if warning is not None:
         run.log(f"warning: {warning}")
     test = _test_metrics(result.model, splits, source.input_config, settings)
@@ -194,15 +228,17 @@ def train_task(
     if hub_path is None:
         size_bytes = sum(tensor.nbytes for tensor in learner.shipped_state().values())
     else:
-        training = {**settings.to_dict(), "method": method, "preset": preset, "data": data.name}
+        about = {
+            **settings.to_dict(), "method": training.method, "preset": training.preset, "data": training.data
+        }  # fmt: skip
         delta = _delta_of(result.model)
-        task = make_task(source, delta, name, splits.classes, settings.image_size, training=training, metrics=metrics)
+        task = make_task(source, delta, name, splits.classes, settings.image_size, training=about, metrics=metrics)
         size_bytes = _added(task, hub, hub_path, source, replace).infos()[name].size_bytes
     seconds = time.monotonic() - start
     return TrainedTask(name, hub_path, run.path, result, test, probe, warning, size_bytes, seconds)
 
 
-def _as_started(settings: TrainSettings, auto: Collection[str], run: RunFolder) -> tuple[TrainSettings, dict[str, str]]:
+def as_started(settings: TrainSettings, auto: Collection[str], run: RunFolder) -> tuple[TrainSettings, dict[str, str]]:
     """The settings with those that `auto` names as the run has them, and why it has them."""
     stored, chosen = run.read_settings()
     return replaced(settings, **{setting: getattr(stored, setting) for setting in auto}), chosen

@@ -14,7 +14,7 @@ from command_line import SIZES, TINY, Outcome, Trained, refused, snapshot, torch
 from safetensors.torch import load_file
 
 from torchsnow.hub import Hub
-from torchsnow.train.fit import _Loop
+from torchsnow.train.fit import Loop
 
 
 def train(photos: Path, *words: str | Path, task: str = "new", hub: str | Path = "hub") -> Outcome:
@@ -32,14 +32,14 @@ def equal(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> boo
 
 def stop_in(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Press Ctrl-C in the second step of an epoch."""
-    step = _Loop._step
+    step = Loop._step
 
-    def pressed(self: _Loop, images: torch.Tensor, labels: torch.Tensor, number: int) -> torch.Tensor:
+    def pressed(self: Loop, images: torch.Tensor, labels: torch.Tensor, number: int) -> torch.Tensor:
         if number == (epoch - 1) * self.steps + 1:
             raise KeyboardInterrupt
         return step(self, images, labels, number)
 
-    monkeypatch.setattr(_Loop, "_step", pressed)
+    monkeypatch.setattr(Loop, "_step", pressed)
 
 
 def test_a_run_leaves_everything_that_it_promises(pristine: Trained) -> None:

@@ -195,3 +195,10 @@ def test_unreachable_files(data: LoadedData, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot write"):
         make_splits(data).save(tmp_path / "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_the_order_of_a_defined_split_does_not_depend_on_the_labels() -> None:
+    data = loaded(train=[4, 4], val=[2, 2], test=[2, 2])
+    swapped = {name: [replace(one, label=1 - one.label) for one in split] for name, split in data.splits.items()}
+    orders = [[one.path for one in make_splits(each).train] for each in (data, replace(data, splits=swapped))]
+    assert orders[0] == orders[1] == sorted(orders[0])

@@ -7,7 +7,20 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from torchsnow.cli import bench, compare, demo, evaluate, export, hub, lifelong, predict, sources, train, visualize
+from torchsnow.cli import (
+    bench,
+    compare,
+    demo,
+    evaluate,
+    export,
+    hub,
+    lifelong,
+    predict,
+    sources,
+    train,
+    train_many,
+    visualize,
+)
 from torchsnow.cli.output import note
 from torchsnow.errors import TorchsnowError
 
@@ -36,6 +49,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("train")(train.train)
+app.command("train-many")(train_many.train_many)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("compare")(compare.compare)

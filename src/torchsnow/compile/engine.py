@@ -64,7 +64,7 @@ class EagerEngine:
 
 def _on_rows(delta: Delta, features: FeatureMaps, rows: Sequence[int]) -> Tensor:
     """A delta on some of the images, in runs of neighbours, so that no tap is copied."""
-    parts = [delta(features.rows(first, last)) for first, last in runs(rows)]
+    parts = [delta(features.span(first, last)) for first, last in runs(rows)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

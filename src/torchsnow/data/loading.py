@@ -80,10 +80,14 @@ def load_data(data: str | Path, *, max_bad_share: float = 0.1, progress: Progres
         listing = _list(str(data))
     except OSError as error:
         raise DataError(f"cannot read the data {data}: {error}") from error
-    _check_classes(listing)
-    _check_unique(listing.entries)
+    check_classes(listing)
+    check_unique(listing.entries)
     good, unreadable = _check_images_once(listing, progress)
-    skipped = (*listing.skipped, *unreadable)
+    return loaded(listing, good, (*listing.skipped, *unreadable), max_bad_share)
+
+
+def loaded(listing: Listing, good: Sequence[Entry], skipped: tuple[Skipped, ...], max_bad_share: float) -> LoadedData:
+    """The data of which `good` are usable. Raises DataError when too much of it is not."""
     _check_bad_share(listing, good, skipped, max_bad_share)
     labels = {name: label for label, name in enumerate(listing.classes)}
     splits: dict[str, list[Example]] = {entry.split: [] for entry in listing.entries}
@@ -111,7 +115,8 @@ def _list(data: str) -> Listing:
     raise DataError(f"the data {data!r} {problem}: expected {EXPECTED}")
 
 
-def _check_classes(listing: Listing) -> None:
+def check_classes(listing: Listing) -> None:
+    """Raise DataError unless there are two classes to train on, and no others elsewhere."""
     if not listing.classes:
         raise DataError(f"{listing.name} has no images to train on: put some into its train split")
     if len(listing.classes) < 2:
@@ -122,7 +127,7 @@ def _check_classes(listing: Listing) -> None:
         raise DataError(f"classes of {listing.name} that its train split does not have: {first_few(names)}")
 
 
-def _check_unique(entries: Sequence[Entry]) -> None:
+def check_unique(entries: Sequence[Entry]) -> None:
     """One file twice would leak from training into test, or have two labels."""
     seen: dict[str, Path] = {}
     for entry in entries:
@@ -134,18 +139,19 @@ def _check_unique(entries: Sequence[Entry]) -> None:
 def _check_images_once(listing: Listing, progress: Progress | None) -> tuple[list[Entry], list[Skipped]]:
     mark = listing.checked_mark
     if mark is None:
-        return _check_images(listing.entries, progress)
+        return check_images(listing.entries, progress)
     fingerprint = _fingerprint(listing.entries, listing.root)
     if mark.is_file() and mark.read_bytes() == fingerprint.encode():
         return list(listing.entries), []
-    good, skipped = _check_images(listing.entries, progress)
+    good, skipped = check_images(listing.entries, progress)
     if not skipped:
         with suppress(DataError):  # a data folder that cannot be written to is checked every time
             write_atomically(mark, fingerprint, DataError)
     return good, skipped
 
 
-def _check_images(entries: Sequence[Entry], progress: Progress | None) -> tuple[list[Entry], list[Skipped]]:
+def check_images(entries: Sequence[Entry], progress: Progress | None) -> tuple[list[Entry], list[Skipped]]:
+    """Decode all images: those that can be used, and the others."""
     good, skipped = [], []
     # Pillow decodes outside the interpreter lock, so threads are enough.
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:

@@ -137,10 +137,7 @@ class Hub:
 
         Raises HubError for a file that is gone or damaged.
         """
-        try:
-            return load_task(self.folder.task_file(name, entry), self.source, entry.sha256)
-        except TaskFileError as error:
-            raise self._unusable(name, error) from error
+        return read_current(self.folder, name, entry, self.source)
 
     def tasks(
         self, names: Iterable[str] | None = None, on_bad: Callable[[Problem], None] | None = None

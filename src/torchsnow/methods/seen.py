@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torchsnow.methods.probe import MAX_IMAGES, probe_strengths
 from torchsnow.methods.statistics import ClassSums
-from torchsnow.source.features import FeatureMaps
+from torchsnow.source.features import FeatureMaps, Request
 
 LAST = "last"  # beside tap names: the source's last features
 
@@ -23,6 +23,11 @@ class SeenValues:
         self.num_classes, self._keep = num_classes, keep
         self._values: dict[str, list[Tensor]] = {name: [] for name in sizes}
         self._labels: list[Tensor] = []
+
+    @property
+    def request(self) -> Request:
+        """What a source pass must return for `add`."""
+        return Request(averages=tuple(name for name in self.sums if name != LAST), last=LAST in self.sums)
 
     def add(self, features: FeatureMaps, labels: Tensor) -> None:
         """The values of one batch, with labels (B,)."""

@@ -21,7 +21,7 @@ from torchsnow.methods.probe import fit_probe
 from torchsnow.methods.seen import LAST, SeenValues
 from torchsnow.model import SnowModel
 from torchsnow.pooling import ChannelPooling, Subscription
-from torchsnow.source.features import Request, unique
+from torchsnow.source.features import FeatureMaps, unique
 from torchsnow.source.source import Source
 from torchsnow.train.contract import Batches, TaskCost
 
@@ -60,7 +60,14 @@ class Snow:
 
     def start(self, images: Batches, device: torch.device) -> None:
         """One source pass over the training images: the head's standardisation and start, and informed pools."""
-        seen = self._look(images, device)
+        seen = self.looking(device)
+        if seen.request.averages or seen.request.last:  # otherwise the delta reads nothing of the source
+            for batch, labels in images:
+                seen.add(self.source(batch.to(device), seen.request), labels.to(device))
+        self.start_from(seen)
+
+    def start_from(self, seen: SeenValues) -> None:
+        """Start with what was seen of all training images; the rest of `start`."""
         head = self.delta.head
         if isinstance(head, Head):
             head.center.copy_(torch.cat([seen.sums[name].center for name in self._head_names]))
@@ -85,39 +92,46 @@ class Snow:
         head = self._head()
         return (*head.taps, LAST) if head.last else head.taps
 
-    def _look(self, images: Batches, device: torch.device) -> SeenValues:
-        """The averages of every tap that has a pool or that the head reads, and the last features."""
+    def looking(self, device: torch.device) -> SeenValues:
+        """To be shown the averages of every tap that has a pool or that the head reads, and the last features."""
         head = self.delta.head
         head_taps, last = (head.taps, head.last) if isinstance(head, Head) else ((), False)
         taps = unique((*self.delta.taps, *head_taps))
         sizes = {name: self.source.taps[name].num_chs for name in taps}
         if last:
             sizes[LAST] = self.source.num_features
-        seen = SeenValues(sizes, self.spec.num_classes, device, keep=self.pools.probe or self.pools.start == "probe")
-        if sizes:  # otherwise the delta reads nothing of the source
-            for batch, labels in images:
-                seen.add(self.source(batch.to(device), Request(averages=taps, last=last)), labels.to(device))
-        return seen
+        return SeenValues(sizes, self.spec.num_classes, device, keep=self.pools.probe or self.pools.start == "probe")
 
     def tune(self, images: Batches, device: torch.device) -> None:
         """With the head apart: the body's share by the cross-entropy on the validation images, at the best temperature
         of a few."""
-        if self.pools.head != "apart":
+        if not self.tunes:
             return
-        head = self._head()
-        logits: dict[float, list[Tensor]] = {0.0: [], 1.0: []}
-        all_labels = []
+        seen = []
         self.model.eval()
         with torch.no_grad():
             for batch, labels in images:
                 choice = self.delta.choose()
                 features = self.source(batch.to(device), self.delta.request(choice))
-                for share, parts in logits.items():
-                    head.share.fill_(share)
-                    parts.append(self.delta(features, choice))
-                all_labels.append(labels.to(device))
-        probe, both = (torch.cat(parts) for parts in logits.values())
-        head.share.fill_(best_share(probe, both - probe, torch.cat(all_labels)))
+                seen.append((*self.probe_and_whole(features, choice), labels.to(device)))
+        self.tune_by(*(torch.cat(parts) for parts in zip(*seen, strict=True)))
+
+    @property
+    def tunes(self) -> bool:
+        """Whether `tune` has anything to set."""
+        return self.pools.head == "apart"
+
+    def probe_and_whole(self, features: FeatureMaps, choice: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits (B, num_classes) of the head alone and with the whole of the body's; the body's share is lost."""
+        head, logits = self._head(), []
+        for share in (0.0, 1.0):
+            head.share.fill_(share)
+            logits.append(self.delta(features, choice))
+        return logits[0], logits[1]
+
+    def tune_by(self, probe: Tensor, whole: Tensor, labels: Tensor) -> None:
+        """Set the body's share by what `probe_and_whole` gave for all validation images, with labels (n,)."""
+        self._head().share.fill_(best_share(probe, whole - probe, labels))
 
     def frozen_part(self) -> None:
         """None: a delta reads the images, and another choice of channels in every step."""

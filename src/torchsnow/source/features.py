@@ -51,6 +51,12 @@ def gather(x: Tensor, dim: int, idx: Tensor) -> Tensor:
     return taken.float()
 
 
+def gather_rows(x: Tensor, dim: int, part: tuple[Tensor, slice]) -> Tensor:
+    """The channels `idx` (M,) of some images of a batch: `part` is (idx, which images)."""
+    idx, rows = part
+    return gather(x[rows], dim, idx)
+
+
 class FeatureMaps:
     """The result of one source pass over a batch.
 
@@ -81,13 +87,30 @@ class FeatureMaps:
             return values
         return gather(self.taps[tap], self._dims[tap], idx)
 
+    def rows(self, index: Tensor) -> FeatureMaps:
+        """The same for the images `index` (n,) of the batch alone."""
+
+        def taken(x: Tensor) -> Tensor:
+            last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+            layout = torch.channels_last if last else torch.contiguous_format
+            return x.index_select(0, index).contiguous(memory_format=layout)
+
+        return FeatureMaps(
+            taken(self.images),
+            self._dims,
+            {name: taken(x) for name, x in self.taps.items()},
+            {name: (idx, taken(x)) for name, (idx, x) in self._gathered.items()},
+            {name: taken(x) for name, x in self._averages.items()},
+            None if self.last is None else taken(self.last),
+        )
+
     def average(self, tap: str) -> Tensor:
         """The mean of a tap over all positions, (B, C), in float32; computed once, however many deltas ask."""
         if tap not in self._averages:
             self._averages[tap] = average(self.taps[tap], self._dims[tap])
         return self._averages[tap]
 
-    def rows(self, first: int, last: int) -> FeatureMaps:
+    def span(self, first: int, last: int) -> FeatureMaps:
         """The same of the images from `first` up to, and without, `last`; nothing is copied."""
         part = slice(first, last)
         return FeatureMaps(

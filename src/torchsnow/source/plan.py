@@ -13,7 +13,7 @@ from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from torchsnow.source.features import average, gather
+from torchsnow.source.features import average, gather, gather_rows
 from torchsnow.source.graph import forget_text
 
 # Convolutions that a batch norm folds into: those whose weight is used as it stands.
@@ -24,12 +24,12 @@ FOLDABLE = (nn.Conv2d.forward, Conv2dSame.forward)
 class PlanOutput:
     """One value that a plan returns: the graph node `node`, or what is made of it.
 
-    "whole" is the value itself; "channels" the channels along `dim` that an extra input of the plan lists;
-    "average" the mean over all positions.
+    "whole" is the value itself; "channels" the channels along `dim` that an extra input of the plan lists, and "part"
+    those of some images of the batch, by an extra input (channels, images); "average" the mean over all positions.
     """
 
     node: str
-    kind: Literal["whole", "channels", "average"] = "whole"
+    kind: Literal["whole", "channels", "part", "average"] = "whole"
     dim: int = 1
 
 
@@ -50,7 +50,7 @@ class FoldedPass:
             self._parts[target] = _frozen(part, dtype)
 
     def plan(self, outputs: Sequence[PlanOutput]) -> fx.GraphModule:
-        """A module from images, and one tensor of indices per "channels" output, to the tuple of the outputs.
+        """A module from images, and one extra input per "channels" or "part" output, to the tuple of the outputs.
 
         Nothing else is run, and values are freed as soon as nothing more is made of them.
         """
@@ -70,11 +70,14 @@ def _output(graph: fx.Graph, value: fx.Node, output: PlanOutput) -> fx.Node:
     """Make of a value what is wanted, right where it is computed, so that the rest of it can be freed."""
     if output.kind == "whole":
         return value
-    if output.kind == "channels":
-        with graph.inserting_after(graph.find_nodes(op="placeholder")[-1]):
-            idx = graph.placeholder(f"idx_{value.name}")
+    if output.kind in ("channels", "part"):
+        inputs = graph.find_nodes(op="placeholder")
+        with graph.inserting_after(inputs[-1]):
+            wanted = graph.placeholder(f"wanted_{len(inputs)}_{value.name}")  # several deltas may read one value
         with graph.inserting_after(value):
-            return graph.call_function(gather, (value, output.dim, idx))
+            return graph.call_function(
+                gather if output.kind == "channels" else gather_rows, (value, output.dim, wanted)
+            )
     with graph.inserting_after(value):
         return graph.call_function(average, (value, output.dim))
 

@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, Literal, Self
 
 import torch
@@ -20,6 +21,8 @@ from torchsnow.source.plan import FoldedPass, PlanOutput
 from torchsnow.source.taps import Tap, find_taps
 
 Precision = Literal["fp32", "bf16"]
+Wanted = Tensor | tuple[Tensor, slice]
+"""Which channels of a tap a pass shall return; with a slice, of which images of the batch."""
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _PIXELS_AT_A_TIME = 8 * 224 * 224
 _MAX_PLANS = 32  # ready for requests seen lately; they share their weights
@@ -84,40 +87,86 @@ class Source(nn.Module):
         Raises what a call raises.
         """
         request = request or Request(taps=tuple(self.taps), last=True)
-        for name in (*request.taps, *request.channels, *request.averages):
-            if name not in self.taps:
-                raise SourceError(f"{self.name} has no tap {name!r}; its taps are named like {next(iter(self.taps))!r}")
-        plan = self._plan(self._outputs(request))
-        try:
-            with torch.autocast(images.device.type, enabled=False):
-                values = iter(self._run(plan, images, request))
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            raise SourceError(f"{self.name} cannot take images of shape {tuple(images.shape)}: {error}") from error
+        outputs = self._outputs(request)
+        values = iter(self._run(outputs, images, tuple(request.channels.values()), whole=bool(request.taps)))
         return FeatureMaps(
             images,
-            {name: tap.dim for name, tap in self.taps.items()},
+            self._dims,
             taps={name: next(values) for name in request.taps},
             gathered={name: (idx, next(values)) for name, idx in request.channels.items()},
             averages={name: next(values) for name in request.averages},
             last=next(values).float() if request.last else None,
         )
 
-    def _run(self, plan: fx.GraphModule, images: Tensor, request: Request) -> list[Tensor]:
+    def shared(self, images: Tensor, parts: Sequence[tuple[Request, slice]]) -> list[FeatureMaps]:
+        """One pass, without gradients, for several deltas: to each what it requests, of its own images of the batch.
+
+        `parts` are requests and the images that they are about, `slice(start, stop)`. Each delta's channels are
+        gathered for itself, as in a pass of its own: a delta reads few of a tap's channels, so that is less than
+        keeping the tap, or all channels that any of them reads, and gathering from that again. Raises what a call
+        raises, and SourceError for a request of whole taps.
+        """
+        if any(request.taps for request, _ in parts):
+            raise SourceError("a shared pass returns no whole taps; ask for channels of them")
+        joint = Request.together(Request(averages=request.averages, last=request.last) for request, _ in parts)
+        wanted = [(name, (idx, rows)) for request, rows in parts for name, idx in request.channels.items()]
+        gathers = tuple(
+            PlanOutput(node.node, "part", node.dim) for node in self._outputs(Request(tuple(n for n, _ in wanted)))
+        )
+        with torch.no_grad():
+            values = iter(self._run((*gathers, *self._outputs(joint)), images, [part for _, part in wanted]))
+        gathered = [{name: (idx, next(values)) for name, idx in request.channels.items()} for request, _ in parts]
+        averages = {name: next(values) for name in joint.averages}
+        last = next(values).float() if joint.last else None
+        return [
+            FeatureMaps(
+                images[rows],
+                self._dims,
+                gathered=own,
+                averages={name: averages[name][rows] for name in request.averages},
+                last=last[rows] if request.last and last is not None else None,
+            )
+            for (request, rows), own in zip(parts, gathered, strict=True)
+        ]
+
+    @property
+    def _dims(self) -> dict[str, int]:
+        return {name: tap.dim for name, tap in self.taps.items()}
+
+    def _run(
+        self, outputs: tuple[PlanOutput, ...], images: Tensor, wanted: Sequence[Wanted], whole: bool = False
+    ) -> list[Tensor]:
+        """The outputs; `wanted` are the plan's extra inputs, and `whole` says that whole taps are among the outputs."""
+        plan = self._plan(outputs)
+        try:
+            with torch.autocast(images.device.type, enabled=False):
+                return self._run_plan(plan, images, wanted, whole)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise SourceError(f"{self.name} cannot take images of shape {tuple(images.shape)}: {error}") from error
+
+    def _run_plan(self, plan: fx.GraphModule, images: Tensor, wanted: Sequence[Wanted], whole: bool) -> list[Tensor]:
         images = images.to(_DTYPES[self.precision])
         parts: Sequence[Tensor] = [images]
-        if images.device.type == "cpu" and not request.taps:
+        if images.device.type == "cpu" and not whole:
             # Little is kept, so a few images at a time need less memory; and what is kept is gathered at once, so the
             # layout may be the one in which this network is fastest.
             layout = torch.channels_last if self.prefers_channels_last else torch.contiguous_format
             images = images.contiguous(memory_format=layout)
             parts = torch.split(images, max(1, _PIXELS_AT_A_TIME // (images.shape[2] * images.shape[3])))
-        results = [plan(part, *request.channels.values()) for part in parts]
-        return results[0] if len(results) == 1 else [torch.cat(values) for values in zip(*results, strict=True)]
+        if len(parts) == 1:
+            results: list[Tensor] = plan(images, *wanted)
+            return results
+        starts = accumulate((len(part) for part in parts), initial=0)
+        several = [plan(part, *_of_part(wanted, at, len(part))) for part, at in zip(parts, starts, strict=False)]
+        return [torch.cat([value for value in values if len(value)]) for values in zip(*several, strict=True)]
 
     def _outputs(self, request: Request) -> tuple[PlanOutput, ...]:
         tap = self.taps
+        for name in (*request.taps, *request.channels, *request.averages):
+            if name not in tap:
+                raise SourceError(f"{self.name} has no tap {name!r}; its taps are named like {next(iter(tap))!r}")
         return (
             *(PlanOutput(tap[name].node) for name in request.taps),
             *(PlanOutput(tap[name].node, "channels", tap[name].dim) for name in request.channels),
@@ -173,6 +222,16 @@ class Source(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Source:
         """A source is immutable, so copies of what holds it share it."""
         return self
+
+
+def _of_part(wanted: Sequence[Wanted], start: int, size: int) -> list[Wanted]:
+    """The extra inputs of a plan for `size` images of a batch, from image `start` on."""
+
+    def within(rows: slice) -> slice:
+        low, high = (min(max(at - start, 0), size) for at in (rows.start, rows.stop))
+        return slice(low, high)
+
+    return [(one[0], within(one[1])) if isinstance(one, tuple) else one for one in wanted]
 
 
 def _has_depthwise(model: nn.Module) -> bool:

@@ -74,7 +74,11 @@ def evaluate(
     Raises TrainingError for an empty set, for labels outside `classes`, and when the model gives numbers that are
     not finite.
     """
-    logits, labels = predict(model, dataset, batch_size, device, num_workers)
+    return judge(*predict(model, dataset, batch_size, device, num_workers), classes)
+
+
+def judge(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Metrics:
+    """Metrics of logits (N, num_classes) against labels (N,), both on the CPU. Raises what `evaluate` raises."""
     if len(labels) == 0:
         raise TrainingError("there are no images to evaluate on; give this split some, or leave it out")
     if logits.shape[1] != len(classes) or int(labels.max()) >= len(classes):

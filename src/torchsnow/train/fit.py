@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +34,7 @@ from torchsnow.train.schedule import load_optimizer_tensors, lr_factor, optimize
 from torchsnow.train.settings import TrainSettings
 from torchsnow.train.step import Stepper
 
-_LOOK_EVERY = 10  # steps: looking at the loss makes the CPU wait for an accelerator
+LOOK_EVERY = 10  # steps: looking at the loss makes the CPU wait for an accelerator
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def fit(
     Raises TrainingError when `run` holds a run already (without `resume`) or none or another one (with it), when
     there are too few images, and when the loss is no longer a finite number. KeyboardInterrupt says how to go on.
     """
-    loop = _Loop(method, splits, settings, run, pool, chosen)
+    loop = Loop(method, splits, settings, run, pool, chosen)
     with loop.own_randomness(), TrainingBar(settings.epochs, len(loop.images.train), quiet) as bar:
         try:
             if resume:
@@ -91,7 +91,7 @@ def fit(
             raise KeyboardInterrupt(loop.stopped()) from None
 
 
-class _Loop:
+class Loop:
     """One run: what it works with and how far it is."""
 
     def __init__(
@@ -115,6 +115,7 @@ class _Loop:
         self.chosen = dict(chosen or {})
         self.history: list[Epoch] = []
         self.selection: list[dict[str, Any]] = []
+        self.prefix = ""  # of lines above the bar
         config = {"method": method.config(), "training": settings.to_dict(), "data": data_config(splits)}
         self.config: dict[str, Any] = json.loads(json.dumps(config))  # as it will be read back
 
@@ -126,17 +127,24 @@ class _Loop:
 
     def begin(self, bar: TrainingBar) -> None:
         """Write down what is run, let the method look at the images, and validate and save what it starts with."""
-        # not in the checkpoints: a run resumes with equal settings, whoever chose them
-        self.run.create({**self.config, "chosen": self.chosen} if self.chosen else self.config)
-        self.splits.save(self.run.splits)
-        self.run.log(f"started {self.method.name} on {self.device}, {len(self.images.train)} images to train on")
+        self.write_down()
         torch.manual_seed(epoch_seed(self.settings.seed, 0))
         bar.prepare()
         self.method.start(plain_loader(self.images.plain, self.settings), self.device)
         self._keep_features()
         start_s = time.perf_counter()
         val = self._validate(self.trained, self.val_set)
-        seconds = time.perf_counter() - start_s
+        self.finish_start(val, time.perf_counter() - start_s, bar)
+
+    def write_down(self) -> None:
+        """Make the run folder, with what is run on which images."""
+        # not in the checkpoints: a run resumes with equal settings, whoever chose them
+        self.run.create({**self.config, "chosen": self.chosen} if self.chosen else self.config)
+        self.splits.save(self.run.splits)
+        self.run.log(f"started {self.method.name} on {self.device}, {len(self.images.train)} images to train on")
+
+    def finish_start(self, val: Metrics, seconds: float, bar: TrainingBar) -> None:
+        """Save the state before the first step, as epoch 0."""
         self._finish_epoch(Epoch(0, None, None, val.loss, val.accuracy, None, None, seconds), bar)
 
     def resume(self, bar: TrainingBar) -> None:
@@ -184,15 +192,22 @@ class _Loop:
         trained_s = time.perf_counter() - start_s
         self.method.tune(plain_loader(self.images.val, self.settings), self.device)
         val = self._validate(self.trained, self.val_set)
+        self.finish_trained((loss, accuracy), trained_s, val, time.perf_counter() - start_s, bar)
+
+    def finish_trained(
+        self, trained: tuple[float, float], trained_s: float, val: Metrics, seconds: float, bar: TrainingBar
+    ) -> None:
+        """Save the state after an epoch: its mean loss and accuracy in training, and what validation says."""
+        epoch, (loss, accuracy) = self.done + 1, trained
         row = Epoch(
             epoch=epoch,
             train_loss=loss,
             train_accuracy=accuracy,
             val_loss=val.loss,
             val_accuracy=val.accuracy,
-            lr=self.settings.lr * self._lr_factor(epoch * self.steps - 1),
+            lr=self.settings.lr * self.lr_factor(epoch * self.steps - 1),
             images_per_s=len(self.images.train) / trained_s,
-            seconds=time.perf_counter() - start_s,
+            seconds=seconds,
         )
         self.selection += [{"epoch": epoch, **record} for record in self.method.record()]
         self._finish_epoch(row, bar)
@@ -210,23 +225,31 @@ class _Loop:
         for step, (images, labels) in enumerate(train_loader(self.train_set, self.settings, epoch, self.device)):
             totals += self._step(images.to(self.device), labels.to(self.device), first + step)
             bar.advance(len(images))
-            if step % _LOOK_EVERY == 0 or step == self.steps - 1:
+            if step % LOOK_EVERY == 0 or step == self.steps - 1:
                 loss, accuracy = (totals[:2] / totals[2]).tolist()
-                self._require_finite(totals[0], epoch)
+                self.require_finite(totals[0], epoch)
                 bar.show(loss, accuracy)
         return loss, accuracy
 
     def _step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
         """One step of the optimiser; (sum of the loss, right ones, images)."""
+        self.set_progress(step)
+        return self.step_on(self.trained, images, labels, step)
+
+    def set_progress(self, step: int) -> None:
+        """Tell the method how much of the run is done before `step`, counted from 0."""
         self.method.set_progress(step / (self.steps * self.settings.epochs))
-        loss, logits = self.stepper.step(self.trained, images, labels, self._lr_factor(step))
+
+    def step_on(self, model: Callable[[Any], Tensor], images: Any, labels: Tensor, step: int) -> Tensor:
+        """One step of the optimiser on whatever `model` takes; (sum of the loss, right ones, images)."""
+        loss, logits = self.stepper.step(model, images, labels, self.lr_factor(step))
         right = (logits.argmax(1) == labels).sum()
         return torch.stack([loss.double() * len(labels), right.double(), right.new_tensor(len(labels))])
 
-    def _lr_factor(self, step: int) -> float:
+    def lr_factor(self, step: int) -> float:
         return lr_factor(step, self.steps * self.settings.epochs, self.steps * self.settings.warmup_epochs)
 
-    def _require_finite(self, loss: Tensor, epoch: int) -> None:
+    def require_finite(self, loss: Tensor, epoch: int) -> None:
         if not bool(loss.isfinite()):
             message = (
                 f"the loss is no longer a finite number in epoch {epoch}: the learning rate {self.settings.lr:g} is "
@@ -271,7 +294,7 @@ class _Loop:
 
     def _say(self, bar: TrainingBar, line: str) -> None:
         self.run.log(line)
-        bar.say(line)
+        bar.say(self.prefix + line)
 
 
 def _check_precision(model: nn.Module, settings: TrainSettings) -> None:

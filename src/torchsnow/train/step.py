@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -25,8 +28,10 @@ class Stepper:
         weights = None if settings.class_weights == "none" else balanced_weights(images)
         self.criterion = nn.CrossEntropyLoss(weights, label_smoothing=settings.label_smoothing).to(self.device)
 
-    def step(self, model: nn.Module, images: Tensor, labels: Tensor, lr_factor: float) -> tuple[Tensor, Tensor]:
-        """Train `model` on one batch, at `lr_factor` times the settings' learning rate.
+    def step(
+        self, model: Callable[[Any], Tensor], images: Any, labels: Tensor, lr_factor: float
+    ) -> tuple[Tensor, Tensor]:
+        """Train `model` on one batch of images, or of whatever it takes, at `lr_factor` times the learning rate.
 
         Returns the loss before the step and the logits (B, num_classes).
         """

@@ -1,0 +1,165 @@
+"""A table with a column of labels for each of several tasks, and one split for all of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import floor
+from pathlib import Path
+
+import numpy as np
+
+from torchsnow.data.listing import ALL, Entry, Listing, natural_sorted, stripped_names
+from torchsnow.data.loading import (
+    Example,
+    LoadedData,
+    Progress,
+    check_classes,
+    check_images,
+    check_unique,
+    loaded,
+)
+from torchsnow.data.splits import NAMES, NO_TEST_NOTE, Splits
+from torchsnow.data.tables import check_files, path_of, read_rows, split_of
+from torchsnow.errors import DataError
+
+_NOT_TASKS = ("path", "split")
+
+
+@dataclass(frozen=True)
+class TaskTable:
+    """Images with labels for several tasks: `tasks` by name, each with the images that have a label for it.
+
+    `split_of` has every image that can be used, in the table's order, and its split: "all", "train", "val" or "test".
+    """
+
+    path: Path
+    tasks: Mapping[str, LoadedData]
+    split_of: Mapping[Path, str]
+
+
+def load_task_table(table: Path, *, max_bad_share: float = 0.1, progress: Progress | None = None) -> TaskTable:
+    """Read a CSV with the columns `path` and, if the split is fixed, `split`; every other column is a task.
+
+    The header of a column is the task's name, a cell the name of a class, and an empty cell no label; images without
+    any label are left out. Paths are relative to the table's folder. Every image is decoded once, as by `load_data`,
+    and `progress` called as there. Raises DataError for what `load_data` refuses, in the table or in a task of it.
+    """
+    rows, header = read_rows(table, ("path",))
+    names = _task_names(table, header)
+    used = [(number, row) for number, row in rows if any(_label(row, name) for name in names)]
+    if not used:
+        raise DataError(f"{table} has no labels: every cell of its tasks {', '.join(names)} is empty")
+    entries = [Entry(path_of(row, table, number), "", split_of(row, table, number)) for number, row in used]
+    check_files(table, [(number, entry.path) for (number, _), entry in zip(used, entries, strict=True)])
+    check_unique(entries)
+    listings = {name: _listing(table, name, [row for _, row in used], entries) for name in names}
+    for listing in listings.values():
+        check_classes(listing)
+    good, skipped = check_images(entries, progress)
+    usable = {entry.path: entry.split for entry in good}
+    tasks = {}
+    for name, listing in listings.items():
+        paths = {entry.path for entry in listing.entries}
+        tasks[name] = loaded(
+            listing,
+            [entry for entry in listing.entries if entry.path in usable],
+            tuple(one for one in skipped if one.path in paths),
+            max_bad_share,
+        )
+    return TaskTable(table, tasks, usable)
+
+
+def split_table(
+    table: TaskTable, val_share: float = 0.15, test_share: float = 0.15, seed: int = 0
+) -> dict[str, Splits]:
+    """One split of the images for all tasks: no image is trained on for one task and chosen by for another.
+
+    A split that the table defines is kept, and completed as by `make_splits`. What is drawn has the given shares of
+    the images with the same labels, as nearly as their numbers allow. Raises DataError when a task is left without
+    validation images, or a class without training images.
+    """
+    defined = set(table.split_of.values())
+    shares = (0.0 if "val" in defined else val_share, 0.0 if defined & {"val", "test"} else test_share)
+    pool = [path for path, split in table.split_of.items() if split in (ALL, "train")]
+    drawn = _draw(pool, _labels(table), shares, seed)
+    split_of = {path: drawn.get(path, split) for path, split in table.split_of.items()}
+    note = NO_TEST_NOTE if "val" in defined and "test" not in defined else ""
+    return {name: _splits(data, name, split_of, seed, note) for name, data in table.tasks.items()}
+
+
+def _task_names(table: Path, header: Sequence[str]) -> list[str]:
+    names = [name for name in header if name not in _NOT_TASKS]
+    if not names:
+        raise DataError(f"{table} has no column for a task: expected path,TASK,TASK,... with class names in the cells")
+    twice = [name for name, count in Counter(header).items() if count > 1]
+    if twice:
+        raise DataError(f"{table} has two columns {twice[0]!r}: give each task one column and one name")
+    if any(not name.strip() for name in names):
+        raise DataError(f"{table} has a column without a name: its header must be the task's")
+    return names
+
+
+def _label(row: Mapping[str, str], name: str) -> str:
+    return (row[name] or "").strip()
+
+
+def _listing(table: Path, name: str, rows: Sequence[Mapping[str, str]], entries: Sequence[Entry]) -> Listing:
+    """One task's part of the table."""
+    raw = sorted({row[name] for row in rows if _label(row, name)})
+    stripped_names(raw, f"classes of {name} in {table}")
+    own = [
+        Entry(entry.path, _label(row, name), entry.split)
+        for row, entry in zip(rows, entries, strict=True)
+        if _label(row, name)
+    ]
+    classes = natural_sorted({entry.class_name for entry in own if entry.split in (ALL, "train")})
+    return Listing(f"{table.stem}:{name}", table.resolve().parent, tuple(classes), tuple(own))
+
+
+def _labels(table: TaskTable) -> dict[Path, tuple[int, ...]]:
+    """Every image's labels, task by task, -1 for none."""
+    known = [{example.path: example.label for example in data.examples} for data in table.tasks.values()]
+    return {path: tuple(labels.get(path, -1) for labels in known) for path in table.split_of}
+
+
+def _draw(
+    pool: Sequence[Path], labels: Mapping[Path, tuple[int, ...]], shares: tuple[float, float], seed: int
+) -> dict[Path, str]:
+    """The split of every image in the pool.
+
+    The shuffled images stand in order of their labels, and every so many of them is held out: so each combination of
+    labels gives its share.
+    """
+    order = np.random.default_rng(seed).permutation(len(pool))
+    shuffled = sorted((pool[i] for i in order), key=labels.__getitem__)
+    held = _every(shuffled, sum(shares))
+    val = set(_every(held, shares[0] / sum(shares))) if held else set()
+    return {
+        **dict.fromkeys(pool, "train"),
+        **{path: "val" if path in val else "test" for path in held},
+    }
+
+
+def _every(paths: Sequence[Path], share: float) -> list[Path]:
+    """That share of the paths, evenly spaced."""
+    return [path for at, path in enumerate(paths) if floor((at + 1.5) * share) > floor((at + 0.5) * share)]
+
+
+def _splits(data: LoadedData, name: str, split_of: Mapping[Path, str], seed: int, note: str) -> Splits:
+    known = {example.path: example for example in data.examples}
+    parts: dict[str, list[Example]] = {split: [] for split in NAMES}
+    for path, split in split_of.items():
+        if path in known:
+            parts[split].append(known[path])
+    parts["train"].sort(key=data.relative_path)  # as `make_splits` has them
+    seen = {example.label for example in parts["train"]}
+    missing = [one for label, one in enumerate(data.classes) if label not in seen]
+    advice = "add labels, or say in a column split which images are train, val and test"
+    if missing:
+        raise DataError(f"the task {name!r} has no label {missing[0]!r} in the training split; {advice}")
+    if not parts["val"]:
+        raise DataError(f"the task {name!r} has no labels in the validation split; {advice}")
+    train, val, test = (tuple(parts[split]) for split in NAMES)
+    return Splits(train, val, test, data.classes, seed, data.root, data.fingerprint, note)
