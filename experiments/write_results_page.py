@@ -26,6 +26,9 @@ Such a budget favours methods that start near their end (linear layers, and SNOW
 hard on those that train a whole network. Three seeds make wide intervals. The page shows that the table can be made by
 one command, and what it looks like; it does not say which method is best for your images at your budget.
 
+The comparison offline-lite2 and the sweeps were made with an earlier recipe of SNOW (channels ranked by analysis of
+variance, head and body trained by one loss); [recipe.md](recipe.md) has the ablations of the present one.
+
 ## Beside the publications
 
 | | best test accuracy |

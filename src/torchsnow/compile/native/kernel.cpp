@@ -162,15 +162,16 @@ static void pointwise(const Op &o, const Params &p, const Map &x, const Tap *tap
                       out.data + (int64_t)i * out.w * out.stride, out.stride, o.act);
 }
 
-// Own and pooled channels side by side in a frame of zeros, so that no position needs a check.
+// Own and pooled channels side by side in a frame of zeros, so that no position needs a check. `framed`: the frame is
+// there already, because another task has read the same image.
 static void convolution(const Op &o, const Params &p, const Map &x, const Tap *tap, const float *add, const Map &out,
-                        std::vector<float> &frame) {
+                        std::vector<float> &frame, bool framed) {
     Geometry g = geometry(o, x.h, x.w);
     int chs = o.in_chs + o.num_pooled;
     int h = (g.h - 1) * o.stride_h + (o.kernel_h - 1) * o.dilation_h + 1;
     int w = (g.w - 1) * o.stride_w + (o.kernel_w - 1) * o.dilation_w + 1;
-    frame.assign((size_t)h * w * chs, 0.f);
-    for (int i = 0; i < x.h && i + g.top < h; i++)
+    if (!framed) frame.assign((size_t)h * w * chs, 0.f);
+    for (int i = 0; !framed && i < x.h && i + g.top < h; i++)
         for (int j = 0; j < x.w && j + g.left < w; j++) {
             float *to = &frame[((size_t)(i + g.top) * w + j + g.left) * chs];
             std::memcpy(to, x.data + ((int64_t)i * x.w + j) * x.stride, sizeof(float) * o.in_chs);
@@ -198,33 +199,96 @@ static int padded_count(const Op &o, const Geometry &g, const Map &x, int i, int
     return (bottom - y) * (right - z);
 }
 
-// Depthwise convolutions and pools over windows: one vector of channels at a time, positions outside left out.
-static void windows(const Op &o, const Params &p, const Map &x, const Map &out) {
+// One vector of channels of P neighbours in a row, none of which reaches beyond the left or right edge.
+template <int W, int P>
+static void depthwise_tile(const Op &o, const float *x, int64_t row, int64_t stride, int rows, const float *w,
+                           const float *bias, float *out) {
+    typedef typename Vector<W>::type vec;
+    vec sum[P];
+    for (int p = 0; p < P; p++) sum[p] = *(const vec *)bias;
+    for (int u = 0; u < rows; u++)
+        for (int v = 0; v < o.kernel_w; v++) {
+            vec weight = *(const vec *)(w + (int64_t)(u * o.kernel_w + v) * stride);
+            const float *from = x + u * o.dilation_h * row + (int64_t)v * o.dilation_w * stride;
+#pragma GCC unroll 8
+            for (int p = 0; p < P; p++) sum[p] += *(const vec *)(from + (int64_t)p * o.stride_w * stride) * weight;
+        }
+    for (int p = 0; p < P; p++) {
+        if (o.act == RELU || o.act == RELU6) sum[p] = sum[p] > 0.f ? sum[p] : vec{};
+        if (o.act == RELU6) sum[p] = sum[p] < 6.f ? sum[p] : vec{} + 6.f;
+        *(vec *)(out + (int64_t)p * stride) = sum[p];
+    }
+}
+
+// A row of outputs, one vector of channels after the other. Where windows reach over the edge, what is outside is left
+// out: of the rows by starting later or ending earlier, of the columns one output at a time.
+template <int W>
+static void depthwise_row(const Op &o, const Params &p, const Map &x, const Geometry &g, int i, int first_c, float *out) {
+    typedef typename Vector<W>::type vec;
+    int64_t stride = x.stride, row = (int64_t)x.w * stride;
+    int top = i * o.stride_h - g.top, skip = 0, rows = o.kernel_h;
+    while (top + skip * o.dilation_h < 0) skip++;
+    while (rows > skip && top + (rows - 1) * o.dilation_h >= x.h) rows--;
+    const float *from = x.data + (top + skip * o.dilation_h) * row + first_c;
+    const float *w = p.weight + (int64_t)skip * o.kernel_w * stride + first_c, *bias = p.bias + first_c;
+    int reach = (o.kernel_w - 1) * o.dilation_w;
+    for (int j = 0; j < g.w;) {
+        int left = j * o.stride_w - g.left;
+        float *to = out + (int64_t)j * stride + first_c;
+        if (left >= 0 && left + (PIXELS - 1) * o.stride_w + reach < x.w && j + PIXELS <= g.w) {
+            depthwise_tile<W, PIXELS>(o, from + left * stride, row, stride, rows - skip, w, bias, to);
+            j += PIXELS;
+            continue;
+        }
+        if (left >= 0 && left + reach < x.w) {
+            depthwise_tile<W, 1>(o, from + left * stride, row, stride, rows - skip, w, bias, to);
+        } else {
+            vec sum = *(const vec *)bias;
+            for (int u = 0; u < rows - skip; u++)
+                for (int v = 0; v < o.kernel_w; v++) {
+                    int z = left + v * o.dilation_w;
+                    if (z >= 0 && z < x.w)
+                        sum += *(const vec *)(from + u * o.dilation_h * row + z * stride) *
+                               *(const vec *)(w + (int64_t)(u * o.kernel_w + v) * stride);
+                }
+            if (o.act == RELU || o.act == RELU6) sum = sum > 0.f ? sum : vec{};
+            if (o.act == RELU6) sum = sum < 6.f ? sum : vec{} + 6.f;
+            *(vec *)to = sum;
+        }
+        j++;
+    }
+}
+
+static void depthwise(const Op &o, const Params &p, const Map &x, const Map &out) {
+    Geometry g = geometry(o, x.h, x.w);
+    for (int i = 0; i < g.h; i++) {
+        float *to = out.data + (int64_t)i * g.w * out.stride;
+        int c = 0;
+        for (; c + WIDE <= x.stride; c += WIDE) depthwise_row<WIDE>(o, p, x, g, i, c, to);
+        for (; c < x.stride; c += NARROW) depthwise_row<NARROW>(o, p, x, g, i, c, to);
+    }
+}
+
+// Pools over windows: one vector of channels at a time, positions outside left out.
+static void windows(const Op &o, const Map &x, const Map &out) {
     typedef Vector<NARROW>::type vec;
     Geometry g = geometry(o, x.h, x.w);
     for (int i = 0; i < g.h; i++)
         for (int j = 0; j < g.w; j++)
             for (int c = 0; c < x.stride; c += NARROW) {
-                vec sum = o.kind == DEPTHWISE ? *(const vec *)(p.bias + c) : vec{};
-                if (o.kind == MAXPOOL) sum -= INFINITY;
+                vec sum = o.kind == MAXPOOL ? vec{} - INFINITY : vec{};
                 int count = 0;
                 for (int u = 0; u < o.kernel_h; u++) {
                     int y = i * o.stride_h - g.top + u * o.dilation_h;
-                    if (y < 0 || y >= x.h) continue;
                     for (int v = 0; v < o.kernel_w; v++) {
                         int z = j * o.stride_w - g.left + v * o.dilation_w;
-                        if (z < 0 || z >= x.w) continue;
+                        if (y < 0 || y >= x.h || z < 0 || z >= x.w) continue;
                         vec value = *(const vec *)(x.data + ((int64_t)y * x.w + z) * x.stride + c);
-                        if (o.kind == DEPTHWISE)
-                            sum += value * *(const vec *)(p.weight + (int64_t)(u * o.kernel_w + v) * x.stride + c);
-                        else if (o.kind == MAXPOOL) sum = sum > value ? sum : value;
-                        else sum += value;
+                        sum = o.kind == AVGPOOL ? sum + value : sum > value ? sum : value;
                         count++;
                     }
                 }
                 if (o.kind == AVGPOOL) sum /= (float)(o.count_pad ? padded_count(o, g, x, i, j) : count);
-                if (o.act == RELU || o.act == RELU6) sum = sum > 0.f ? sum : vec{};
-                if (o.act == RELU6) sum = sum < 6.f ? sum : vec{} + 6.f;
                 *(vec *)(out.data + ((int64_t)i * g.w + j) * out.stride + c) = sum;
             }
 }
@@ -257,15 +321,16 @@ static Map shape_of(const Op &o, const Map &x) {
 }
 
 static void run_op(const Op &o, const Params &p, const Map &x, const Map *y, const Tap *tap, const Map &out,
-                   std::vector<float> &frame) {
+                   std::vector<float> &frame, bool framed) {
     switch (o.kind) {
         case CONV:
             if (o.kernel_h * o.kernel_w == 1 && o.pad_h + o.pad_w == 0)
                 pointwise(o, p, x, tap, y ? y->data : nullptr, out);
             else
-                convolution(o, p, x, tap, y ? y->data : nullptr, out, frame);
+                convolution(o, p, x, tap, y ? y->data : nullptr, out, frame, framed);
             break;
-        case DEPTHWISE: case MAXPOOL: case AVGPOOL: windows(o, p, x, out); break;
+        case DEPTHWISE: depthwise(o, p, x, out); break;
+        case MAXPOOL: case AVGPOOL: windows(o, x, out); break;
         case MEAN: average(x.data, (int64_t)x.h * x.w, x.stride, out.data); break;
         default: elementwise(o, x, y, out);
     }
@@ -337,7 +402,8 @@ void run_image(const Op *ops, int32_t num_ops, int32_t num_slots, int32_t result
             Map x = o.x == -2 ? picture : placed(o.x), y, out = shape;
             if (o.y >= 0) y = placed(o.y);
             out.data = &memory[t * total + starts[o.out]];
-            run_op(o, params[t][i], x, o.y >= 0 ? &y : nullptr, o.tap >= 0 ? &taps[o.tap] : nullptr, out, frame);
+            run_op(o, params[t][i], x, o.y >= 0 ? &y : nullptr, o.tap >= 0 ? &taps[o.tap] : nullptr, out, frame,
+                   t > 0 && o.x == -2);
         }
         maps[o.out] = shape;
     }
