@@ -63,3 +63,8 @@ def test_an_open_delta_is_refused() -> None:
     source = load_source("test_resnet", "random")
     with pytest.raises(DeltaError, match=r"not settled.*settle it before"):
         fold(Delta(source, DeltaSpec(3)))
+
+
+def test_a_folded_delta_is_folded_already() -> None:
+    folded = fold(settled(load_source("test_resnet", "random")))
+    assert fold(folded) is folded

@@ -22,6 +22,7 @@ from torchsnow.compile.engine import EagerEngine, Engine, Work
 from torchsnow.compile.native import NativeEngine
 from torchsnow.compile.native.build import cache_folder
 from torchsnow.delta import Delta
+from torchsnow.delta.fold import fold
 from torchsnow.errors import CompileError
 from torchsnow.files import write_atomically
 from torchsnow.source import Source
@@ -29,6 +30,7 @@ from torchsnow.source import Source
 CHOICES_FILE = "engines.json"
 _ROUNDS = 3
 _BATCH_SIZE = 4
+_CHECKED_PIXELS = 96  # at most: a new task shall answer at once, and every operation is in a small picture too
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,10 @@ class AutoEngine:
             self._engine = self._choose(delta)
         if self._engine is self._eager:
             return _Prepared(self._eager, self._eager.prepare(delta))
+        delta = fold(delta)
         try:
-            return _Prepared(self._engine, _checked(self._engine, self._eager, delta, _pictures(self.source, 1)))
+            pictures = _pictures(self.source, 1, _CHECKED_PIXELS)
+            return _Prepared(self._engine, _checked(self._engine, self._eager, delta, pictures))
         except CompileError as error:
             self.note = f"{error}; this task is run by PyTorch, which is slower"
             return _Prepared(self._eager, self._eager.prepare(delta))
@@ -130,10 +134,10 @@ def _times_s(engines: dict[str, Engine], delta: Delta, images: Tensor) -> dict[s
     return {name: statistics.median(own[1:]) for name, own in times.items()}
 
 
-def _pictures(source: Source, count: int) -> Tensor:
-    """Smooth random pictures at the source's own size, normalised as it wants them."""
+def _pictures(source: Source, count: int, most_pixels: int | None = None) -> Tensor:
+    """Smooth random pictures at the source's own size, or at most so many pixels wide, normalised as it wants them."""
     config = source.input_config
-    _, height, width = config.input_size
+    height, width = (min(size, most_pixels or size) for size in config.input_size[1:])
     noise = np.random.default_rng(0).integers(0, 256, (count, 7, 7, 3), dtype=np.uint8)
     pictures = [Image.fromarray(one).resize((width, height), Image.Resampling.BICUBIC) for one in noise]
     pixels = torch.stack([pil_to_tensor(picture) for picture in pictures]).float() / 255
