@@ -19,6 +19,7 @@ VERBS = [
     "train",
     "evaluate",
     "predict",
+    "serve",
     "compare",
     "bench",
     "visualize",
@@ -146,4 +147,4 @@ def test_the_installed_command_refuses_in_one_sentence(tmp_path: Path) -> None:
 def test_typer_knows_every_verb() -> None:
     assert isinstance(app, typer.Typer)
     names = [*get_command(app).commands]  # type: ignore[attr-defined]
-    assert names == ["train", "evaluate", "predict", "compare", "bench", "visualize", "sources", "demo", "hub"]
+    assert names == ["train", "evaluate", "predict", "serve", "compare", "bench", "visualize", "sources", "demo", "hub"]

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from torchsnow.cli import bench, compare, demo, evaluate, hub, predict, sources, train, visualize
+from torchsnow.cli import bench, compare, demo, evaluate, hub, predict, serve, sources, train, visualize
 from torchsnow.cli.output import note
 from torchsnow.errors import TorchsnowError
 
@@ -38,6 +38,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("serve")(serve.serve)
 app.command("compare")(compare.compare)
 app.command("bench")(bench.bench)
 app.command("visualize")(visualize.visualize)
