@@ -68,6 +68,9 @@ class Following:
                 if str(error) != self._trouble:
                     log_trouble("the hub cannot be read", reason=str(error))
                 self._trouble = str(error)
+            self._metrics.tasks.set(len(self.listed))
+            self._metrics.unusable.set(len(self.faults))
+            self._metrics.keep(self.live.now.entries)
 
     def _take_over(self) -> None:
         before, now = self.listed, {}
@@ -89,9 +92,6 @@ class Following:
         for name in sorted(set(before) - set(entries)):
             log("task removed", task=name)
         self.listed = MappingProxyType(now)
-        self._metrics.tasks.set(len(now))
-        self._metrics.unusable.set(len(self.faults))
-        self._metrics.keep(entries)
 
     def tasks(self, names: Sequence[str] | None) -> list[LiveTask]:
         """The named tasks, or all that answer. Raises Refusal: 404 for an unknown name, 409 for an unusable task."""
