@@ -47,6 +47,13 @@ def steady(tmp_path_factory: pytest.TempPathFactory, source: Source) -> Iterator
         yield started
 
 
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory, source: Source) -> Iterator[Running]:
+    """A server with a token, for a hub that no test changes."""
+    with running(LiveHub(make_hub(tmp_path_factory.mktemp("sealed") / "hub", source)), token=TOKEN) as started:
+        yield started
+
+
 def make_hub(path: Path, source: Source) -> Hub:
     hub = Hub.create(path, source)
     for seed, name in enumerate("abc"):

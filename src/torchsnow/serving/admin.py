@@ -25,6 +25,8 @@ ADMIN_PATHS = ("/admin/", "/v2/repository/models/")
 def routes(service: Service) -> list[Route]:
     """Upload, remove and roll back; load and unload of the repository extension."""
 
+    rollback: Callable[[str], Any] | None = getattr(service.live.hub, "rollback", None)
+
     async def upload(request: Request) -> Response:
         replace = request.query_params.get("replace", "false")
         if replace not in ("true", "false"):
@@ -41,9 +43,9 @@ def routes(service: Service) -> list[Route]:
         return as_json({"removed": name})
 
     async def roll_back(request: Request) -> Response:
-        name = request.path_params["name"]
-        _refuse_unknown(service, name)
-        await _changing(service, lambda: service.live.hub.rollback(name))  # type: ignore[attr-defined]
+        name = request.path_params["name"]  # of a task that is there, or was
+        assert rollback is not None
+        await _changing(service, lambda: rollback(name))
         return as_json({"task": name, "sha256": service.live.now.entries[name].sha256})
 
     def offering(offered: bool) -> Callable[[Request], Any]:
@@ -62,7 +64,7 @@ def routes(service: Service) -> list[Route]:
         Route("/v2/repository/models/{name}/load", offering(True), methods=["POST"]),
         Route("/v2/repository/models/{name}/unload", offering(False), methods=["POST"]),
     ]
-    if hasattr(service.live.hub, "rollback"):
+    if rollback is not None:
         found.append(Route("/admin/tasks/{name}/rollback", roll_back, methods=["POST"]))
     return found
 

@@ -22,14 +22,21 @@ _BACKLOG = 512
 
 def bind(host: str, port: int) -> socket.socket:
     """A listening place; port 0 is any free one. Raises ServingError when the system refuses."""
+    if not 0 <= port < 2**16:
+        raise ServingError(f"cannot listen on port {port}; expected 0 to 65535")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
         return listener
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ServingError(f"cannot listen on {host} port {port}: {error}; choose another --host or --port") from error
+
 
 
 def serve(live: LiveHub, settings: ServeSettings, listener: socket.socket) -> None:
