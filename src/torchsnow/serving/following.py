@@ -32,7 +32,8 @@ class Following:
     def __init__(self, live: LiveHub, metrics: Metrics) -> None:
         self.live = live
         self._metrics = metrics
-        self._turn = threading.Lock()
+        self._turn, self._loading = threading.Lock(), threading.Lock()
+        self._warm: Mapping[str, LiveTask] = MappingProxyType({})
         self._unloaded: frozenset[str] = frozenset()
         self._trouble: str | None = None
         self.listed: Mapping[str, Listed] = MappingProxyType({})
@@ -55,7 +56,7 @@ class Following:
             await asyncio.sleep(every_s)
 
     def look(self) -> None:
-        """Take over what has changed. New tasks are loaded here, so that no request waits for a disk.
+        """Take over what has changed. New versions are loaded here; until they are, the old ones answer.
 
         A hub that cannot be read is reported once, and its tasks go on answering.
         """
@@ -75,6 +76,7 @@ class Following:
     def _take_over(self) -> None:
         before, now = self.listed, {}
         entries = self.live.now.entries
+        self._warm = MappingProxyType({name: task for name, task in self._warm.items() if name in entries})
         room_bytes = self.live.resident_bytes
         for name, entry in sorted(entries.items()):
             if name in before and before[name].entry == entry:
@@ -82,11 +84,12 @@ class Following:
                 continue
             room_bytes -= entry.size_bytes
             try:
-                if room_bytes > 0:
-                    self.live.tasks([name])
+                warm = {name: self._load(name)} if room_bytes > 0 else {}
+                self._warm = MappingProxyType({**_without(self._warm, name), **warm})
                 now[name] = Listed(entry, read_task_info(self.live.hub.folder.task_file(name, entry)))
                 log("task replaced" if name in before else "task added", task=name, sha256=entry.sha256)
             except TorchsnowError as error:
+                self._warm = MappingProxyType(_without(self._warm, name))
                 if self.live.now.entries.get(name) == entry:
                     log_trouble("task cannot be used", task=name, reason=str(error))
         for name in sorted(set(before) - set(entries)):
@@ -96,18 +99,33 @@ class Following:
     def tasks(self, names: Sequence[str] | None) -> list[LiveTask]:
         """The named tasks, or all that answer. Raises Refusal: 404 for an unknown name, 409 for an unusable task."""
         if names is None:
-            found = [task for task in self.live.tasks() if task.name not in self._unloaded]
-            if not found:
+            found = [self._found(name) for name in sorted(self.live.now.entries) if name not in self._unloaded]
+            usable = [task for task in found if task is not None]
+            if not usable:
                 raise Refusal(404, "no_tasks", "there are no tasks yet")
-            return found
+            return usable
         for name in names:
             self._refuse_unknown(name)
+        tasks = []
+        for name in dict.fromkeys(names):
+            task = self._found(name)
+            if task is None:
+                self._refuse_unknown(name)  # it may have gone meanwhile
+                raise Refusal(409, "task_unusable", "a task that was asked for is damaged; the others answer")
+            tasks.append(task)
+        return tasks
+
+    def _found(self, name: str) -> LiveTask | None:
+        """A task, from the disk if need be; None for one that cannot be used."""
+        task = self._warm.get(name)
         try:
-            return self.live.tasks(names)
-        except HubError as error:
-            for name in names:  # it may have gone while it was looked for
-                self._refuse_unknown(name)
-            raise Refusal(409, "task_unusable", "a task that was asked for is damaged; the others answer") from error
+            return self._load(name) if task is None else task
+        except HubError:
+            return None
+
+    def _load(self, name: str) -> LiveTask:
+        with self._loading:  # one at a time: who waits finds it loaded
+            return self.live.tasks([name])[0]
 
     def set_offered(self, name: str, offered: bool) -> None:
         """Offer a task or not, in this server alone. Raises Refusal (404) for an unknown one."""
@@ -122,3 +140,7 @@ class Following:
         near = difflib.get_close_matches(name[:64], set(known) - self._unloaded, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; GET /tasks lists those there are"
         raise Refusal(404, "unknown_task", f"there is no task of this name{hint}")
+
+
+def _without(tasks: Mapping[str, LiveTask], name: str) -> dict[str, LiveTask]:
+    return {other: task for other, task in tasks.items() if other != name}

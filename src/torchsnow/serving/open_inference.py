@@ -56,7 +56,7 @@ def routes(service: Service) -> list[Route]:
         length = request.headers.get(HEADER_LENGTH)
 
         def read(content: bytes) -> Inference:
-            return _read(content, length, name, service)
+            return _read(content, length, name, request.path_params.get("version"), service)
 
         return await service.answer(request, read, _reply)
 
@@ -125,16 +125,20 @@ def _wants_ready(content: bytes, max_depth: int) -> bool:
 
 @dataclass(frozen=True)
 class Inference:
-    """A request to one model: pictures, the outputs that are wanted, and those of them that go out as bytes."""
+    """A request to one model: pictures, the outputs that are wanted, and those of them that go out as bytes.
+
+    `version` is the only one that may answer, if it is given.
+    """
 
     images: list[bytes]
     tasks: list[str]
+    version: str | None
     outputs: list[str]
     binary: frozenset[str]
     id: str | None
 
 
-def _read(content: bytes, header_length: str | None, name: str, service: Service) -> Inference:
+def _read(content: bytes, header_length: str | None, name: str, version: str | None, service: Service) -> Inference:
     end = len(content)
     if header_length is not None:
         if not (header_length.isascii() and header_length.isdigit() and len(header_length) < 12):
@@ -151,7 +155,7 @@ def _read(content: bytes, header_length: str | None, name: str, service: Service
             "bad_request",
             "expected one input 'image' of datatype BYTES and shape [n], as GET /v2/models/NAME says",
         ) from error
-    return Inference(images, [name], outputs, binary, given_id if isinstance(given_id, str) else None)
+    return Inference(images, [name], version, outputs, binary, given_id if isinstance(given_id, str) else None)
 
 
 def _images(values: Any, binary: bytes, service: Service) -> list[bytes]:
@@ -200,6 +204,8 @@ def _wanted(values: Any) -> tuple[list[str], frozenset[str]]:
 def _reply(asked: Inference, answers: Sequence[Answers], seconds: float) -> Response:
     rows = [next(iter(own.values())) for own in answers]
     task = rows[0].task
+    if asked.version not in (None, task.sha256[:12], task.sha256):
+        raise Refusal(404, "unknown_version", "this version was just replaced, or is not loaded yet")
     tail, outputs = b"", []
     for name in asked.outputs:
         output, content = _output(name, rows, name in asked.binary)

@@ -38,7 +38,6 @@ def bind(host: str, port: int) -> socket.socket:
         raise ServingError(f"cannot listen on {host} port {port}: {error}; choose another --host or --port") from error
 
 
-
 def serve(live: LiveHub, settings: ServeSettings, listener: socket.socket) -> None:
     """Answer until SIGTERM or SIGINT, then finish what has been accepted."""
     server = make_server(Service(live, settings))
