@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
+from pathlib import Path
 
+import pytest
 from running_server import Running, picture
 
 from sample_tasks import sample_task
-from torchsnow.hub import Hub
+from torchsnow.hub import Entry, Hub
+from torchsnow.task_file import Task
 
 
 def speaks(server: Running, name: str) -> str | None:
@@ -81,6 +85,32 @@ def test_a_hub_that_cannot_be_read_goes_on_answering(server: Running, hub: Hub) 
     index.write_bytes(kept)
     hub.add(sample_task(hub.source, "new", seed=7))
     server.wait_until(lambda: speaks(server, "new") is not None)
+
+
+def test_an_index_behind_a_link_is_not_read(server: Running, hub: Hub, tmp_path: Path) -> None:
+    index, before = hub.folder.path / "index.json", speaks(server, "a")
+    outside = tmp_path / "index.json"
+    outside.write_text(index.read_text().replace('"a"', '"z"').replace('"generation": 3', '"generation": 9'))
+    index.unlink()
+    index.symlink_to(outside)
+    time.sleep(0.3)
+    assert speaks(server, "z") is None
+    assert speaks(server, "a") == before
+
+
+def test_a_version_answers_until_the_next_is_loaded(server: Running, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, version, before = threading.Event(), Hub.version, speaks(server, "a")
+
+    def slow(self: Hub, name: str, entry: Entry) -> Task:
+        gate.wait(30)
+        return version(self, name, entry)
+
+    monkeypatch.setattr(Hub, "version", slow)
+    hub.add(sample_task(hub.source, "a", seed=7), replace=True)
+    server.wait_until(lambda: server.service.live.now.entries["a"].sha256 == hub.infos()["a"].sha256)
+    assert speaks(server, "a") == before
+    gate.set()
+    server.wait_until(lambda: speaks(server, "a") == hub.infos()["a"].sha256)
 
 
 def test_a_folder_that_is_gone_for_a_while(server: Running, hub: Hub) -> None:

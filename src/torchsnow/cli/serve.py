@@ -52,13 +52,18 @@ def serve(
         queue_size=queue,
         deadline_s=deadline_s,
         token=read_token(token_file),
-        hosts=(*ServeSettings.hosts, host, *(allow_host or ())),
+        hosts=(*ServeSettings.hosts, *(name.lower() for name in (_in_header(host), *(allow_host or ())))),
     )
     on_device, opened = torch_device(device), Hub.open(hub)
     with bind(host, port) as listener:
         opened.source.to(on_device)
         write_logs()
         run(LiveHub(opened), settings, listener)
+
+
+def _in_header(host: str) -> str:
+    """An address as a Host header has it."""
+    return f"[{host}]" if ":" in host else host
 
 
 def read_token(file: Path | None) -> str | None:

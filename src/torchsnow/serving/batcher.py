@@ -120,7 +120,7 @@ class Batcher:
         for item in items:
             bisect.insort(self._waiting, item, key=_place)
         self._feed()
-        while len(self._waiting) > self._settings.queue_size:
+        while len(self._waiting) > self._room():
             last = self._waiting.pop()
             self._order.forget([task.name for task in last.tasks])
             if not last.answer.done():
@@ -128,6 +128,12 @@ class Batcher:
                 wait_s = self._retry_after_s()
                 last.answer.set_exception(Refusal(429, "queue_full", "too many images wait; try again later", wait_s))
         return items
+
+    def _room(self) -> int:
+        """Images that may wait: no more than can be answered before the deadline, at the present pace."""
+        batch_size = self._settings.batch_size
+        in_time = int(self._settings.deadline_s / self._s_per_image) - 2 * batch_size
+        return min(self._settings.queue_size, max(batch_size, in_time))
 
     def _retry_after_s(self) -> int:
         return min(60, max(1, math.ceil(len(self._waiting) * self._s_per_image)))

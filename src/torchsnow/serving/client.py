@@ -32,13 +32,15 @@ class Client:
         self.url, self.timeout_s = url.rstrip("/"), timeout_s
         self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
 
-    def predict(self, images: Sequence[Path | bytes], tasks: Iterable[str] | None = None) -> list[list[dict[str, Any]]]:
+    def predict(
+        self, images: Sequence[Path | str | bytes], tasks: Iterable[str] | None = None
+    ) -> list[list[dict[str, Any]]]:
         """For each image, given as a file or its bytes, the answers of the named tasks, by default of all.
 
         An answer has the keys `task`, `version`, `sha256`, `label` and `probabilities` (by class, the most likely
         first). Raises ServingError with the server's reason, or when it cannot be reached.
         """
-        contents = [image if isinstance(image, bytes) else _read(image) for image in images]
+        contents = [image if isinstance(image, bytes) else _read(Path(image)) for image in images]
         boundary = secrets.token_hex(16)
         parts = [_part("image", content, ' filename="image"') for content in contents]
         parts += [_part("task", name.encode()) for name in tasks or ()]
