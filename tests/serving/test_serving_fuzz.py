@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from running_server import BEARER, Running, form, picture
 
-QUICK = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+# A long run: FUZZ_EXAMPLES=1200 python -m pytest tests/serving/test_serving_fuzz.py
+EXAMPLES = settings(
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "60")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    derandomize=True,
+    database=None,
 )
 VALUES: Any = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("aGk="),
@@ -29,14 +35,14 @@ def alive(server: Running, status: int) -> None:
     assert server.call("GET", "/v2/health/live").status == 200
 
 
-@QUICK
+@EXAMPLES
 @given(body=st.dictionaries(st.sampled_from(["images", "tasks", "x"]), VALUES) | VALUES)
 def test_any_json_to_predict(sealed: Running, body: Any) -> None:
     headers = {**BEARER, "content-type": "application/json"}
     alive(sealed, sealed.call("POST", "/predict", json.dumps(body), headers).status)
 
 
-@QUICK
+@EXAMPLES
 @given(
     body=st.fixed_dictionaries({"inputs": st.lists(TENSOR, max_size=2)}, optional={"outputs": VALUES, "id": VALUES}),
     tail=st.binary(max_size=20),
@@ -47,7 +53,7 @@ def test_any_inference(sealed: Running, body: Any, tail: bytes, length: int | No
     alive(sealed, sealed.call("POST", "/v2/models/a/infer", json.dumps(body).encode() + tail, headers).status)
 
 
-@QUICK
+@EXAMPLES
 @given(cut=st.integers(0, 400), place=st.integers(0, 400), noise=st.binary(max_size=6))
 def test_any_damage_to_a_form(sealed: Running, cut: int, place: int, noise: bytes) -> None:
     content, kind = form([("image", IMAGE[:200], "x.png"), ("task", b"a", None)])
@@ -56,14 +62,14 @@ def test_any_damage_to_a_form(sealed: Running, cut: int, place: int, noise: byte
     alive(sealed, sealed.call("POST", "/predict", content, {**BEARER, "content-type": kind}).status)
 
 
-@QUICK
+@EXAMPLES
 @given(place=st.integers(0, len(IMAGE) - 1), noise=st.binary(min_size=1, max_size=8))
 def test_any_damage_to_a_picture(sealed: Running, place: int, noise: bytes) -> None:
     damaged = IMAGE[:place] + noise + IMAGE[place + len(noise) :]
     alive(sealed, sealed.predict([damaged], ["a"], **BEARER).status)
 
 
-@QUICK
+@EXAMPLES
 @given(content=st.binary(max_size=200), start=st.sampled_from([b"", b"\x10\0\0\0\0\0\0\0{", b"PK", b"\x80"]))
 def test_any_upload(sealed: Running, content: bytes, start: bytes) -> None:
     status = sealed.call("POST", "/admin/tasks", start + content, BEARER).status
@@ -71,7 +77,7 @@ def test_any_upload(sealed: Running, content: bytes, start: bytes) -> None:
     alive(sealed, status)
 
 
-@QUICK
+@EXAMPLES
 @given(name=st.binary(min_size=1, max_size=20), method=st.sampled_from(["GET", "POST", "DELETE", "PUT", "BREW"]))
 def test_any_address(sealed: Running, name: bytes, method: str) -> None:
     escaped = "".join(f"%{byte:02x}" for byte in name)
