@@ -151,17 +151,19 @@ def test_the_deadline_ends_the_wait_and_frees_the_places(slow: SlowHub) -> None:
 
 def test_a_client_that_goes_away_frees_its_place(slow: SlowHub) -> None:
     async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
+        stays = [asyncio.ensure_future(batcher.ask([b"z"], [tasks["c"]], 10)) for _ in range(4)]  # in work
+        await settled()
         gone = [asyncio.ensure_future(batcher.ask([b"x"], [tasks["a"]], 10)) for _ in range(6)]
         await settled()
         for task in gone:
             task.cancel()
         await settled()
-        stays = [asyncio.ensure_future(batcher.ask([b"y"], [tasks["b"]], 10)) for _ in range(4)]
+        stays += [asyncio.ensure_future(batcher.ask([b"y"], [tasks["a"]], 10)) for _ in range(6)]
         await settled()
         slow.gate.set()
-        assert [len(answers) for answers in await asyncio.gather(*stays)] == [1] * 4
+        assert [len(answers) for answers in await asyncio.gather(*stays)] == [1] * 10
 
-    metrics = run(slow, work, batch_size=2, queue_size=2)
+    metrics = run(slow, work, batch_size=2, queue_size=6)
     assert b"queue_full" not in metrics.text()
     assert b"torchsnow_queue_images 0.0" in metrics.text()
 
