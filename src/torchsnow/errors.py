@@ -35,3 +35,7 @@ class CompileError(TorchsnowError):
 
 class ExperimentError(TorchsnowError):
     """A comparison, a benchmark or a report cannot be made of what was given."""
+
+
+class ServingError(TorchsnowError):
+    """A server cannot start with these settings, or a client cannot reach one."""

@@ -22,8 +22,7 @@ def train(photos: Path, *words: str | Path, task: str = "new", hub: str | Path =
 
 
 def task_tensors(hub: Path, name: str) -> dict[str, torch.Tensor]:
-    (file,) = (hub / "tasks" / name).glob("*.safetensors")
-    return load_file(file)
+    return load_file(hub / "tasks" / name / f"{Hub.open(hub).infos()[name].sha256}.safetensors")
 
 
 def equal(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:

@@ -219,7 +219,7 @@ def test_what_does_not_fit_together(hub: Hub, source: Source, tmp_path: Path, mo
 
 
 def test_a_size_that_the_network_cannot_take(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("Kernel size can't be greater than actual input size\nand more")
 
     monkeypatch.setattr(Source, "_run", refuse)

@@ -16,6 +16,7 @@ from torchsnow.cli import (
     hub,
     lifelong,
     predict,
+    serve,
     sources,
     train,
     train_many,
@@ -52,6 +53,7 @@ app.command("train")(train.train)
 app.command("train-many")(train_many.train_many)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("serve")(serve.serve)
 app.command("compare")(compare.compare)
 app.command("lifelong")(lifelong.lifelong)
 app.command("bench")(bench.bench)

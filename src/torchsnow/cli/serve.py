@@ -1,0 +1,89 @@
+"""`torchsnow serve`: a hub as a service."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+TOKEN_VARIABLE = "TORCHSNOW_TOKEN"
+_PACKAGES = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
+
+
+def serve(
+    hub: Annotated[Path, typer.Option(help="Folder of the hub.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 is any free one.")] = 8000,
+    token_file: Annotated[
+        Path | None, typer.Option(help=f"File with the token that clients must send; or set {TOKEN_VARIABLE}.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="Name under which admin routes may be called; may be repeated.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images of one source pass, at most.")] = 16,
+    wait_ms: Annotated[float, typer.Option(help="How long an image waits for others.")] = 5.0,
+    queue: Annotated[int, typer.Option(help="Images that may wait; more get status 429.")] = 256,
+    deadline_s: Annotated[float, typer.Option(help="Longest time to an answer.")] = 10.0,
+    device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
+) -> None:
+    """Answer over HTTP for all tasks of a hub, and follow its folder.
+
+    Tasks that are trained, replaced or removed meanwhile answer, or no longer
+    do, within seconds. Logs go to stderr, one JSON object a line. SIGTERM lets
+    what was accepted finish.
+
+    Example: torchsnow serve --hub my-hub --port 8000
+    """
+    refuse_missing()
+    from torchsnow.hub import Hub
+    from torchsnow.live import LiveHub
+    from torchsnow.serving.logs import write_logs
+    from torchsnow.serving.run import bind
+    from torchsnow.serving.run import serve as run
+    from torchsnow.serving.settings import ServeSettings
+    from torchsnow.train import torch_device
+
+    settings = ServeSettings(
+        batch_size=batch_size,
+        wait_s=wait_ms / 1000,
+        queue_size=queue,
+        deadline_s=deadline_s,
+        token=read_token(token_file),
+        hosts=(*ServeSettings.hosts, *(name.lower() for name in (_in_header(host), *(allow_host or ())))),
+    )
+    on_device, opened = torch_device(device), Hub.open(hub)
+    with bind(host, port) as listener:
+        opened.source.to(on_device)
+        write_logs()
+        run(LiveHub(opened), settings, listener)
+
+
+def _in_header(host: str) -> str:
+    """An address as a Host header has it."""
+    return f"[{host}]" if ":" in host else host
+
+
+def read_token(file: Path | None) -> str | None:
+    """The token from a file or the environment. Raises ServingError for a file that cannot be read or is empty."""
+    from torchsnow.errors import ServingError
+    from torchsnow.files import clear_os_errors
+
+    if file is None:
+        return os.environ.get(TOKEN_VARIABLE) or None
+    with clear_os_errors("read the token", file, ServingError):
+        token = file.read_text("utf-8", "replace").strip()
+    if not token:
+        raise ServingError(f"the token file {file} is empty; `openssl rand -hex 32` makes a good token")
+    return token
+
+
+def refuse_missing() -> None:
+    """Raise ServingError unless what a server needs is installed."""
+    from torchsnow.errors import ServingError
+
+    missing = [package for package in _PACKAGES if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ServingError(f"a server needs {', '.join(missing)}: pip install 'torchsnow[serve]'")

@@ -1,0 +1,103 @@
+"""Changing the hub over the network. These routes exist only where a token is set."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from torchsnow.errors import HubError, TaskFileError
+from torchsnow.serving.logs import log, log_trouble
+from torchsnow.serving.refusal import Refusal
+from torchsnow.serving.replies import as_json
+from torchsnow.serving.service import Service
+from torchsnow.task_file import load_task
+
+ADMIN_PATHS = ("/admin/", "/v2/repository/models/")
+
+
+def routes(service: Service) -> list[Route]:
+    """Upload, remove and roll back; load and unload of the repository extension."""
+
+    rollback: Callable[[str], Any] | None = getattr(service.live.hub, "rollback", None)
+
+    async def upload(request: Request) -> Response:
+        replace = request.query_params.get("replace", "false")
+        if replace not in ("true", "false"):
+            raise Refusal(400, "bad_request", "replace is 'true' or 'false'")
+        with service.bodies.holding() as read_body:
+            content = await read_body(request, service.settings.max_upload_bytes)
+            name = await _changing(service, lambda: _add(service, content, replace == "true"))
+        return as_json({"task": name, "sha256": service.live.now.entries[name].sha256}, 201)
+
+    async def remove(request: Request) -> Response:
+        name = request.path_params["name"]
+        _refuse_unknown(service, name)
+        await _changing(service, lambda: service.live.hub.remove(name))
+        return as_json({"removed": name})
+
+    async def roll_back(request: Request) -> Response:
+        name = request.path_params["name"]  # of a task that is there, or was
+        assert rollback is not None
+        await _changing(service, lambda: rollback(name))
+        return as_json({"task": name, "sha256": service.live.now.entries[name].sha256})
+
+    def offering(offered: bool) -> Callable[[Request], Any]:
+        async def route(request: Request) -> Response:
+            name = request.path_params["name"]
+            await asyncio.to_thread(service.following.look)
+            service.following.set_offered(name, offered)
+            log("task loaded" if offered else "task unloaded", task=name)
+            return as_json({})
+
+        return route
+
+    found = [
+        Route("/admin/tasks", upload, methods=["POST"]),
+        Route("/admin/tasks/{name}", remove, methods=["DELETE"]),
+        Route("/v2/repository/models/{name}/load", offering(True), methods=["POST"]),
+        Route("/v2/repository/models/{name}/unload", offering(False), methods=["POST"]),
+    ]
+    if rollback is not None:
+        found.append(Route("/admin/tasks/{name}/rollback", roll_back, methods=["POST"]))
+    return found
+
+
+async def _changing(service: Service, change: Callable[[], Any]) -> Any:
+    """Change the hub in a thread, and take the change over before the client is told of it."""
+    try:
+        result = await asyncio.to_thread(change)
+    except TaskFileError as error:
+        log_trouble("an upload was refused", reason=str(error))
+        raise Refusal(
+            422, "bad_task_file", "not a task file that this hub can take; the server's log says why"
+        ) from error
+    except HubError as error:
+        log_trouble("the hub was not changed", reason=str(error))
+        raise Refusal(409, "not_changed", "the hub was not changed; the server's log says why") from error
+    await asyncio.to_thread(service.following.look)
+    return result
+
+
+def _add(service: Service, content: bytes, replace: bool) -> str:
+    """Check a task file outside the hub, then add it; returns its name."""
+    hub = service.live.hub
+    with tempfile.TemporaryDirectory(prefix="torchsnow-upload-") as folder:
+        file = Path(folder) / "task.safetensors"
+        file.write_bytes(content)
+        task = load_task(file, hub.source, max_size_bytes=service.settings.max_upload_bytes)
+    if task.name in hub.names() and not replace:
+        raise Refusal(409, "exists", f"there is a task {task.name!r} already; send replace=true to replace it")
+    hub.add(task, replace=replace)
+    return task.name
+
+
+def _refuse_unknown(service: Service, name: str) -> None:
+    if name not in service.live.now.entries:
+        raise Refusal(404, "unknown_task", "there is no task of this name; GET /tasks lists those there are")

@@ -1,0 +1,108 @@
+"""All routes together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from torchsnow.serving import admin, open_inference
+from torchsnow.serving.bodies import Asked, read_asked
+from torchsnow.serving.guard import Guard
+from torchsnow.serving.openapi import api_page, describe
+from torchsnow.serving.page import page
+from torchsnow.serving.refusal import ClientGone, Refusal
+from torchsnow.serving.replies import as_json, on_client_gone, on_fault, on_http_error, on_refusal
+from torchsnow.serving.service import Service, predictions
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def make_app(service: Service) -> ASGIApp:
+    """The ASGI application of a service."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with service.running():
+            yield
+
+    offered = [*_routes(service), *open_inference.routes(service)]
+    if service.settings.token is not None:
+        offered += admin.routes(service)
+    app = Starlette(
+        routes=offered,
+        lifespan=lifespan,
+        exception_handlers={
+            Refusal: on_refusal,
+            ClientGone: on_client_gone,
+            HTTPException: on_http_error,
+            Exception: on_fault,
+        },
+    )
+    app.router.redirect_slashes = False
+    return Guard(app, service.settings, service.metrics)
+
+
+def _routes(service: Service) -> list[Route]:
+    document = describe(service.settings)
+
+    async def predict(request: Request) -> Response:
+        kind = request.headers.get("content-type", "")
+
+        def read(content: bytes) -> Asked:
+            return read_asked(content, kind, service.settings)
+
+        return await service.answer(request, read, predictions)
+
+    async def tasks(request: Request) -> Response:
+        return as_json(await asyncio.to_thread(_listing, service))
+
+    async def metrics(request: Request) -> Response:
+        return Response(await asyncio.to_thread(service.metrics.text), media_type=METRICS_TYPE)
+
+    async def openapi(request: Request) -> Response:
+        return as_json(document)
+
+    async def docs(request: Request) -> Response:
+        return api_page(document)
+
+    return [
+        Route("/", page),
+        Route("/predict", predict, methods=["POST"]),
+        Route("/tasks", tasks),
+        Route("/metrics", metrics),
+        Route("/openapi.json", openapi),
+        Route("/docs", docs),
+    ]
+
+
+def _listing(service: Service) -> dict[str, Any]:
+    """The tasks with their classes, accuracy and dates, and the names of those that cannot be used."""
+    following = service.following
+    rows = []
+    for name, listed in following.listed.items():
+        if name in following.unloaded or name in following.faults:
+            continue
+        metrics = listed.info.metrics
+        found = {split: (metrics.get(split) or {}).get("accuracy") for split in ("val", "test")}
+        rows.append(
+            {
+                "task": name,
+                "version": listed.entry.sha256[:12],
+                "sha256": listed.entry.sha256,
+                "classes": list(listed.info.classes),
+                "image_size": listed.info.image_size,
+                "accuracy": found,
+                "added": listed.entry.added,
+                "created": listed.info.created,
+            }
+        )
+    return {"tasks": rows, "unusable": sorted(following.faults), "source": service.live.hub.source_info.name}

@@ -1,0 +1,297 @@
+"""One queue over all tasks: requests for different tasks share source passes.
+
+An image goes through three stages: it waits, in an order that is fair to the tasks; it is decoded in a pool of
+threads, a little ahead of what the next passes can take; then it joins a pass. All of the bookkeeping happens on the
+event loop, so there are no locks. An image whose request was given up is dropped at the next stage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from torchsnow.live import LiveHub, LiveTask
+from torchsnow.serving.logs import log_fault
+from torchsnow.serving.metrics import Metrics
+from torchsnow.serving.refusal import Refusal
+from torchsnow.serving.settings import ServeSettings
+
+Decode = Callable[[bytes, Sequence[int]], Mapping[int, Tensor]]
+"""(content, image sizes) -> a tensor (3, S, S) per size."""
+
+
+@dataclass(frozen=True)
+class TaskAnswer:
+    """Logits and probabilities (num_classes,) of one version of a task for one image."""
+
+    task: LiveTask
+    logits: Tensor
+    probabilities: Tensor
+
+
+Answers = dict[str, TaskAnswer]
+"""Of one image, by task name."""
+
+
+@dataclass(eq=False)
+class Item:
+    """One image, the tasks that it is for, and what they have said so far. `place` orders those that wait."""
+
+    content: bytes
+    tasks: tuple[LiveTask, ...]
+    place: float
+    answer: asyncio.Future[Answers]
+    decoding: bool = False
+    said: Answers = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """One image, decoded, for those of its tasks that read it in one size."""
+
+    item: Item
+    pixels: Tensor
+    tasks: tuple[LiveTask, ...]
+    ready_s: float
+
+
+class Batcher:
+    """Answers for images, in batches. To be used from one event loop, between `start` and `close`."""
+
+    def __init__(self, live: LiveHub, decode: Decode, settings: ServeSettings, metrics: Metrics) -> None:
+        self._live, self._decode, self._settings, self._metrics = live, decode, settings, metrics
+        self._device = next(live.hub.source.parameters()).device
+        self._waiting: list[Item] = []  # by place
+        self._window: set[Item] = set()  # being decoded, or decoded and not yet answered
+        self._ready: dict[int, list[Piece]] = {}  # by image size
+        self._order = FairOrder()
+        self._s_per_image = 0.1
+        self._wake = asyncio.Event()
+        self._pool = ThreadPoolExecutor(settings.decode_threads, "decode")
+        self._engine = ThreadPoolExecutor(1, "engine")
+        self._passes: asyncio.Task[None] | None = None
+        metrics.queue.set_function(lambda: len(self._waiting) + len(self._window))
+
+    def start(self) -> None:
+        """Begin to answer, on the running event loop."""
+        self._passes = asyncio.create_task(self._run())
+
+    async def close(self) -> None:
+        """Stop; what still waits is never answered."""
+        if self._passes is not None:
+            self._passes.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._passes
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._engine.shutdown(wait=False, cancel_futures=True)
+
+    async def ask(self, images: Sequence[bytes], tasks: Sequence[LiveTask], timeout_s: float) -> list[Answers]:
+        """Every image to all of the tasks. Cancelling the call frees its places in the queue.
+
+        Raises Refusal: 429 when the queue is full or the time is over, 415 and 422 for a picture that cannot be used.
+        """
+        items = self._admit(images, tuple(tasks))
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.gather(*(item.answer for item in items))
+        except TimeoutError:
+            self._metrics.rejected.labels("deadline").inc()
+            raise Refusal(
+                429, "deadline", f"not answered within {timeout_s:g} s: too many wait", self._retry_after_s()
+            ) from None
+        finally:
+            for item in items:
+                self._drop(item)
+
+    def _admit(self, images: Sequence[bytes], tasks: tuple[LiveTask, ...]) -> list[Item]:
+        """New items in the queue; when it is over-full, those at its end are refused, whoever they belong to."""
+        loop, names = asyncio.get_running_loop(), [task.name for task in tasks]
+        items = [Item(image, tasks, self._order.place(names), loop.create_future()) for image in images]
+        for item in items:
+            bisect.insort(self._waiting, item, key=_place)
+        self._feed()
+        while len(self._waiting) > self._room():
+            last = self._waiting.pop()
+            self._order.forget([task.name for task in last.tasks])
+            if not last.answer.done():
+                self._metrics.rejected.labels("queue_full").inc()
+                wait_s = self._retry_after_s()
+                last.answer.set_exception(Refusal(429, "queue_full", "too many images wait; try again later", wait_s))
+        return items
+
+    def _room(self) -> int:
+        """Images that may wait: no more than can be answered before the deadline, at the present pace."""
+        batch_size = self._settings.batch_size
+        in_time = int(self._settings.deadline_s / self._s_per_image) - 2 * batch_size
+        return min(self._settings.queue_size, max(batch_size, in_time))
+
+    def _retry_after_s(self) -> int:
+        return min(60, max(1, math.ceil(len(self._waiting) * self._s_per_image)))
+
+    def _drop(self, item: Item) -> None:
+        if not item.answer.cancel() and not item.answer.cancelled():
+            item.answer.exception()  # it has been looked at
+        with suppress(ValueError):
+            self._waiting.remove(item)
+        if not item.decoding:  # or else it leaves when its thread is free
+            self._leave(item)
+
+    def _leave(self, item: Item) -> None:
+        self._window.discard(item)
+        self._feed()
+
+    def _feed(self) -> None:
+        """Decode as far ahead as two passes."""
+        while self._waiting and len(self._window) < 2 * self._settings.batch_size:
+            item = self._waiting.pop(0)
+            self._order.reached(item.place)
+            self._window.add(item)
+            item.decoding = True
+            decoding = asyncio.get_running_loop().run_in_executor(self._pool, self._tensors, item)
+            decoding.add_done_callback(partial(self._decoded, item))
+
+    def _tensors(self, item: Item) -> Mapping[int, Tensor]:
+        """In a thread of the pool."""
+        if item.answer.done():
+            return {}
+        return self._decode(item.content, sorted({task.image_size for task in item.tasks}))
+
+    def _decoded(self, item: Item, decoding: asyncio.Future[Mapping[int, Tensor]]) -> None:
+        item.decoding = False
+        if decoding.cancelled():
+            return
+        error = decoding.exception()
+        if error is not None:
+            self._fail(item, error)
+            return
+        if item.answer.done():
+            self._leave(item)
+            return
+        for size, pixels in decoding.result().items():
+            own = tuple(task for task in item.tasks if task.image_size == size)
+            self._ready.setdefault(size, []).append(Piece(item, pixels, own, time.monotonic()))
+        self._wake.set()
+
+    def _fail(self, item: Item, error: BaseException) -> None:
+        if not isinstance(error, Refusal):
+            log_fault("an image failed", error)
+            error = Refusal(500, "internal", "this image could not be answered; the server's log says why")
+        if not item.answer.done():
+            item.answer.set_exception(error)
+        self._leave(item)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = self._take(await self._next_size())
+            if not batch:
+                continue
+            start_s = time.monotonic()
+            try:
+                said: list[Answers | Exception] = [*await loop.run_in_executor(self._engine, self._pass, batch)]
+            except Exception:
+                said = [await self._alone(piece) for piece in batch]
+            self._s_per_image += 0.2 * ((time.monotonic() - start_s) / len(batch) - self._s_per_image)
+            for piece, answers in zip(batch, said, strict=True):
+                if isinstance(answers, Exception):
+                    self._fail(piece.item, answers)
+                else:
+                    self._say(piece.item, answers)
+
+    async def _alone(self, piece: Piece) -> Answers | Exception:
+        """One image by itself, so that one that fails takes no others with it."""
+        try:
+            return (await asyncio.get_running_loop().run_in_executor(self._engine, self._pass, [piece]))[0]
+        except Exception as error:
+            return error
+
+    def _say(self, item: Item, answers: Answers) -> None:
+        item.said.update(answers)
+        if len(item.said) == len(item.tasks):
+            if not item.answer.done():
+                item.answer.set_result(item.said)
+            self._leave(item)
+
+    async def _next_size(self) -> int:
+        """The image size of the next pass: as soon as a batch is full, or its first image has waited long enough."""
+        while True:
+            self._wake.clear()
+            first = {size: pieces[0].ready_s for size, pieces in self._ready.items()}
+            late = [size for size in first if time.monotonic() >= first[size] + self._settings.wait_s]
+            if late:
+                return min(late, key=first.__getitem__)
+            full = [size for size, pieces in self._ready.items() if len(pieces) >= self._settings.batch_size]
+            if full:
+                return full[0]
+            left_s = min(first.values()) + self._settings.wait_s - time.monotonic() if first else None
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._wake.wait()
+
+    def _take(self, size: int) -> list[Piece]:
+        alive = [piece for piece in self._ready.pop(size) if not piece.item.answer.done()]
+        batch, rest = alive[: self._settings.batch_size], alive[self._settings.batch_size :]
+        if rest:
+            self._ready[size] = rest
+        return batch
+
+    def _pass(self, batch: Sequence[Piece]) -> list[Answers]:
+        """One source pass, in the engine's thread."""
+        asked: dict[tuple[str, str], tuple[LiveTask, list[int]]] = {}
+        for row, piece in enumerate(batch):
+            for task in piece.tasks:
+                asked.setdefault((task.name, task.sha256), (task, []))[1].append(row)
+        tasks, rows = [task for task, _ in asked.values()], [own for _, own in asked.values()]
+        images = torch.stack([piece.pixels for piece in batch]).to(self._device)
+        said: list[Answers] = [{} for _ in batch]
+        for answer, own_rows in zip(self._live.run(images, tasks, rows), rows, strict=True):
+            logits = answer.logits.float().cpu()
+            probabilities = logits.softmax(1)
+            for place, row in enumerate(own_rows):
+                said[row][answer.task.name] = TaskAnswer(answer.task, logits[place], probabilities[place])
+        self._metrics.batch_size.observe(len(batch))
+        self._metrics.passes.inc()
+        return said
+
+
+class FairOrder:
+    """Places in a queue that give every task the same share, however many images ask for it.
+
+    A task's next image gets the place after its own last one, or the present one if it has none waiting; an image for
+    several tasks gets the latest of theirs. So images of a task that is asked for rarely overtake those of a hot one.
+    """
+
+    def __init__(self) -> None:
+        self._present = 0.0
+        self._next: dict[str, float] = {}  # by task; only places that lie ahead
+
+    def place(self, names: Sequence[str]) -> float:
+        """The place of a new image for these tasks."""
+        places = [max(self._present, self._next.get(name, 0.0)) for name in names]
+        self._next.update({name: place + 1 for name, place in zip(names, places, strict=True)})
+        return max(places, default=self._present)
+
+    def forget(self, names: Sequence[str]) -> None:
+        """The last image for these tasks has left without being served."""
+        for name in names:
+            if name in self._next:
+                self._next[name] -= 1
+
+    def reached(self, place: float) -> None:
+        """An image is served from this place."""
+        self._present = max(self._present, place)
+        self._next = {name: place for name, place in self._next.items() if place > self._present}
+
+
+def _place(item: Item) -> float:
+    return item.place

@@ -1,0 +1,196 @@
+"""What clients send: counted while it arrives, and read strictly when it is there."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import File, FormParser, parse_options_header
+from starlette.requests import Request
+
+from torchsnow.serving.refusal import ClientGone, Refusal
+from torchsnow.serving.settings import ServeSettings
+from torchsnow.task_file.json_shape import check_shape, parse_json
+
+_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_MAX_QUOTES = 20_000  # of the texts in a JSON body: two for each
+_MAX_STRUCTURE_BYTES = 64 * 2**10  # of a JSON body without its texts
+_MAX_FIELD_BYTES = 256
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Pictures, the names that the client has for them, and the tasks that are asked for; None for all of them."""
+
+    images: list[bytes]
+    image_names: list[str | None]
+    tasks: list[str] | None
+
+
+class Bodies:
+    """Reads the bodies of requests, and knows how many bytes all of them hold together."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self._settings = settings
+        self._held_bytes = 0
+
+    @contextmanager
+    def holding(self) -> Iterator[Callable[[Request, int], Awaitable[bytes]]]:
+        """The reader of one request's body; its bytes count as held until the block ends.
+
+        The reader takes the request and the most bytes that it may have. It raises Refusal: 413 for more, known before
+        they are read where the client says so, 429 when all requests together hold too much, 408 when the client takes
+        too long, 415 for a compressed body; and ClientGone.
+        """
+        held = 0
+
+        async def read(request: Request, max_bytes: int) -> bytes:
+            nonlocal held
+            _check_headers(request, max_bytes)
+            content = bytearray()
+            try:
+                async with asyncio.timeout(self._settings.body_timeout_s):
+                    async for chunk in _chunks(request):
+                        held += len(chunk)
+                        self._held_bytes += len(chunk)
+                        if len(content) + len(chunk) > max_bytes:
+                            raise _too_large(max_bytes)
+                        if self._held_bytes > self._settings.max_held_bytes:
+                            raise Refusal(429, "busy", "too many requests at once; try again later", 1)
+                        content += chunk
+            except TimeoutError:
+                raise Refusal(408, "slow", "the request did not arrive in time") from None
+            return bytes(content)
+
+        try:
+            yield read
+        finally:
+            self._held_bytes -= held
+
+
+async def _chunks(request: Request) -> Any:
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        yield message.get("body", b"")
+        more = message.get("more_body", False)
+
+
+def _check_headers(request: Request, max_bytes: int) -> None:
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise Refusal(415, "compressed", "compressed bodies are not taken; pictures are compressed already")
+    length = request.headers.get("content-length", "0")
+    if not length.isascii() or not length.isdigit():
+        raise Refusal(400, "bad_request", "the Content-Length is no number")
+    if len(length) > 18 or int(length) > max_bytes:
+        raise _too_large(max_bytes)
+
+
+def _too_large(max_bytes: int) -> Refusal:
+    return Refusal(413, "too_large", f"more than the {max_bytes} bytes that a request may have")
+
+
+def read_asked(content: bytes, content_type: str, settings: ServeSettings) -> Asked:
+    """What a body asks for: a form with files `image` and fields `task`, or JSON {"images": [base64], "tasks": [...]}.
+
+    Raises Refusal: 415 for another content type, 400 for a body that is not what it says, 413 for too many images.
+    """
+    kind, options = parse_options_header(content_type)
+    if kind == b"multipart/form-data":
+        asked = _form(content, options.get(b"boundary", b""), settings)
+    elif kind == b"application/json":
+        asked = _json(content, settings)
+    else:
+        raise Refusal(415, "content_type", "send multipart/form-data or application/json")
+    if not asked.images:
+        raise Refusal(400, "no_image", "there is no image in the request; send at least one, named 'image'")
+    refuse_many(len(asked.images), settings)
+    if asked.tasks is not None and not 0 < len(asked.tasks) <= settings.max_tasks:
+        raise Refusal(400, "tasks", f"name 1 to {settings.max_tasks} tasks, or none to ask all of them")
+    return asked
+
+
+def refuse_many(num_images: int, settings: ServeSettings) -> None:
+    """Raise Refusal (413) for more images than one request may have."""
+    if num_images > settings.max_images:
+        raise Refusal(413, "too_many_images", f"{num_images} images; a request may have {settings.max_images}")
+
+
+def strict_json(content: bytes, max_depth: int) -> Any:
+    """The value of a JSON text. Raises Refusal (400) for any other, one nested too deeply or of too many parts."""
+    if content.count(b'"') > _MAX_QUOTES:
+        raise Refusal(400, "bad_json", f"the JSON has more than {_MAX_QUOTES // 2} texts")
+    structure = _TEXT.sub(b"", content)
+    if len(structure) > _MAX_STRUCTURE_BYTES:
+        raise Refusal(400, "bad_json", f"the JSON has more than {_MAX_STRUCTURE_BYTES} bytes besides its texts")
+    depth = 0
+    for character in structure:
+        depth += (character in b"[{") - (character in b"]}")
+        if depth > max_depth:
+            raise Refusal(400, "bad_json", f"the JSON is nested more than {max_depth} levels deep")
+    try:
+        return parse_json(content)
+    except ValueError as error:
+        raise Refusal(400, "bad_json", "the body is not valid JSON") from error
+
+
+def from_base64(text: str) -> bytes:
+    """Raises Refusal (422) for a text that is not base64; nothing is ever fetched from an address."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Refusal(422, "bad_base64", "an image is not base64; addresses of images are not fetched") from error
+
+
+def _json(content: bytes, settings: ServeSettings) -> Asked:
+    values = strict_json(content, settings.max_json_depth)
+    try:
+        check_shape({"tasks": None, **values} if isinstance(values, dict) else values, _SHAPE, "body")
+    except ValueError as error:
+        raise Refusal(400, "bad_request", str(error)) from error
+    refuse_many(len(values["images"]), settings)
+    return Asked([from_base64(text) for text in values["images"]], [None] * len(values["images"]), values.get("tasks"))
+
+
+_SHAPE = {"images": [str], "tasks": (None, [str])}
+
+
+def _form(content: bytes, boundary: bytes, settings: ServeSettings) -> Asked:
+    images: list[bytes] = []
+    image_names: list[str | None] = []
+    tasks: list[str] = []
+
+    def on_file(file: File) -> None:
+        if file.field_name != b"image":
+            raise Refusal(400, "bad_request", "an unknown file; pictures are named 'image'")
+        refuse_many(len(images) + 1, settings)
+        file.file_object.seek(0)
+        images.append(file.file_object.read())
+        image_names.append((file.file_name or b"").decode("utf-8", "replace") or None)
+
+    def on_field(given: Any) -> None:
+        if given.field_name != b"task" or len(given.value or b"") > _MAX_FIELD_BYTES:
+            raise Refusal(400, "bad_request", "an unknown field; the fields of the form are 'image' and 'task'")
+        if len(tasks) >= settings.max_tasks:
+            raise Refusal(413, "too_many_parts", f"more than {settings.max_tasks} tasks")
+        tasks.append((given.value or b"").decode("utf-8", "replace"))
+
+    config: Any = {"MAX_MEMORY_FILE_SIZE": settings.max_body_bytes + 1}  # never to a disk
+    try:
+        parser = FormParser("multipart/form-data", on_field, on_file, boundary=boundary, config=config)
+        parser.write(content)
+        parser.finalize()
+    except FormParserError as error:
+        raise Refusal(400, "bad_form", "the body is not a valid multipart form") from error
+    if not content.rstrip().endswith(b"--" + boundary + b"--"):
+        raise Refusal(400, "bad_form", "the form is cut off before its end")
+    return Asked(images, image_names, tasks or None)

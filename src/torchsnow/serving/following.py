@@ -1,0 +1,156 @@
+"""The tasks that a server offers: those of a hub's folder, at every moment."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from torchsnow.errors import HubError, TorchsnowError
+from torchsnow.hub import Entry
+from torchsnow.live import LiveHub, LiveTask
+from torchsnow.serving.logs import log, log_trouble
+from torchsnow.serving.metrics import Metrics
+from torchsnow.serving.refusal import Refusal
+from torchsnow.task_file import TaskInfo, read_task_info
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One task as the hub has it: its entry and what its file says about itself."""
+
+    entry: Entry
+    info: TaskInfo
+
+
+class Following:
+    """Follows a hub. Everything here but `run` may take the time of a disk: call it from a thread."""
+
+    def __init__(self, live: LiveHub, metrics: Metrics) -> None:
+        self.live = live
+        self._metrics = metrics
+        self._turn, self._loading = threading.Lock(), threading.Lock()
+        self._warm: Mapping[str, LiveTask] = MappingProxyType({})
+        self._unloaded: frozenset[str] = frozenset()
+        self._trouble: str | None = None
+        self.listed: Mapping[str, Listed] = MappingProxyType({})
+        self._looked = False
+
+    @property
+    def faults(self) -> Mapping[str, str]:
+        """Why tasks cannot be used, by name; the words hold paths and are for the log."""
+        return self.live.now.faults
+
+    @property
+    def unloaded(self) -> frozenset[str]:
+        """Tasks that are not offered, by request."""
+        return self._unloaded
+
+    async def run(self, every_s: float) -> None:
+        """Follow the hub until cancelled."""
+        while True:
+            await asyncio.to_thread(self.look)
+            await asyncio.sleep(every_s)
+
+    def look(self) -> None:
+        """Take over what has changed. New versions are loaded here; until they are, the old ones answer.
+
+        A hub that cannot be read is reported once, and its tasks go on answering.
+        """
+        with self._turn:
+            try:
+                if self.live.follow() or not self._looked:
+                    self._take_over()
+                self._looked, self._trouble = True, None
+            except TorchsnowError as error:
+                if str(error) != self._trouble:
+                    log_trouble("the hub cannot be read", reason=str(error))
+                self._trouble = str(error)
+            self._metrics.tasks.set(len(self.listed))
+            self._metrics.unusable.set(len(self.faults))
+            self._metrics.keep(self.live.now.entries)
+
+    def _take_over(self) -> None:
+        before, now = self.listed, {}
+        entries = self.live.now.entries
+        self._warm = MappingProxyType({name: task for name, task in self._warm.items() if name in entries})
+        room_bytes = self.live.resident_bytes
+        for name, entry in sorted(entries.items()):
+            if name in before and before[name].entry == entry:
+                now[name] = before[name]
+                continue
+            room_bytes -= entry.size_bytes
+            try:
+                warm = {name: self._load(name)} if room_bytes > 0 else {}
+                self._warm = MappingProxyType({**_without(self._warm, name), **warm})
+                now[name] = Listed(entry, read_task_info(self.live.hub.folder.task_file(name, entry)))
+                log("task replaced" if name in before else "task added", task=name, sha256=entry.sha256)
+            except TorchsnowError as error:
+                self._warm = MappingProxyType(_without(self._warm, name))
+                if self.live.now.entries.get(name) == entry:
+                    log_trouble("task cannot be used", task=name, reason=str(error))
+        for name in sorted(set(before) - set(entries)):
+            log("task removed", task=name)
+        self.listed = MappingProxyType(now)
+
+    def tasks_at_hand(self, names: Sequence[str] | None) -> list[LiveTask] | None:
+        """What `tasks` would return if that takes no time, else None."""
+        if names is None:
+            return None
+        warm = [self._warm.get(name) for name in dict.fromkeys(names)]
+        for name in names:
+            self._refuse_unknown(name)
+        found = [task for task in warm if task is not None]
+        return found if len(found) == len(warm) else None
+
+    def tasks(self, names: Sequence[str] | None) -> list[LiveTask]:
+        """The named tasks, or all that answer. Raises Refusal: 404 for an unknown name, 409 for an unusable task."""
+        if names is None:
+            found = [self._found(name) for name in sorted(self.live.now.entries) if name not in self._unloaded]
+            usable = [task for task in found if task is not None]
+            if not usable:
+                raise Refusal(404, "no_tasks", "there are no tasks yet")
+            return usable
+        for name in names:
+            self._refuse_unknown(name)
+        tasks = []
+        for name in dict.fromkeys(names):
+            task = self._found(name)
+            if task is None:
+                self._refuse_unknown(name)  # it may have gone meanwhile
+                raise Refusal(409, "task_unusable", "a task that was asked for is damaged; the others answer")
+            tasks.append(task)
+        return tasks
+
+    def _found(self, name: str) -> LiveTask | None:
+        """A task, from the disk if need be; None for one that cannot be used."""
+        task = self._warm.get(name)
+        try:
+            return self._load(name) if task is None else task
+        except HubError:
+            return None
+
+    def _load(self, name: str) -> LiveTask:
+        with self._loading:  # one at a time: who waits finds it loaded
+            return self.live.tasks([name])[0]
+
+    def set_offered(self, name: str, offered: bool) -> None:
+        """Offer a task or not, in this server alone. Raises Refusal (404) for an unknown one."""
+        if name not in self.live.now.entries:
+            self._refuse_unknown(name)
+        self._unloaded = self._unloaded - {name} if offered else self._unloaded | {name}
+
+    def _refuse_unknown(self, name: str) -> None:
+        known = self.live.now.entries
+        if name in known and name not in self._unloaded:
+            return
+        near = difflib.get_close_matches(name[:64], set(known) - self._unloaded, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "; GET /tasks lists those there are"
+        raise Refusal(404, "unknown_task", f"there is no task of this name{hint}")
+
+
+def _without(tasks: Mapping[str, LiveTask], name: str) -> dict[str, LiveTask]:
+    return {other: task for other, task in tasks.items() if other != name}

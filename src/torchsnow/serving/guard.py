@@ -1,0 +1,102 @@
+"""Stands before every route: who may come in, what is logged and counted, and what happens to our mistakes."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import time
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from torchsnow.serving.admin import ADMIN_PATHS
+from torchsnow.serving.logs import log, log_fault
+from torchsnow.serving.metrics import Metrics
+from torchsnow.serving.refusal import Refusal
+from torchsnow.serving.replies import as_error
+from torchsnow.serving.settings import ServeSettings
+
+OPEN_PATHS = frozenset({"/", "/v2/health/live", "/v2/health/ready"})
+"""What answers without the token: the page, which holds nothing, and what an orchestrator asks."""
+_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+)
+
+
+class Guard:
+    """Checks the token, and Host and Origin of admin routes; logs and counts every request."""
+
+    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics) -> None:
+        self._app, self._settings, self._metrics = app, settings, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        start_s, request_id, status = time.monotonic(), secrets.token_hex(8), 0
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), *_HEADERS, (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        scope.setdefault("state", {})
+        try:
+            self._check(scope)
+            await self._app(scope, receive, noting)
+        except Refusal as refusal:
+            headers = {"www-authenticate": "Bearer"} if refusal.status == 401 else {}
+            reply = as_error(refusal.status, refusal.code, refusal.message, {**headers, "connection": "close"})
+            await reply(scope, receive, noting)
+        except Exception as error:
+            log_fault("a request failed", error, request=request_id)  # Starlette has answered it
+        finally:
+            self._note(scope, status, request_id, time.monotonic() - start_s)
+
+    def _check(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        if scope["path"].startswith(ADMIN_PATHS) or f"{scope['path']}/" in ADMIN_PATHS:
+            self._check_caller(headers, scope["scheme"])
+        token = self._settings.token
+        if token is not None and scope["path"] not in OPEN_PATHS:
+            kind, _, given = headers.get("authorization", "").partition(" ")
+            same = hmac.compare_digest(given.strip().encode("latin-1", "replace"), token.encode())
+            if kind.lower() != "bearer" or not same:
+                raise Refusal(401, "unauthorized", "send the server's token: Authorization: Bearer TOKEN")
+
+    def _check_caller(self, headers: Headers, scheme: str) -> None:
+        """Refuse pages of other sites, also those whose name was made to lead here (DNS rebinding)."""
+        host = headers.get("host", "")
+        if len(headers.getlist("host")) != 1 or _name(host) not in self._settings.hosts:
+            raise Refusal(403, "host", "admin routes are not served under this name; see --allow-host")
+        origin = headers.get("origin")
+        if origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
+            raise Refusal(403, "origin", "admin routes are not for pages of other sites")
+
+    def _note(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "none")  # ours, never what a client wrote
+        self._metrics.requests.labels(route, str(status)).inc()
+        log(
+            "request",
+            request=request_id,
+            method=scope["method"][:16],
+            route=route,
+            status=status,
+            seconds=round(seconds, 4),
+            tasks=scope["state"].get("tasks"),
+        )
+
+
+def _name(host: str) -> str:
+    """A Host header without its port."""
+    try:
+        parts = urlsplit(f"//{host}")
+        name, _ = parts.hostname or "", parts.port
+    except ValueError:
+        return ""
+    return f"[{name}]" if ":" in name else name

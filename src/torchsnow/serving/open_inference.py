@@ -1,0 +1,237 @@
+"""The Open Inference Protocol V2: a task is a model, its input pictures, its outputs what it says of them.
+
+The input `image` is of type BYTES: encoded pictures, raw in the binary extension, base64 in JSON. The outputs are
+`probabilities` and `logits` (FP32, one row per picture) and `label` (BYTES).
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from torchsnow.serving.batcher import Answers, TaskAnswer
+from torchsnow.serving.bodies import from_base64, refuse_many, strict_json
+from torchsnow.serving.refusal import Refusal
+from torchsnow.serving.replies import as_json
+from torchsnow.serving.service import Service, named
+
+HEADER_LENGTH = "inference-header-content-length"
+_OUTPUTS = {"probabilities": "FP32", "logits": "FP32", "label": "BYTES"}
+
+
+def routes(service: Service) -> list[Route]:
+    """The addresses under /v2."""
+
+    async def server(request: Request) -> Response:
+        extensions = ["binary_tensor_data", "model_repository"]
+        return as_json({"name": "torchsnow", "version": version("torchsnow"), "extensions": extensions})
+
+    async def live(request: Request) -> Response:
+        return as_json({"live": True})
+
+    async def ready(request: Request) -> Response:
+        return as_json({"ready": service.ready}, 200 if service.ready else 503)
+
+    async def model(request: Request) -> Response:
+        listed = service.following.listed.get(_model(service, request))
+        if listed is None:
+            raise Refusal(404, "unknown_task", "this model is not ready")
+        return as_json(_metadata(request.path_params["name"], listed.entry.sha256, len(listed.info.classes)))
+
+    async def model_ready(request: Request) -> Response:
+        name = _model(service, request)
+        return as_json({"name": name, "ready": True})
+
+    async def infer(request: Request) -> Response:
+        name = _model(service, request)
+        length = request.headers.get(HEADER_LENGTH)
+
+        def read(content: bytes) -> Inference:
+            return _read(content, length, name, request.path_params.get("version"), service)
+
+        return await service.answer(request, read, _reply)
+
+    async def index(request: Request) -> Response:
+        with service.bodies.holding() as read_body:
+            content = await read_body(request, 2**16)
+        only_ready = _wants_ready(content, service.settings.max_json_depth)
+        return as_json([row for row in _index(service) if row["state"] == "READY" or not only_ready])
+
+    found = [
+        Route("/v2", server),
+        Route("/v2/health/live", live),
+        Route("/v2/health/ready", ready),
+        Route("/v2/repository/index", index, methods=["POST"]),
+    ]
+    for start in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        found += [
+            Route(start, model),
+            Route(f"{start}/ready", model_ready),
+            Route(f"{start}/infer", infer, methods=["POST"]),
+        ]
+    return found
+
+
+def _model(service: Service, request: Request) -> str:
+    """The task that the address names. Raises Refusal (404) for one that does not answer, or another version."""
+    name: str = request.path_params["name"]
+    entry = service.live.now.entries.get(name)
+    if entry is None or name in service.following.unloaded or name in service.following.faults:
+        raise Refusal(404, "unknown_task", "there is no model of this name, or it cannot be used")
+    if request.path_params.get("version", entry.sha256[:12]) not in (entry.sha256[:12], entry.sha256):
+        raise Refusal(404, "unknown_version", f"the model has the version {entry.sha256[:12]} and no other")
+    return name
+
+
+def _metadata(name: str, sha256: str, num_classes: int) -> dict[str, Any]:
+    outputs = [
+        {"name": output, "datatype": kind, "shape": [-1] if output == "label" else [-1, num_classes]}
+        for output, kind in _OUTPUTS.items()
+    ]
+    inputs = [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
+    return {
+        "name": name,
+        "versions": [sha256[:12]],
+        "platform": "torchsnow",
+        "inputs": inputs,
+        "outputs": outputs,
+        "parameters": {"sha256": sha256},
+    }
+
+
+def _index(service: Service) -> Iterable[dict[str, str]]:
+    faults, unloaded = service.following.faults, service.following.unloaded
+    for name, entry in sorted(service.live.now.entries.items()):
+        reason = "its file cannot be used" if name in faults else "unloaded" if name in unloaded else ""
+        state = "UNAVAILABLE" if reason else "READY"
+        yield {"name": name, "version": entry.sha256[:12], "state": state, "reason": reason}
+
+
+def _wants_ready(content: bytes, max_depth: int) -> bool:
+    values = strict_json(content, max_depth) if content.strip() else {}
+    if not isinstance(values, dict) or not isinstance(values.get("ready", False), bool):
+        raise Refusal(400, "bad_request", 'send nothing, or {"ready": true}')
+    return bool(values.get("ready", False))
+
+
+@dataclass(frozen=True)
+class Inference:
+    """A request to one model: pictures, the outputs that are wanted, and those of them that go out as bytes.
+
+    `version` is the only one that may answer, if it is given.
+    """
+
+    images: list[bytes]
+    tasks: list[str]
+    version: str | None
+    outputs: list[str]
+    binary: frozenset[str]
+    id: str | None
+
+
+def _read(content: bytes, header_length: str | None, name: str, version: str | None, service: Service) -> Inference:
+    end = len(content)
+    if header_length is not None:
+        if not (header_length.isascii() and header_length.isdigit() and len(header_length) < 12):
+            raise Refusal(400, "bad_request", f"{header_length[:20]!r} is no length of a header")
+        end = min(int(header_length), end)
+    values = strict_json(content[:end], service.settings.max_json_depth)
+    try:
+        images = _images(values, content[end:], service)
+        outputs, binary = _wanted(values)
+        given_id = values.get("id")
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise Refusal(
+            400,
+            "bad_request",
+            "expected one input 'image' of datatype BYTES and shape [n], as GET /v2/models/NAME says",
+        ) from error
+    return Inference(images, [name], version, outputs, binary, given_id if isinstance(given_id, str) else None)
+
+
+def _images(values: Any, binary: bytes, service: Service) -> list[bytes]:
+    """Raises Refusal, or any error of a value that is missing or of another kind."""
+    (tensor,) = values["inputs"]
+    if (tensor["name"], tensor["datatype"]) != ("image", "BYTES"):
+        raise ValueError
+    size = tensor.get("parameters", {}).get("binary_data_size")
+    if size is None:
+        images = [from_base64(text) for text in tensor["data"]]
+    elif size == len(binary):
+        images = list(_split(binary))
+    else:
+        raise Refusal(400, "bad_request", "binary_data_size is not the number of bytes behind the header")
+    if [int(extent) for extent in tensor["shape"]] not in ([len(images)], [len(images), 1]) or not images:
+        raise ValueError
+    refuse_many(len(images), service.settings)
+    return images
+
+
+def _split(content: bytes) -> Iterable[bytes]:
+    """The elements of a BYTES tensor: each its length (4 bytes, little-endian), then its bytes."""
+    start = 0
+    while start < len(content):
+        if start + 4 > len(content):
+            raise ValueError
+        (length,) = struct.unpack_from("<I", content, start)
+        start += 4 + length
+        if start > len(content):
+            raise ValueError
+        yield content[start - length : start]
+
+
+def _wanted(values: Any) -> tuple[list[str], frozenset[str]]:
+    all_binary = values.get("parameters", {}).get("binary_data_output", False) is True
+    wanted = values.get("outputs") or [{"name": name} for name in _OUTPUTS]
+    names = [output["name"] for output in wanted]
+    if len(set(names)) != len(names) or not set(names) <= set(_OUTPUTS):
+        raise Refusal(400, "bad_request", f"the outputs are {', '.join(_OUTPUTS)}")
+    binary = {
+        output["name"] for output in wanted if output.get("parameters", {}).get("binary_data", all_binary) is True
+    }
+    return names, frozenset(binary)
+
+
+def _reply(asked: Inference, answers: Sequence[Answers], seconds: float) -> Response:
+    rows = [next(iter(own.values())) for own in answers]
+    task = rows[0].task
+    if asked.version not in (None, task.sha256[:12], task.sha256):
+        raise Refusal(404, "unknown_version", "this version was just replaced, or is not loaded yet")
+    tail, outputs = b"", []
+    for name in asked.outputs:
+        output, content = _output(name, rows, name in asked.binary)
+        outputs.append(output)
+        tail += content
+    body: dict[str, Any] = {"model_name": task.name, "model_version": task.sha256[:12], "outputs": outputs}
+    body["parameters"] = {**named(task), "seconds": round(seconds, 4)}
+    if asked.id is not None:
+        body["id"] = asked.id
+    if not tail:
+        return as_json(body)
+    head = json.dumps(body).encode()
+    return Response(head + tail, headers={HEADER_LENGTH: str(len(head))}, media_type="application/octet-stream")
+
+
+def _output(name: str, rows: Sequence[TaskAnswer], binary: bool) -> tuple[dict[str, Any], bytes]:
+    if name == "label":
+        labels = [row.task.classes[int(row.probabilities.argmax())] for row in rows]
+        encoded = [label.encode("utf-8", "replace") for label in labels]
+        raw = b"".join(struct.pack("<I", len(label)) + label for label in encoded)
+        output: dict[str, Any] = {"name": name, "datatype": "BYTES", "shape": [len(rows)]}
+        data: list[Any] = labels
+    else:
+        values = np.stack([getattr(row, name).numpy() for row in rows]).astype("<f4")
+        raw, data = values.tobytes(), values.ravel().tolist()
+        output = {"name": name, "datatype": "FP32", "shape": list(values.shape)}
+    if binary:
+        return {**output, "parameters": {"binary_data_size": len(raw)}}, raw
+    return {**output, "data": data}, b""

@@ -1,0 +1,58 @@
+"""The end of patience: connections that send no request, or do not take their answer, are closed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEADER_TIMEOUT_S = 10.0
+WRITE_TIMEOUT_S = 30.0
+MAX_CONNECTIONS = 1000
+
+
+class PatientProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1, with time limits for the head of a request and for taking a reply, and few connections."""
+
+    _waiting: asyncio.TimerHandle | None = None
+    _stalled: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """A client is there."""
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.close()
+        self._wait_for_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """A client is gone."""
+        for timer in (self._waiting, self._stalled):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        """A reply is written; the next request may come."""
+        self._wait_for_request()
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        self._stalled = self.loop.call_later(WRITE_TIMEOUT_S, self.transport.abort)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        if self._stalled is not None:
+            self._stalled.cancel()
+        super().resume_writing()
+
+    def _wait_for_request(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+        self._waiting = self.loop.call_later(HEADER_TIMEOUT_S, self._give_up, self.cycle)
+
+    def _give_up(self, cycle: Any) -> None:
+        if self.cycle is cycle:  # no request has begun since
+            self.transport.close()

@@ -1,0 +1,31 @@
+"""From the bytes that a client sent to the tensors that tasks read; nothing is decoded before its size is known."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from torchsnow.data import eval_transform, read_image
+from torchsnow.data.images import format_of
+from torchsnow.errors import DataError
+from torchsnow.serving.refusal import Refusal
+from torchsnow.source import InputConfig
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+
+
+def decode(content: bytes, sizes: Iterable[int], config: InputConfig, max_pixels: int) -> dict[int, Tensor]:
+    """A picture as tensors (3, S, S), as at evaluation, for every image size S in pixels.
+
+    Raises Refusal (415) for anything but JPEG, PNG and WebP, and (422) for a picture that is damaged, too large, or of
+    a shape that cannot be used.
+    """
+    if format_of(content[:16]) not in FORMATS:
+        raise Refusal(415, "not_an_image", "this is no JPEG, PNG or WebP picture")
+    try:
+        image = read_image(io.BytesIO(content), max_pixels)
+        return {size: eval_transform(config, size)(image) for size in sizes}
+    except DataError as error:
+        raise Refusal(422, "bad_image", str(error)) from error

@@ -1,0 +1,51 @@
+"""Replies, and how errors look: a sentence and a code, without paths and traces."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from torchsnow.serving.refusal import ClientGone, Refusal
+
+_CLOSING = {408, 413, 415, 429}  # the body may not have been read: what is left of it must not be taken for a request
+
+
+def as_json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A JSON reply. All in ASCII: names of files may hold what UTF-8 cannot."""
+    return Response(json.dumps(value), status, headers, "application/json")
+
+
+def as_error(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    """An error, in the words of the Open Inference Protocol: the text under "error"."""
+    closing = {"connection": "close"} if status in _CLOSING else {}
+    return as_json({"error": message, "code": code}, status, {**closing, **(headers or {})})
+
+
+def on_refusal(request: Request, error: Exception) -> Response:
+    """For Starlette: a Refusal as a reply."""
+    assert isinstance(error, Refusal)
+    wait = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+    return as_error(error.status, error.code, error.message, wait)
+
+
+def on_client_gone(request: Request, error: Exception) -> Response:
+    """For Starlette: nobody reads this."""
+    assert isinstance(error, ClientGone)
+    return as_error(499, "client_gone", "the client has closed the connection")
+
+
+def on_http_error(request: Request, error: Exception) -> Response:
+    """For Starlette: an unknown address or method."""
+    assert isinstance(error, HTTPException)
+    codes = {404: "not_found", 405: "method_not_allowed"}
+    return as_error(error.status_code, codes.get(error.status_code, "bad_request"), error.detail, error.headers)
+
+
+def on_fault(request: Request, error: Exception) -> Response:
+    """For Starlette: a mistake of ours, which the guard logs."""
+    return as_error(500, "internal", "our mistake; the server's log has it under this reply's X-Request-Id")

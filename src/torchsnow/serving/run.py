@@ -1,0 +1,67 @@
+"""A server on this machine, from its start to its drained end."""
+
+from __future__ import annotations
+
+import math
+import signal
+import socket
+
+import uvicorn
+
+from torchsnow.errors import ServingError
+from torchsnow.live import LiveHub
+from torchsnow.serving.app import make_app
+from torchsnow.serving.logs import log
+from torchsnow.serving.patience import PatientProtocol
+from torchsnow.serving.service import Service
+from torchsnow.serving.settings import ServeSettings
+
+_MAX_HEAD_BYTES = 32 * 2**10
+_BACKLOG = 512
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening place; port 0 is any free one. Raises ServingError when the system refuses."""
+    if not 0 <= port < 2**16:
+        raise ServingError(f"cannot listen on port {port}; expected 0 to 65535")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+        return listener
+    except OSError as error:
+        raise ServingError(f"cannot listen on {host} port {port}: {error}; choose another --host or --port") from error
+
+
+def serve(live: LiveHub, settings: ServeSettings, listener: socket.socket) -> None:
+    """Answer until SIGTERM or SIGINT, then finish what has been accepted."""
+    server = make_server(Service(live, settings))
+    for stop in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when it has drained
+        signal.signal(stop, lambda number, frame: None)
+    log("serving", address=listener.getsockname()[:2], tasks=len(live.now.entries), admin=settings.token is not None)
+    server.run(sockets=[listener])
+    log("stopped")
+
+
+def make_server(service: Service) -> uvicorn.Server:
+    """The HTTP server of a service."""
+    config = uvicorn.Config(
+        make_app(service),
+        http=PatientProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        proxy_headers=False,
+        h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=math.ceil(service.settings.deadline_s) + 1,
+    )
+    return uvicorn.Server(config)

@@ -1,0 +1,137 @@
+"""What all routes share: from the pictures of a request to the answers of its tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from torchsnow.live import LiveHub, LiveTask
+from torchsnow.serving.batcher import Answers, Batcher, TaskAnswer
+from torchsnow.serving.bodies import Bodies
+from torchsnow.serving.following import Following
+from torchsnow.serving.metrics import Metrics
+from torchsnow.serving.pictures import decode
+from torchsnow.serving.refusal import ClientGone, Refusal
+from torchsnow.serving.replies import as_json
+from torchsnow.serving.settings import ServeSettings
+
+DEADLINE_HEADER = "x-deadline-s"
+# What is done in a moment is done on the event loop: under load, going to a thread and back takes longer.
+_QUICK_BYTES, _QUICK_ANSWERS = 2**17, 32
+Result = TypeVar("Result")
+
+
+class Service:
+    """A hub that answers over a network."""
+
+    def __init__(self, live: LiveHub, settings: ServeSettings) -> None:
+        self.live, self.settings = live, settings
+        self.metrics = Metrics()
+        self.bodies = Bodies(settings)
+        self.following = Following(live, self.metrics)
+        to_tensors = partial(decode, config=live.hub.source.input_config, max_pixels=settings.max_pixels)
+        self.batcher = Batcher(live, to_tensors, settings, self.metrics)
+        self.ready = False
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Answer and follow the hub, until the block ends."""
+        await asyncio.to_thread(self.following.look)
+        follower = asyncio.create_task(self.following.run(self.settings.follow_s))
+        self.batcher.start()
+        self.ready = True
+        try:
+            yield
+        finally:
+            self.ready = False
+            follower.cancel()
+            with suppress(asyncio.CancelledError):
+                await follower
+            await self.batcher.close()
+
+    async def answer(self, request: Request, read: Callable[[bytes], Any], reply: Callable[..., Response]) -> Response:
+        """Read a request's body, ask the tasks, and reply.
+
+        `read` turns the body, in a thread, into what has `images` and `tasks` (None for all); `reply` takes that, the
+        answers of each image, and the seconds since the request began.
+        """
+        start_s, timeout_s = time.monotonic(), _deadline_s(request, self.settings.deadline_s)
+        with self.bodies.holding() as read_body:
+            content = await read_body(request, self.settings.max_body_bytes)
+            arrived_s = time.monotonic()
+            if len(content) <= _QUICK_BYTES:
+                asked = read(content)
+            else:
+                asked = await asyncio.to_thread(read, content)
+            del content
+            tasks = self.following.tasks_at_hand(asked.tasks)
+            if tasks is None:
+                tasks = await asyncio.to_thread(self.following.tasks, asked.tasks)
+            left_s = timeout_s - (time.monotonic() - arrived_s)
+            answers = await _unless_gone(request, self.batcher.ask(asked.images, tasks, left_s))
+        seconds = time.monotonic() - start_s
+        self.metrics.answered((task.name for task in tasks), seconds)
+        request.state.tasks = [task.name for task in tasks][:8]
+        if len(answers) * len(tasks) <= _QUICK_ANSWERS:
+            return reply(asked, answers, seconds)
+        return await asyncio.to_thread(reply, asked, answers, seconds)
+
+
+def named(task: LiveTask) -> dict[str, str]:
+    """Which version of which task speaks."""
+    return {"task": task.name, "version": task.sha256[:12], "sha256": task.sha256}
+
+
+def predictions(asked: Any, answers: Sequence[Answers], seconds: float) -> Response:
+    """The reply of POST /predict."""
+    images = [
+        {"name": name, "answers": [_spoken(answer) for _, answer in sorted(own.items())]}
+        for name, own in zip(asked.image_names, answers, strict=True)
+    ]
+    return as_json({"images": images, "seconds": round(seconds, 4)})
+
+
+def _spoken(answer: TaskAnswer) -> dict[str, Any]:
+    order = answer.probabilities.argsort(descending=True).tolist()
+    numbers = answer.probabilities.tolist()
+    shares: Mapping[str, float] = {answer.task.classes[i]: numbers[i] for i in order}
+    return {**named(answer.task), "label": next(iter(shares)), "probabilities": shares}
+
+
+def _deadline_s(request: Request, longest_s: float) -> float:
+    given = request.headers.get(DEADLINE_HEADER)
+    if given is None:
+        return longest_s
+    try:
+        wanted_s = float(given)
+    except ValueError:
+        wanted_s = 0.0
+    if not wanted_s > 0:
+        raise Refusal(400, "bad_request", f"{DEADLINE_HEADER} is not a number of seconds above 0")
+    return min(wanted_s, longest_s)
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of some work, which is given up when the client goes away. Raises ClientGone then."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientGone
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

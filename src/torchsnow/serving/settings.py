@@ -1,0 +1,61 @@
+"""What a server allows, and how it batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torchsnow.errors import ServingError
+
+MIN_TOKEN_CHARACTERS = 16
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """Limits and times of a server. Raises ServingError for values that make no sense."""
+
+    batch_size: int = 16
+    """Images of one source pass, at most."""
+    wait_s: float = 0.005
+    """How long the first image of a batch waits for others."""
+    queue_size: int = 256
+    """Images that may wait; more are answered 429."""
+    deadline_s: float = 10.0
+    """From the moment that a request is read to its answer; a client may ask for less."""
+    decode_threads: int = 2
+    follow_s: float = 0.25
+    """Between two looks at the hub's folder."""
+    token: str | None = None
+    """What clients must send as a bearer token. Without one there are no admin routes."""
+    hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")
+    """Names under which admin routes may be called."""
+
+    max_body_bytes: int = 32 * 2**20
+    max_held_bytes: int = 256 * 2**20
+    """Of the bodies of all requests together; more are answered 429."""
+    max_upload_bytes: int = 256 * 2**20
+    """Of a task file."""
+    max_pixels: int = 25_000_000
+    max_images: int = 16
+    max_tasks: int = 256
+    """Names of tasks in one request."""
+    max_json_depth: int = 16
+    body_timeout_s: float = 30.0
+    """For a client to send its whole request."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "queue_size", "decode_threads", "deadline_s", "follow_s", "body_timeout_s"):
+            _expect(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
+        _expect(self.wait_s >= 0, "wait_s", self.wait_s, "0 or more")
+        if self.token is not None and (
+            len(self.token) < MIN_TOKEN_CHARACTERS or not all("!" <= c <= "~" for c in self.token)
+        ):
+            raise ServingError(
+                f"the token must be {MIN_TOKEN_CHARACTERS} or more ASCII characters without spaces; "
+                "`openssl rand -hex 32` makes a good one"
+            )
+
+
+def _expect(holds: bool, name: str, value: Any, expected: str) -> None:
+    if not holds:
+        raise ServingError(f"{name} is {value}; expected {expected}")

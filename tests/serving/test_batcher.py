@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from torchsnow.hub import Hub
+from torchsnow.live import LiveHub, LiveTask
+from torchsnow.live.hub import Answer
+from torchsnow.serving.batcher import Batcher, FairOrder
+from torchsnow.serving.metrics import Metrics
+from torchsnow.serving.refusal import Refusal
+from torchsnow.serving.settings import ServeSettings
+
+
+class SlowHub:
+    """A live hub whose passes wait for `gate`, and which notes them."""
+
+    def __init__(self, live: LiveHub) -> None:
+        self.live, self.hub = live, live.hub
+        self.gate = threading.Event()
+        self.passes: list[list[tuple[str, int]]] = []
+        self.poison: float | None = None
+
+    def run(self, images: Tensor, tasks: Sequence[LiveTask], rows: Sequence[Sequence[int]]) -> list[Answer]:
+        self.gate.wait(30)
+        if self.poison is not None and (images == self.poison).any():
+            raise RuntimeError("out of memory, say")
+        self.passes.append([(task.name, len(own)) for task, own in zip(tasks, rows, strict=True)])
+        return self.live.run(images, tasks, rows)
+
+
+def decode(content: bytes, sizes: Sequence[int]) -> dict[int, Tensor]:
+    if content == b"bad":
+        raise Refusal(422, "bad_image", "no picture")
+    return {size: torch.full((3, size, size), float(content[0])) for size in sizes}
+
+
+@pytest.fixture
+def slow(hub: Hub) -> SlowHub:
+    return SlowHub(LiveHub(hub))
+
+
+def run(
+    slow: SlowHub, work: Callable[[Batcher, dict[str, LiveTask]], Coroutine[Any, Any, None]], **settings: Any
+) -> Metrics:
+    """Run a test's coroutine with a batcher and the tasks by name."""
+    metrics = Metrics()
+
+    async def main() -> None:
+        batcher = Batcher(slow, decode, ServeSettings(**{"wait_s": 0.02, **settings}), metrics)  # type: ignore[arg-type]
+        batcher.start()
+        try:
+            await work(batcher, {task.name: task for task in slow.live.tasks()})
+        finally:
+            slow.gate.set()
+            await batcher.close()
+
+    asyncio.run(main())
+    return metrics
+
+
+async def settled() -> None:
+    """Everything that can go on has gone on."""
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+
+
+def test_different_tasks_share_a_pass(slow: SlowHub) -> None:
+    async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
+        slow.gate.set()
+        asked = [batcher.ask([bytes([i])], [tasks["abc"[i % 3]]], 10) for i in range(6)]
+        for i, (answers,) in enumerate(await asyncio.gather(*asked)):
+            assert list(answers) == ["abc"[i % 3]]
+
+    run(slow, work, batch_size=6)
+    assert sorted(slow.passes[0]) == [("a", 2), ("b", 2), ("c", 2)]
+    assert len(slow.passes) == 1
+
+
+def test_no_pass_has_more_than_a_batch(slow: SlowHub) -> None:
+    async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
+        slow.gate.set()
+        assert len(await batcher.ask([bytes([i]) for i in range(10)], [tasks["a"]], 10)) == 10
+
+    run(slow, work, batch_size=4)
+    assert [own for ((_, own),) in slow.passes] == [4, 4, 2]
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_again(slow: SlowHub) -> None:
+    async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
+        asked = [asyncio.ensure_future(batcher.ask([b"x"], [tasks["a"]], 10)) for _ in range(20)]
+        await settled()
+        refused = [task.exception() for task in asked if task.done()]
+        assert len(refused) == 20 - 4 - 8  # two batches of two in work, eight wait
+        for error in refused:
+            assert isinstance(error, Refusal)
+            assert (error.status, error.code) == (429, "queue_full")
+            assert (error.retry_after_s or 0) >= 1
+        slow.gate.set()
+        assert len([1 for result in await asyncio.gather(*asked, return_exceptions=True) if len_of(result)]) == 12
+
+    metrics = run(slow, work, batch_size=2, queue_size=8)
+    assert b'torchsnow_rejected_total{reason="queue_full"} 8.0' in metrics.text()
+
+
+def len_of(result: Any) -> int:
+    return 0 if isinstance(result, BaseException) else len(result)
+
+
+def test_a_hot_task_neither_starves_another_nor_keeps_it_out(slow: SlowHub) -> None:
+    order: list[str] = []
+
+    async def ask(batcher: Batcher, task: LiveTask) -> None:
+        await batcher.ask([b"x"], [task], 10)
+        order.append(task.name)
+
+    async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
+        hot = [asyncio.ensure_future(ask(batcher, tasks["a"])) for _ in range(40)]
+        await settled()
+        rare = [asyncio.ensure_future(ask(batcher, tasks["b"])) for _ in range(3)]
+        await settled()
+        assert not any(task.done() for task in rare)  # they were let in, though the queue was full
+        slow.gate.set()
+        await asyncio.gather(*hot, *rare, return_exceptions=True)
+
+    run(slow, work, batch_size=2, queue_size=10)
+    assert order.count("b") == 3
+    assert max(i for i, name in enumerate(order) if name == "b") < 4 + 2 * 3 + 2  # beside a's, in turns
+
+
+def test_the_deadline_ends_the_wait_and_frees_the_places(slow: SlowHub) -> None:
+    async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
+        asked = [batcher.ask([b"x"], [tasks["a"]], 0.1) for _ in range(10)]
+        for error in await asyncio.gather(*asked, return_exceptions=True):
+            assert isinstance(error, Refusal)
+            assert (error.status, error.code) == (429, "deadline")
+        slow.gate.set()
+        await settled()
+        assert len(await batcher.ask([b"y"], [tasks["b"]], 10)) == 1
+
+    run(slow, work, batch_size=2, queue_size=20)
+    assert ("a", 2) in slow.passes[0]
+    assert slow.passes[1:] == [[("b", 1)]]  # what was given up was never computed
+
+
+def test_a_client_that_goes_away_frees_its_place(slow: SlowHub) -> None:
+    async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
+        stays = [asyncio.ensure_future(batcher.ask([b"z"], [tasks["c"]], 10)) for _ in range(4)]  # in work
+        await settled()
+        gone = [asyncio.ensure_future(batcher.ask([b"x"], [tasks["a"]], 10)) for _ in range(6)]
+        await settled()
+        for task in gone:
+            task.cancel()
+        await settled()
+        stays += [asyncio.ensure_future(batcher.ask([b"y"], [tasks["a"]], 10)) for _ in range(6)]
+        await settled()
+        slow.gate.set()
+        assert [len(answers) for answers in await asyncio.gather(*stays)] == [1] * 10
+
+    metrics = run(slow, work, batch_size=2, queue_size=6)
+    assert b"queue_full" not in metrics.text()
+    assert b"torchsnow_queue_images 0.0" in metrics.text()
+
+
+def test_a_bad_picture_fails_alone(slow: SlowHub) -> None:
+    async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
+        slow.gate.set()
+        good, bad, mixed = await asyncio.gather(
+            batcher.ask([b"x"], [tasks["a"]], 10),
+            batcher.ask([b"bad"], [tasks["a"]], 10),
+            batcher.ask([b"y", b"bad"], [tasks["b"]], 10),
+            return_exceptions=True,
+        )
+        assert len_of(good) == 1
+        assert all(isinstance(error, Refusal) and error.status == 422 for error in (bad, mixed))
+
+    run(slow, work)
+
+
+def test_an_image_that_breaks_a_pass_fails_alone(slow: SlowHub, caplog: pytest.LogCaptureFixture) -> None:
+    slow.poison = 7.0
+
+    async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
+        slow.gate.set()
+        asked = [batcher.ask([bytes([i])], [tasks["a"]], 10) for i in (1, 7, 2)]
+        first, poisoned, last = await asyncio.gather(*asked, return_exceptions=True)
+        assert (len_of(first), len_of(last)) == (1, 1)
+        assert isinstance(poisoned, Refusal)
+        assert (poisoned.status, "memory" in poisoned.message) == (500, False)
+        assert len(await batcher.ask([b"x"], [tasks["a"]], 10)) == 1
+
+    run(slow, work)
+    assert "out of memory, say" in caplog.text
+
+
+def test_places_are_fair() -> None:
+    order = FairOrder()
+    assert [order.place(["a"]) for _ in range(3)] == [0, 1, 2]
+    assert order.place(["b"]) == 0
+    assert order.place(["a", "b"]) == 3
+    assert order.place(["b"]) == 2  # what it shares with a hot task does not hold it back
+    order.reached(2)
+    assert order.place(["c"]) == 2
+    order.forget(["a"])
+    assert order.place(["a"]) == 3

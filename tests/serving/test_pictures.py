@@ -1,0 +1,121 @@
+"""Odd, damaged and hostile pictures: answered rightly or refused, and the server lives on."""
+
+from __future__ import annotations
+
+import io
+import resource
+import struct
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+from running_server import Running, picture
+
+from sample_tasks import logits
+from torchsnow.data import eval_transform, read_image
+from torchsnow.serving.pictures import decode
+from torchsnow.serving.refusal import Refusal
+from torchsnow.source import InputConfig, Source
+
+
+def saved(image: Image.Image, kind: str = "PNG", **more: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **more)
+    return file.getvalue()
+
+
+def sixteen_bit() -> bytes:
+    return saved(Image.fromarray(np.arange(1600, dtype=np.uint16).reshape(40, 40) * 40))
+
+
+def palette() -> bytes:
+    image = Image.fromarray(np.arange(1600, dtype=np.uint8).reshape(40, 40) % 7).convert("P")
+    return saved(image, transparency=3)
+
+
+def animated(kind: str) -> bytes:
+    frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "green", "blue")]
+    return saved(frames[0], kind, save_all=True, append_images=frames[1:])
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def bomb(width: int = 12_700, height: int = 12_700) -> bytes:
+    """A PNG of about half a megabyte that says, truly, that it decodes to half a gigabyte."""
+    packer = zlib.compressobj(9)
+    rows = b"".join(packer.compress(bytes(1 + 3 * width)) for _ in range(height)) + packer.flush()
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+GOOD: dict[str, Callable[[], bytes]] = {
+    "1x1": lambda: saved(Image.new("RGB", (1, 1), "red")),
+    "1x60": lambda: saved(Image.new("RGB", (1, 60), "red")),
+    "cmyk": lambda: saved(Image.new("CMYK", (40, 40), (10, 200, 30, 40)), "JPEG"),
+    "grey": lambda: picture(mode="L"),
+    "1-bit": lambda: picture(mode="1"),
+    "16-bit": sixteen_bit,
+    "palette with transparency": palette,
+    "transparent": lambda: picture(mode="RGBA"),
+    "animated webp": lambda: animated("WEBP"),
+    "animated png": lambda: animated("PNG"),
+}
+BAD: dict[str, Callable[[], bytes]] = {
+    "empty": lambda: b"",
+    "1x60000": lambda: saved(Image.new("RGB", (1, 60_000))),
+    "truncated png": lambda: picture()[:-200],
+    "truncated jpeg": lambda: picture(kind="JPEG", size=(200, 200))[:3000],
+    "truncated webp": lambda: picture(kind="WEBP")[:400],
+    "head only": lambda: picture()[:40],
+    "gif": lambda: picture(kind="GIF"),
+    "bmp": lambda: picture(kind="BMP"),
+    "tiff": lambda: picture(kind="TIFF"),
+    "text": lambda: b"http://127.0.0.1/x.png",
+    "svg": lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    "over the cap": lambda: saved(Image.new("L", (1100, 1000))),
+    "lying head": lambda: picture()[:16] + struct.pack(">II", 2**31 - 1, 2**31 - 1) + picture()[24:],
+    "no pixels": lambda: picture()[:16] + struct.pack(">II", 0, 40) + picture()[24:],
+}
+
+
+@pytest.mark.parametrize("make", GOOD.values(), ids=GOOD)
+def test_odd_pictures_are_answered_rightly(steady: Running, source: Source, make: Callable[[], bytes]) -> None:
+    reply = steady.predict([make()], ["b"])
+    assert reply.status == 200, reply.body
+    task = steady.service.live.hub.task("b")
+    pixels = eval_transform(source.input_config, task.image_size)(read_image(io.BytesIO(make())))
+    expected = logits(source, task, pixels[None])[0].softmax(0).tolist()
+    given = reply.json["images"][0]["answers"][0]["probabilities"]
+    assert [given[name] for name in task.classes] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_first_picture_of_an_animation_is_read(source: Source) -> None:
+    for kind in ("WEBP", "PNG"):
+        first = decode(saved(Image.new("RGB", (40, 40), "red"), kind), [32], source.input_config, 10**6)
+        given = decode(animated(kind), [32], source.input_config, 10**6)
+        assert (first[32] - given[32]).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("make", BAD.values(), ids=BAD)
+def test_bad_pictures_are_refused_in_words(steady: Running, make: Callable[[], bytes]) -> None:
+    reply = steady.predict([make()])
+    assert 400 <= reply.status < 500, reply.body
+    assert set(reply.json) == {"error", "code"}
+    assert "Traceback" not in reply.body.decode()
+    assert "/" not in reply.json["error"].replace("PNG or WebP", "")
+    assert steady.predict([picture()], ["a"]).status == 200
+
+
+def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    config = InputConfig((3, 32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear", 1.0)
+    content = bomb()
+    assert len(content) < 600_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(Refusal, match="pixels are more than") as refused:
+        decode(content, [32], config, 25_000_000)
+    assert refused.value.status == 422
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB; decoded it is 483 MB

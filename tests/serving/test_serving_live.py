@@ -1,0 +1,122 @@
+"""A server follows its hub's folder."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from running_server import Running, picture
+
+from sample_tasks import sample_task
+from torchsnow.hub import Entry, Hub
+from torchsnow.task_file import Task
+
+
+def speaks(server: Running, name: str) -> str | None:
+    """The SHA-256 of the version of a task that answers."""
+    reply = server.predict([picture()], [name])
+    assert reply.status in (200, 404), reply.body
+    return reply.json["images"][0]["answers"][0]["sha256"] if reply.status == 200 else None
+
+
+def seconds_until(server: Running, name: str, sha256: str | None) -> float:
+    start_s = time.monotonic()
+    server.wait_until(lambda: speaks(server, name) == sha256)
+    return time.monotonic() - start_s
+
+
+def test_a_task_that_is_added_answers_within_two_seconds_and_so_on(server: Running, hub: Hub) -> None:
+    hub.add(sample_task(hub.source, "new", seed=7))
+    first = hub.infos()["new"].sha256
+    assert seconds_until(server, "new", first) < 2
+    hub.add(sample_task(hub.source, "new", seed=8), replace=True)
+    second = hub.infos()["new"].sha256
+    assert second != first
+    assert seconds_until(server, "new", second) < 2
+    hub.remove("new")
+    assert seconds_until(server, "new", None) < 2
+    server.wait_until(lambda: len(server.call("GET", "/tasks").json["tasks"]) == 3)
+    server.wait_until(lambda: b'task="new"' not in server.call("GET", "/metrics").body)
+
+
+def test_a_damaged_task_is_reported_and_the_others_answer(server: Running, hub: Hub) -> None:
+    hub.add(sample_task(hub.source, "d", seed=7))
+    file = next((hub.folder.path / "tasks" / "d").glob("*.safetensors"))
+    other = Hub.open(hub.folder.path, hub.source)
+    other.add(sample_task(hub.source, "e", seed=9))
+    damaged = next((hub.folder.path / "tasks" / "e").glob("*.safetensors"))
+    server.wait_until(lambda: speaks(server, "e") is not None)
+    # The next change makes the server look at the folder anew, where a file is not what the index says.
+    hub.add(sample_task(hub.source, "e", seed=10), replace=True)
+    damaged = next(path for path in (hub.folder.path / "tasks" / "e").glob("*") if path.stem == hub.infos()["e"].sha256)
+    damaged.write_bytes(file.read_bytes()[:-1] + b"\0")
+    server.wait_until(lambda: server.predict([picture()], ["d"]).status == 200)
+    reply = server.predict([picture()])
+    assert reply.status == 200
+    assert {"a", "b", "c", "d"} <= {answer["task"] for answer in reply.json["images"][0]["answers"]}
+
+
+def test_a_bad_file_from_the_start(hub: Hub) -> None:
+    from running_server import running
+
+    from torchsnow.live import LiveHub
+
+    next((hub.folder.path / "tasks" / "b").glob("*.safetensors")).write_bytes(b"damaged")
+    with running(LiveHub(Hub.open(hub.folder.path, hub.source))) as server:
+        assert server.call("GET", "/tasks").json["unusable"] == ["b"]
+        assert [a["task"] for a in server.predict([picture()]).json["images"][0]["answers"]] == ["a", "c"]
+        reply = server.predict([picture()], ["b"])
+        assert (reply.status, reply.json["code"]) == (409, "task_unusable")
+        assert str(hub.folder.path) not in reply.body.decode()
+        assert server.call("GET", "/v2/models/b/ready").status == 404
+        states = {row["name"]: row["state"] for row in server.call("POST", "/v2/repository/index").json}
+        assert states == {"a": "READY", "b": "UNAVAILABLE", "c": "READY"}
+
+
+def test_a_hub_that_cannot_be_read_goes_on_answering(server: Running, hub: Hub) -> None:
+    index = hub.folder.path / "index.json"
+    kept = index.read_bytes()
+    index.write_bytes(b"{")
+    time.sleep(0.3)
+    assert speaks(server, "a") == server.call("GET", "/tasks").json["tasks"][0]["sha256"]
+    index.write_bytes(kept)
+    hub.add(sample_task(hub.source, "new", seed=7))
+    server.wait_until(lambda: speaks(server, "new") is not None)
+
+
+def test_an_index_behind_a_link_is_not_read(server: Running, hub: Hub, tmp_path: Path) -> None:
+    index, before = hub.folder.path / "index.json", speaks(server, "a")
+    outside = tmp_path / "index.json"
+    outside.write_text(index.read_text().replace('"a"', '"z"').replace('"generation": 3', '"generation": 9'))
+    index.unlink()
+    index.symlink_to(outside)
+    time.sleep(0.3)
+    assert speaks(server, "z") is None
+    assert speaks(server, "a") == before
+
+
+def test_a_version_answers_until_the_next_is_loaded(server: Running, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, version, before = threading.Event(), Hub.version, speaks(server, "a")
+
+    def slow(self: Hub, name: str, entry: Entry) -> Task:
+        gate.wait(30)
+        return version(self, name, entry)
+
+    monkeypatch.setattr(Hub, "version", slow)
+    hub.add(sample_task(hub.source, "a", seed=7), replace=True)
+    server.wait_until(lambda: server.service.live.now.entries["a"].sha256 == hub.infos()["a"].sha256)
+    assert speaks(server, "a") == before
+    gate.set()
+    server.wait_until(lambda: speaks(server, "a") == hub.infos()["a"].sha256)
+
+
+def test_a_folder_that_is_gone_for_a_while(server: Running, hub: Hub) -> None:
+    away = hub.folder.path.with_name("away")
+    shutil.move(hub.folder.path, away)
+    time.sleep(0.3)
+    assert speaks(server, "a") is not None
+    shutil.move(away, hub.folder.path)
+    assert speaks(server, "b") is not None

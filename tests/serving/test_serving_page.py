@@ -1,0 +1,159 @@
+"""The page: nothing from elsewhere, usable by everybody; and in a browser, where there is one."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running_server import TOKEN, Running, picture
+
+from torchsnow.serving.page import page_html, policy
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+
+
+class Elements(HTMLParser):
+    """All start tags with their attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+@pytest.fixture(scope="module")
+def elements() -> list[tuple[str, dict[str, str | None]]]:
+    parser = Elements()
+    parser.feed(page_html())
+    return parser.found
+
+
+def test_the_page_loads_nothing_from_elsewhere(steady: Running, elements: list[Any]) -> None:
+    reply = steady.call("GET", "/")
+    assert (reply.status, reply.body.decode()) == (200, page_html())
+    assert reply.headers["content-security-policy"] == policy()
+    assert "default-src 'none'" in policy()
+    assert "unsafe" not in policy()
+    assert not re.search(r"https?://|//[a-z]|@import|url\(", page_html())
+    for _, attributes in elements:
+        for name in ("src", "href", "action"):
+            assert not (attributes.get(name) or "").startswith(("/", "h"))
+        assert not any(name.startswith("on") for name in attributes)
+    assert "innerHTML" not in page_html()  # names of tasks and classes are text
+
+
+def test_the_page_can_be_read_aloud_and_used_by_keyboard(elements: list[Any]) -> None:
+    tags = [tag for tag, _ in elements]
+    by_id = {attributes["id"]: tag for tag, attributes in elements if "id" in attributes}
+    assert ("html", {"lang": "en"}) in elements
+    assert {"header", "main", "h1", "footer", "title"} <= set(tags)
+    assert any(a.get("name") == "viewport" and "width=device-width" in str(a.get("content")) for _, a in elements)
+    labelled = {attributes.get("for") for tag, attributes in elements if tag == "label"}
+    assert {attributes["id"] for tag, attributes in elements if tag == "input"} <= labelled
+    for tag, attributes in elements:
+        assert attributes.get("aria-labelledby", "ask") in by_id
+        assert int(attributes.get("tabindex") or 0) <= 0
+        assert tag != "img" or "alt" in attributes
+    assert any(attributes.get("aria-live") == "polite" for _, attributes in elements)
+    assert ":focus-visible" in page_html()
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium")
+    with playwright.sync_playwright() as api:
+        started = api.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+def opened(browser: Any, url: str, width: int = 1000) -> tuple[Any, list[str]]:
+    """A page and the complaints of its console, requests to other places among them."""
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on(
+        "request",
+        lambda request: None if request.url.startswith((url, "blob:", "data:")) else complaints.append(request.url),
+    )
+    page.goto(url)
+    return page, complaints
+
+
+@pytest.mark.parametrize("width", [360, 1000])
+def test_a_picture_is_answered_in_a_browser(steady: Running, browser: Any, tmp_path: Path, width: int) -> None:
+    (tmp_path / "x.png").write_bytes(picture(1))
+    (tmp_path / "bad.png").write_bytes(b"bad")
+    page, complaints = opened(browser, steady.url, width)
+    page.wait_for_selector("#tasks tbody tr")
+    assert page.locator("#tasks tbody tr").count() == 3
+    page.set_input_files("#file", tmp_path / "x.png")
+    page.wait_for_selector("article")
+    assert page.locator("article h3").all_inner_texts() == ["a", "b", "c"]
+    assert page.locator("article").nth(1).locator("li").count() == 3
+    answer = steady.predict([picture(1)], ["b"]).json["images"][0]["answers"][0]
+    first = page.locator("article").nth(1).locator("li").first.inner_text()
+    assert answer["label"] in first
+    assert f"{100 * answer['probabilities'][answer['label']]:.1f}%" in first
+    bar, whole = (
+        page.locator(f"article >> nth=1 >> {part} >> nth=0").bounding_box()["width"] for part in (".bar", "li")
+    )
+    assert bar / whole == pytest.approx(answer["probabilities"][answer["label"]], abs=0.02)
+    assert "3 tasks answered in" in page.inner_text("#status")
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert complaints == []
+    page.set_input_files("#file", tmp_path / "bad.png")
+    page.wait_for_selector("#status.bad")
+    assert "no JPEG, PNG or WebP" in page.inner_text("#status")
+    assert page.locator("article").count() == 0
+
+
+def test_the_keyboard_reaches_everything(steady: Running, browser: Any) -> None:
+    page, _ = opened(browser, steady.url)
+    page.wait_for_selector("#tasks tbody tr")
+    reached = []
+    for _ in range(3):
+        page.keyboard.press("Tab")
+        reached.append(
+            page.evaluate(
+                "document.activeElement.id || document.activeElement.className || document.activeElement.tagName"
+            )
+        )
+    assert reached == ["file", "wide", "A"]
+
+
+def test_a_picture_can_be_dropped(steady: Running, browser: Any) -> None:
+    page, complaints = opened(browser, steady.url)
+    page.evaluate(
+        """bytes => {
+          const files = new DataTransfer();
+          files.items.add(new File([new Uint8Array(bytes)], "x.png", {type: "image/png"}));
+          document.getElementById("drop").dispatchEvent(
+            new DragEvent("drop", {dataTransfer: files, bubbles: true, cancelable: true}));
+        }""",
+        list(picture(1)),
+    )
+    page.wait_for_selector("article")
+    assert complaints == []
+
+
+def test_a_token_is_asked_for(sealed: Running, browser: Any, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(picture(1))
+    page, _ = opened(browser, sealed.url)
+    page.wait_for_selector("#key:not([hidden])")
+    page.keyboard.type(TOKEN)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#tasks tbody tr")
+    page.set_input_files("#file", tmp_path / "x.png")
+    page.wait_for_selector("article")
