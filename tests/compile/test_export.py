@@ -222,7 +222,7 @@ def test_a_size_that_the_network_cannot_take(hub: Hub, tmp_path: Path, monkeypat
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("Kernel size can't be greater than actual input size\nand more")
 
-    monkeypatch.setattr(Source, "_run", refuse)
+    monkeypatch.setattr(Source, "_run_plan", refuse)
     with pytest.raises(SourceError, match=r"cannot take images of shape .* Kernel size can't be greater"):
         write_torch(hub, tmp_path / "out.pt2", image_size=8)
 

@@ -36,7 +36,7 @@ def unusable(folder: Folder, name: str, error: TaskFileError) -> HubError:
     """The error for a task whose file cannot be used."""
     return HubError(
         f"task {name!r} of the hub {folder.path} cannot be used: {error}. "
-        "Replace it from a copy, roll it back or remove it; the other tasks are not affected"
+        "Replace, roll back or remove it; the other tasks are not affected"
     )
 
 
