@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,13 @@ def test_training_alone(tmp_path: Path) -> None:
         ("snow", "bf16"),
     ]
     assert outcome.document["inference"] is None
+
+
+@pytest.mark.skipif(not (os.environ.get("CXX") or shutil.which("g++")), reason="needs a C++ compiler")
+def test_native(tmp_path: Path) -> None:
+    outcome = torchsnow("bench", *TINY, "--only", "inference", "--backend", "native", "--out", tmp_path, "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert {row["kind"] for row in outcome.document["inference"]["rows"]} == {"separate", "heads", "snow"}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs torchsnow[openvino]")

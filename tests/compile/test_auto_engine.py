@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from torchsnow.errors import CompileError
 from torchsnow.experiments.served import random_deltas
 from torchsnow.methods import PRESETS
 from torchsnow.source import Source, load_source
+
+pytestmark = pytest.mark.skipif(not (os.environ.get("CXX") or shutil.which("g++")), reason="needs a C++ compiler")
 
 ROWS = (0, 1)
 

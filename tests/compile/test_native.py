@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import threading
 from pathlib import Path
@@ -19,6 +21,8 @@ from torchsnow.experiments.served import random_deltas
 from torchsnow.methods import PRESETS
 from torchsnow.source import InputConfig, Source, load_source
 from torchsnow.source.plan import FoldedPass, PlanOutput
+
+pytestmark = pytest.mark.skipif(not (os.environ.get("CXX") or shutil.which("g++")), reason="needs a C++ compiler")
 
 SOURCES = ("test_resnet", "test_efficientnet", "mobilenetv3_small_050", "tf_efficientnet_lite0", "resnet18")
 

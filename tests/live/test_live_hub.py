@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -21,7 +23,10 @@ def source() -> Source:
     return load_source("test_resnet", weights="random")
 
 
-@pytest.fixture(scope="module", params=[EagerEngine, NativeEngine])
+has_compiler = pytest.mark.skipif(not (os.environ.get("CXX") or shutil.which("g++")), reason="needs a C++ compiler")
+
+
+@pytest.fixture(scope="module", params=[EagerEngine, pytest.param(NativeEngine, marks=has_compiler)])
 def engine(request: pytest.FixtureRequest, source: Source) -> Engine:
     made: Engine = request.param(source)
     return made
