@@ -96,8 +96,9 @@ def source_for(hub_path: Path | None, name: str | None, weights: str | None, pre
 
 
 def _refuse_other_architecture(hub: Hub, name: str) -> None:
-    refuse_unknown(name)
-    if name.partition(".")[0] != hub.source_info.name.partition(".")[0]:
+    if name not in PACKAGES:
+        refuse_unknown(name)
+    if name in PACKAGES or name.partition(".")[0] != hub.source_info.name.partition(".")[0]:
         raise HubError(
             f"the hub {hub.folder.path} is on another source: {hub.source_info}, not {name}; "
             "choose another hub, or name no source to use the hub's"

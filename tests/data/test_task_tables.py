@@ -106,7 +106,7 @@ def test_a_class_that_the_draw_leaves_out(photos: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "sentence"),
     [
-        ("file,colour,parity", "the first line must be the header path or path,split"),
+        ("file,colour,parity", "the first line must be the header path,TASK,... with a column per task"),
         ("path,colour,colour", "has two columns 'colour'"),
         ("path,colour,", "has a column without a name"),
     ],

@@ -12,7 +12,7 @@ from torch import Tensor
 from sample_tasks import logits, sample_task
 from torchsnow.compile import EagerEngine, Engine
 from torchsnow.compile.native import NativeEngine
-from torchsnow.errors import HubError, SourceError
+from torchsnow.errors import CompileError, HubError, SourceError
 from torchsnow.hub import Hub
 from torchsnow.live import LiveHub
 from torchsnow.source import FeatureMaps, Request, Source, load_source
@@ -169,6 +169,28 @@ def test_unknown_names_and_shapes(hub: Hub, engine: Engine, images: Tensor) -> N
         live.route(images, [["a"]])
     with pytest.raises(SourceError, match="cannot take images"):
         live.predict(images[:, :2])
+
+
+def test_images_that_are_none_are_refused_in_words(hub: Hub, engine: Engine, images: Tensor) -> None:
+    live = LiveHub(hub, engine)
+    for odd in (images[0], images.double(), images.to(torch.uint8), images.numpy()):
+        with pytest.raises(SourceError, match=r"expected a float32 tensor \(B, 3, H, W\)"):
+            live.predict(odd)  # type: ignore[arg-type]
+    images[2, 0, 0, 0] = float("nan")
+    with pytest.raises(SourceError, match="hold NaN"):
+        live.predict(images)
+    with pytest.raises(HubError, match="a list of names"):
+        live.route(images, ["a", "b", "a", "b"])  # strings are sequences too
+
+
+def test_engines_by_name(hub: Hub, images: Tensor) -> None:
+    assert LiveHub(hub, "eager").engine.name == "eager"
+    with pytest.raises(CompileError, match="no engine 'fast'; expected one of auto, eager, native"):
+        LiveHub(hub, "fast")
+
+
+def test_answers_print_in_a_few_lines(hub: Hub, engine: Engine, images: Tensor) -> None:
+    assert len(repr(LiveHub(hub, engine).predict(images))) < 3000
 
 
 def test_predictions_while_tasks_come_and_go(hub: Hub, engine: Engine, source: Source, images: Tensor) -> None:

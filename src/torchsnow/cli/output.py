@@ -35,8 +35,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 
 def say(line: str) -> None:
-    """One line of the result."""
-    print(_printable(line))
+    """One line of the result, written at once, so that a log can be followed."""
+    print(_printable(line), flush=True)
 
 
 def note(line: str) -> None:

@@ -6,7 +6,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,10 @@ class AutoEngine:
             write_atomically(self._choices, json.dumps({**_known(self._choices), key: name}, indent=1), CompileError)
         except (OSError, CompileError):
             return
+
+
+ENGINES: Mapping[str, Callable[[Source], Engine]] = {"auto": AutoEngine, "eager": EagerEngine, "native": NativeEngine}
+"""By name: what makes an engine for a source."""
 
 
 def _known(choices: Path) -> dict[str, str]:

@@ -50,8 +50,8 @@ def read_rows(table: Path, required: tuple[str, ...]) -> tuple[list[tuple[int, d
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read the table {table}: {error}") from error
     if not set(required) <= set(header):
-        names = ",".join(required)
-        raise DataError(f"{table}: the first line must be the header {names} or {names},split, not {header}")
+        names = ",".join(required) if len(required) > 1 else f"{required[0]},TASK,... with a column per task"
+        raise DataError(f"{table}: the first line must be the header {names} (and split, if you like), not {header}")
     if not rows:
         raise DataError(f"{table} has a header and no rows")
     for number, row in rows:

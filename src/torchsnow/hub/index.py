@@ -139,7 +139,7 @@ def _decode_index(content: bytes, path: Path) -> Index:
         for name in {**tasks, **former}:
             check_task_name(name)
     except ValueError as error:
-        raise HubError(f"{path}: {error}") from error
+        raise HubError(f"{path}: {error}. Bring this file back from a copy; the task files are not affected") from error
     return Index(values["generation"], tasks, former)
 
 

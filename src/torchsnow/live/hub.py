@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from torchsnow.compile import AutoEngine, Engine, Work
-from torchsnow.errors import HubError, TorchsnowError
+from torchsnow.compile import ENGINES, Engine, Work
+from torchsnow.errors import CompileError, HubError, SourceError, TorchsnowError
 from torchsnow.hub import Entry, Hub
 
 RESIDENT_BYTES = 2 * 2**30  # of deltas; about 500 tasks on ResNet-50
@@ -26,7 +27,7 @@ class LiveTask:
     sha256: str
     classes: tuple[str, ...]
     image_size: int
-    prepared: Any
+    prepared: Any = field(repr=False)
     size_bytes: int
 
 
@@ -52,12 +53,15 @@ class LiveHub:
 
     Every prediction works on the tasks of one moment. A change makes a new `Snapshot` off to the side and puts it in
     place in one step; predictions that run keep the old versions until they are done. Tasks are loaded when first
-    asked for, and those used last stay, up to `resident_bytes`. Safe to be used by several threads at once.
+    asked for, and those used last stay, up to `resident_bytes`. `engine` is an engine or the name of one: "auto",
+    "eager" or "native". Safe to be used by several threads at once.
     """
 
-    def __init__(self, hub: Hub, engine: Engine | None = None, resident_bytes: int = RESIDENT_BYTES) -> None:
+    def __init__(self, hub: Hub, engine: Engine | str = "auto", resident_bytes: int = RESIDENT_BYTES) -> None:
         self.hub = hub
-        self.engine = AutoEngine(hub.source) if engine is None else engine
+        if isinstance(engine, str) and engine not in ENGINES:
+            raise CompileError(f"there is no engine {engine!r}; expected one of {', '.join(ENGINES)}")
+        self.engine = ENGINES[engine](hub.source) if isinstance(engine, str) else engine
         self.resident_bytes = resident_bytes
         self._loaded: OrderedDict[str, LiveTask] = OrderedDict()  # by SHA-256, the one used last at the end
         self._lock = threading.Lock()
@@ -116,6 +120,8 @@ class LiveHub:
         """
         if len(names) != len(images):
             raise HubError(f"there are {len(images)} images and {len(names)} lists of tasks; give one list per image")
+        if any(isinstance(own, str) for own in names):
+            raise HubError("the tasks of an image are a list of names, even where there is one: [['screws'], ...]")
         tasks = self.tasks(name for own in names for name in own)
         rows = [[i for i, own in enumerate(names) if task.name in own] for task in tasks]
         result: list[dict[str, Answer]] = [{} for _ in names]
@@ -128,6 +134,7 @@ class LiveHub:
         """Answers of given versions of tasks, each for its own rows of the images (ascending), from one source pass."""
         if not tasks:
             return []
+        _refuse_odd(images)
         work = [Work(task.prepared, tuple(own)) for task, own in zip(tasks, rows, strict=True)]
         return [Answer(task, logits) for task, logits in zip(tasks, self.engine.run(images, work), strict=True)]
 
@@ -171,3 +178,12 @@ class LiveHub:
         self._loaded.move_to_end(task.sha256)
         while len(self._loaded) > 1 and sum(kept.size_bytes for kept in self._loaded.values()) > self.resident_bytes:
             self._loaded.popitem(last=False)
+
+
+def _refuse_odd(images: Tensor) -> None:
+    """Raise SourceError for what is no batch of normalised images: engines would not all answer to it alike."""
+    if not isinstance(images, Tensor) or images.dtype != torch.float32 or images.ndim != 4:
+        given = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise SourceError(f"images are {given}; expected a float32 tensor (B, 3, H, W), one image as images[None]")
+    if not bool(images.isfinite().all()):
+        raise SourceError("the images hold NaN or infinite numbers; there is no answer to them")

@@ -25,8 +25,6 @@ ADMIN_PATHS = ("/admin/", "/v2/repository/models/")
 def routes(service: Service) -> list[Route]:
     """Upload, remove and roll back; load and unload of the repository extension."""
 
-    rollback: Callable[[str], Any] | None = getattr(service.live.hub, "rollback", None)
-
     async def upload(request: Request) -> Response:
         replace = request.query_params.get("replace", "false")
         if replace not in ("true", "false"):
@@ -44,8 +42,9 @@ def routes(service: Service) -> list[Route]:
 
     async def roll_back(request: Request) -> Response:
         name = request.path_params["name"]  # of a task that is there, or was
-        assert rollback is not None
-        await _changing(service, lambda: rollback(name))
+        if name not in await asyncio.to_thread(service.live.hub.former):
+            _refuse_unknown(service, name)
+        await _changing(service, lambda: service.live.hub.rollback(name))
         return as_json({"task": name, "sha256": service.live.now.entries[name].sha256})
 
     def offering(offered: bool) -> Callable[[Request], Any]:
@@ -58,15 +57,13 @@ def routes(service: Service) -> list[Route]:
 
         return route
 
-    found = [
+    return [
         Route("/admin/tasks", upload, methods=["POST"]),
         Route("/admin/tasks/{name}", remove, methods=["DELETE"]),
         Route("/v2/repository/models/{name}/load", offering(True), methods=["POST"]),
         Route("/v2/repository/models/{name}/unload", offering(False), methods=["POST"]),
+        Route("/admin/tasks/{name}/rollback", roll_back, methods=["POST"]),
     ]
-    if rollback is not None:
-        found.append(Route("/admin/tasks/{name}/rollback", roll_back, methods=["POST"]))
-    return found
 
 
 async def _changing(service: Service, change: Callable[[], Any]) -> Any:

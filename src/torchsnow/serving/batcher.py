@@ -106,9 +106,7 @@ class Batcher:
                 return await asyncio.gather(*(item.answer for item in items))
         except TimeoutError:
             self._metrics.rejected.labels("deadline").inc()
-            raise Refusal(
-                429, "deadline", f"not answered within {timeout_s:g} s: too many wait", self._retry_after_s()
-            ) from None
+            raise Refusal(429, "deadline", "not answered before the deadline", self._retry_after_s()) from None
         finally:
             for item in items:
                 self._drop(item)

@@ -178,6 +178,8 @@ def _form(content: bytes, boundary: bytes, settings: ServeSettings) -> Asked:
         image_names.append((file.file_name or b"").decode("utf-8", "replace") or None)
 
     def on_field(given: Any) -> None:
+        if given.field_name == b"image":
+            raise Refusal(400, "bad_request", "'image' is a file: with curl, -F image=@photo.jpg")
         if given.field_name != b"task" or len(given.value or b"") > _MAX_FIELD_BYTES:
             raise Refusal(400, "bad_request", "an unknown field; the fields of the form are 'image' and 'task'")
         if len(tasks) >= settings.max_tasks:
