@@ -21,7 +21,7 @@ class Program(nn.Module):
 
     def __init__(self, source: Source, deltas: Sequence[Delta]) -> None:
         super().__init__()
-        self.source, self.settled = source, tuple(deltas)
+        self.source = source
         self.deltas = nn.ModuleList(fold(delta) for delta in deltas)
         self.request = Request.together(delta.request(delta.choose()) for delta in self._folded())
         self.eval()
@@ -32,7 +32,7 @@ class Program(nn.Module):
 
     def on(self, engine: Engine) -> Callable[[Tensor], list[Tensor]]:
         """The same by an engine, for every image through every delta."""
-        prepared = [engine.prepare(delta) for delta in self.settled]
+        prepared = [engine.prepare(delta) for delta in self._folded()]
         return lambda images: engine.run(images, [Work(delta, tuple(range(len(images)))) for delta in prepared])
 
     def _folded(self) -> list[Delta]:

@@ -25,6 +25,8 @@ from torchsnow.source.plan import FoldedPass, PlanOutput
 
 PART_SIZE = 2  # images that a thread takes at once: more pushes their taps out of the cache before deltas read them
 
+_MAX_PLANS = 4  # each has the source's weights laid out anew; tasks of one preset need one
+
 
 class _Tap(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_int32) for name in ("h", "w", "chs", "offset"))]
@@ -94,6 +96,8 @@ class NativeEngine:
             outputs += (PlanOutput(self.source.last_node.name),)
         with self._lock:
             if outputs not in self._plans:
+                if len(self._plans) >= _MAX_PLANS:
+                    self._plans.pop(next(iter(self._plans)))
                 self._plans[outputs] = fuse(self._folded.plan(outputs))
             return self._plans[outputs]
 
@@ -160,7 +164,8 @@ class _Seen:
 
     def __init__(self, source: Source, wanted: _Wanted, images: Tensor, maps: Sequence[Tensor]) -> None:
         self.images = images
-        self.maps = dict(zip(sorted(wanted.taps), (_channels_last(x) for x in maps), strict=False))
+        taps = sorted(wanted.taps)
+        self.maps = dict(zip(taps, (_channels_last(x) for x in maps[: len(taps)]), strict=True))
         chs = [tap.num_chs for tap in source.taps.values()]
         self.starts = [0, *np.cumsum(chs).tolist()]
         self.averaged = np.zeros((len(images), len(chs)), np.uint8)

@@ -119,9 +119,18 @@ def lower(delta: Delta, source: Source) -> Lowered:
     params, kept = _params(steps)
     head, averaged, reads_last, head_kept = _head(delta, source)
     taps = frozenset({step.tap for step in steps if step.tap >= 0} | {int(tap) for tap in np.flatnonzero(averaged)})
-    shape = bytes(ops) + bytes([num_slots])
     return Lowered(
-        shape, ops, len(steps), num_slots, slots[result], params, head, averaged, taps, reads_last, (kept, head_kept)
+        bytes(ops),
+        ops,
+        len(steps),
+        num_slots,
+        slots[result],
+        params,
+        head,
+        averaged,
+        taps,
+        reads_last,
+        (kept, head_kept),
     )
 
 
