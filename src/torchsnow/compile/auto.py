@@ -11,16 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import normalize, pil_to_tensor
 
 from torchsnow.compile.backends import refuse_other_outputs
 from torchsnow.compile.engine import EagerEngine, Engine, Work
 from torchsnow.compile.native import NativeEngine
 from torchsnow.compile.native.build import cache_folder
+from torchsnow.compile.pictures import smooth_images
 from torchsnow.delta import Delta
 from torchsnow.delta.fold import fold
 from torchsnow.errors import CompileError
@@ -139,11 +137,7 @@ def _times_s(engines: dict[str, Engine], delta: Delta, images: Tensor) -> dict[s
 
 
 def _pictures(source: Source, count: int, most_pixels: int | None = None) -> Tensor:
-    """Smooth random pictures at the source's own size, or at most so many pixels wide, normalised as it wants them."""
-    config = source.input_config
-    height, width = (min(size, most_pixels or size) for size in config.input_size[1:])
-    noise = np.random.default_rng(0).integers(0, 256, (count, 7, 7, 3), dtype=np.uint8)
-    pictures = [Image.fromarray(one).resize((width, height), Image.Resampling.BICUBIC) for one in noise]
-    pixels = torch.stack([pil_to_tensor(picture) for picture in pictures]).float() / 255
-    result: Tensor = normalize(pixels, list(config.mean), list(config.std))
-    return result.to(next(source.parameters()).device)
+    """Pictures at the source's own size, or at most so many pixels wide, on its device."""
+    size = source.input_config.input_size[1]
+    pictures = smooth_images(count, min(size, most_pixels or size), source.input_config)
+    return pictures.to(next(source.parameters()).device)

@@ -11,18 +11,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from torchsnow.compile.backends import TOLERANCE
 from torchsnow.compile.description import describe, output_names
 from torchsnow.compile.formats import Format, NamedRunner, Network, clear_compiler_errors, format_of, traced
+from torchsnow.compile.pictures import smooth_images
 from torchsnow.compile.program import Program
 from torchsnow.compile.quantize import Cost, Measured, check_int8, measure, quantize
 from torchsnow.errors import CompileError, HubError
 from torchsnow.files import TEMPORARY_SUFFIX, clear_os_errors, sync_folder
 from torchsnow.hub import Hub
-from torchsnow.source import InputConfig, Source
+from torchsnow.source import Source
 from torchsnow.task_file import Task
 
 _TRACED_BATCH = 2  # torch.export takes sizes of 0 and 1 for fixed
@@ -148,18 +148,6 @@ def _expected(plan: Plan) -> list[tuple[Tensor, Mapping[str, Tensor]]]:
             logits = plan.hub.predict(images, names)
             result.append((images, {plan.outputs[name]: value for name, value in logits.items()}))
     return result
-
-
-def smooth_images(batch_size: int, image_size: int, config: InputConfig) -> Tensor:
-    """Random pictures with the large areas and few edges of photographs, normalised: (B, 3, S, S)."""
-    generator = torch.Generator().manual_seed(batch_size)
-    picture = torch.zeros(batch_size, 3, image_size, image_size)
-    for cells in (2, 4, 8, 16, 32):
-        layer = torch.rand(batch_size, 3, cells, cells, generator=generator)
-        picture += torch.nn.functional.interpolate(layer, size=image_size, mode="bilinear") / cells
-    picture /= picture.amax()
-    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (config.mean, config.std))
-    return (picture - mean) / std
 
 
 def _write(plan: Plan, network: Network, file: Path, description: str) -> None:
