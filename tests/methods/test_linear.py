@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from torchsnow.methods import make_method
 from torchsnow.methods.head import make_head
+from torchsnow.methods.probe import INVERSE_PENALTIES, fit_probe
 from torchsnow.methods.taps import KEPT_SHARE, group_lasso, make_taps
 from torchsnow.source import Source
 
@@ -71,7 +72,7 @@ def test_a_probe_starts_as_logistic_regression(text: str, source: Source, batche
     values = frozen(images) * len(method.trainable_state()["values.index"]) ** 0.5  # type: ignore[operator]
     ours = method.model(images).detach().softmax(1)
     fits = []
-    for inverse_penalty in (1e-4, 1e-3, 1e-2, 1e-1):
+    for inverse_penalty in INVERSE_PENALTIES:
         fitted = LogisticRegression(C=inverse_penalty, max_iter=1000).fit(values.numpy(), labels.numpy())
         fits.append(float((torch.from_numpy(fitted.predict_proba(values.numpy())) - ours).abs().max()))
     assert min(fits) < 5e-3
@@ -94,3 +95,32 @@ def test_values_are_standardised_over_the_training_images(source: Source, batche
     spread = spread.clamp_min(0.01 * float(spread.mean()))
     expected = (raw - raw.mean(0)) / spread / source.num_features**0.5
     assert torch.allclose(method.values(images).double(), expected, atol=1e-4)
+
+
+def test_a_probe_of_more_values_than_images_is_the_plain_regression() -> None:
+    values, labels = planted(num_values=300)
+    weight, bias = fit_probe(values, labels, 3)
+    fits = []
+    for inverse_penalty in INVERSE_PENALTIES:
+        fitted = LogisticRegression(C=inverse_penalty, max_iter=2000).fit(values.numpy(), labels.numpy())
+        fits.append(float((torch.from_numpy(fitted.coef_) - weight).abs().max()))
+    assert min(fits) < 1e-3
+    assert len(bias) == 3
+
+
+def test_the_penalty_is_chosen_by_the_loss_on_held_out_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values, labels = torch.randn(90, 200, generator=generator), torch.arange(90) % 3  # there is nothing to learn
+    weight, _ = fit_probe(values, labels, 3)
+    strict = LogisticRegression(C=INVERSE_PENALTIES[0]).fit(values.numpy(), labels.numpy())
+    assert float((torch.from_numpy(strict.coef_) - weight).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("counts", [(1, 1, 1), (4, 4, 4), (40, 1, 3), (2, 60, 60)])
+def test_a_probe_takes_classes_of_very_few_images(counts: tuple[int, ...]) -> None:
+    labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
+    values = torch.randn(len(labels), 10, generator=torch.Generator().manual_seed(0))
+    weight, bias = fit_probe(values, labels, 3)
+    assert weight.shape == (3, 10)
+    assert bool(weight.isfinite().all())
+    assert bool(bias.isfinite().all())

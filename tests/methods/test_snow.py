@@ -132,16 +132,13 @@ def test_start_standardises_the_head_and_informs_the_pools(snow: Snow, source: S
     names = [*source.taps, "last"]
     sizes = [source.taps[name].num_chs for name in source.taps] + [source.num_features]
     strengths = dict(zip(names, probe_strengths(standard.float(), labels, 3).split(sizes), strict=True))
-    read = set(snow.delta.head.pool.choose().tolist())
-    first = 0
     for name, strength in strengths.items():
         if name != "last":
             pool = snow.delta.named_pools()[name]
             assert set(pool.choose().tolist()) == set(strength.topk(pool.num_pooled).indices.tolist())
-        of_tap = {value - first for value in read if first <= value < first + len(strength)}
-        assert of_tap == set(strength.topk(len(of_tap)).indices.tolist())  # the best of every tap
-        assert len(of_tap) == pytest.approx(len(strength) / snow.spec.head_divisor, abs=1.5)
-        first += len(strength)
+    head, of_all = snow.delta.head.pool, torch.cat(list(strengths.values()))
+    best = set(of_all.topk(head.num_pooled).indices.tolist())  # wherever they stand
+    assert len(best - set(head.choose().tolist())) <= 0.02 * head.num_pooled  # the last ones are all but equal
 
 
 def test_informed_start_ranks_each_channel_alone(source: Source, batches: Batches) -> None:

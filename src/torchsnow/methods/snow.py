@@ -76,7 +76,7 @@ class Snow:
             scores = seen.strengths() if self.pools.start == "probe" else seen.f_statistics()
             for name, pool in self.delta.named_pools().items():
                 read = self._head_names if name == "head" else (name,)
-                inform(pool, torch.cat([place_among(scores[part]) for part in read]))
+                inform(pool, torch.cat([scores[part] for part in read]))
         if self.pools.probe and isinstance(head, Head):
             start_as_probe(head, seen.standardised(self._head_names), seen.labels)
 
@@ -213,11 +213,6 @@ def make_snow(
         raise TrainingError(f"there is no preset {preset!r}; expected one of {', '.join(PRESETS)}")
     chosen = PRESETS[preset].changed(changes or {})
     return Snow(source, chosen.spec(num_classes), chosen.pools, seed)
-
-
-def place_among(scores: Tensor) -> Tensor:
-    """The share of the scores (N,) that each is above: a head that reads several taps reads the best of every one."""
-    return scores.argsort(stable=True).argsort().double() / len(scores)
 
 
 def inform(pool: ChannelPooling, scores: Tensor) -> None:
