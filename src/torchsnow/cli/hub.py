@@ -11,6 +11,7 @@ import typer
 from torchsnow.cli.output import counting, note, percent, print_json, print_table, say
 
 if TYPE_CHECKING:
+    from torchsnow.delta import DeltaSpec
     from torchsnow.hub import Entry
 
 app = typer.Typer(
@@ -91,7 +92,7 @@ def show(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
         ["classes", ", ".join(info.classes)],
         ["source", info.source_info],
         ["image size", f"{info.image_size} px"],
-        ["K, M", f"{info.spec.width_divisor}, {info.spec.pool_divisor}"],
+        ["K, M", _divisors(info.spec)],
         ["subscribes to", f"{sum(info.subscription.values())} channels of {len(info.subscription)} pools"],
         ["accuracy", ", ".join(f"{split} {value}" for split, value in accuracies.items()) or "-"],
         ["created", f"{info.created} by torchsnow {info.versions.get('torchsnow', '?')}"],
@@ -170,6 +171,10 @@ def verify(hub: HubFolder, json: AsJson = False) -> None:
         say(f"tasks: {len(opened.names())}; former versions: {num_former}; problems: {len(problems)}")
     if problems:
         raise typer.Exit(2)
+
+
+def _divisors(spec: DeltaSpec) -> str:
+    return "the head alone" if spec.width_divisor is None else f"{spec.width_divisor}, {spec.pool_divisor}"
 
 
 def _sums(versions: Iterable[Entry]) -> list[str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from torchsnow.delta.derive import PICKED, derive_body, key_of, subscribed_taps, tap_names
 from torchsnow.delta.head import Head
@@ -20,14 +21,18 @@ class Delta(nn.Module):
     """One task's delta: FeatureMaps of a source pass -> logits (B, num_classes).
 
     A new delta is open: its pools choose anew at every training step, and its layers have a column per channel.
-    `settle` gives the delta that ships, with its choice fixed and only the chosen columns.
+    `settle` gives the delta that ships, with its choice fixed and only the chosen columns. `body` are its own layers,
+    None for a head alone.
     """
 
     def __init__(self, source: Source, spec: DeltaSpec, fixed: bool = False) -> None:
         super().__init__()
         self.spec, self.fixed = spec, fixed
         self.taps = subscribed_taps(source, spec)
-        self.body, own_chs = derive_body(source, spec, fixed)
+        self.body: fx.GraphModule | None = None
+        own_chs = 0
+        if spec.width_divisor is not None:
+            self.body, own_chs = derive_body(source, spec, fixed)
         pooling = Subscription if fixed else ChannelPooling
         self.pools = nn.ModuleDict(
             {
@@ -54,10 +59,7 @@ class Delta(nn.Module):
             PICKED + key_of(name): self._pool(name).take(features.channels(name, idx), idx)
             for name, idx in choice.items()
         }
-        images = features.images
-        if images.device.type == "cpu":  # see `gather`: all layers of the body then work channels-last
-            images = images.contiguous(memory_format=torch.channels_last)
-        own = self.body(images, **picked)
+        own = None if self.body is None else self.body(_as_read(features.images), **picked)
         logits: Tensor = self.head(own, features) if isinstance(self.head, Head) else self.head(own)
         return logits
 
@@ -76,25 +78,39 @@ class Delta(nn.Module):
     def settle(self, source: Source) -> Delta:
         """The same delta with its choice of channels fixed, for evaluation, storage and further training.
 
-        Its logits equal those of this delta in eval mode. Raises DeltaError if it is settled already.
+        Its logits equal those of this delta in eval mode. A body whose share is 0 is left out: the settled delta is
+        its head alone. Raises DeltaError if it is settled already.
         """
         if self.fixed:
             raise DeltaError("this delta is settled already")
-        settled = Delta(source, self.spec, fixed=True).to(next(self.parameters()).device)
-        settled.load_state_dict(_settled_state(self))
+        idle = isinstance(self.head, Head) and self.head.apart and float(self.head.share) == 0
+        spec = replace(self.spec, width_divisor=None) if idle else self.spec
+        settled = Delta(source, spec, fixed=True).to(next(self.parameters()).device)
+        state = _settled_state(self)
+        if idle:
+            state = {key: tensor for key, tensor in state.items() if key.startswith("head.")}
+            state["head.fc.local.weight"] = state["head.fc.local.weight"][:, :0]
+        settled.load_state_dict(state)
         return settled.train(self.training)
+
+
+def _as_read(images: Tensor) -> Tensor:
+    """On the CPU channels-last, in which all layers of the body then work; see `gather`."""
+    return images.contiguous(memory_format=torch.channels_last) if images.device.type == "cpu" else images
 
 
 def _make_head(source: Source, spec: DeltaSpec, own_chs: int, fixed: bool) -> Head | nn.Linear:
     taps = tap_names(source, spec.head_taps)
     num_values = sum(source.taps[name].num_chs for name in taps) + (source.num_features if spec.head_last else 0)
     if num_values == 0:
+        if own_chs == 0:
+            raise DeltaError("width_divisor is None, which leaves no layers, and the head reads nothing of the source")
         return nn.Linear(own_chs, spec.num_classes)
     num_read = num_pooled(num_values, spec.head_divisor)
     return Head(own_chs, taps, spec.head_last, num_values, num_read, spec.num_classes, spec.slots, fixed)
 
 
-def _settled_state(delta: Delta) -> Mapping[str, Tensor]:
+def _settled_state(delta: Delta) -> dict[str, Tensor]:
     training = delta.training
     delta.eval()
     state = {key: tensor for key, tensor in delta.state_dict().items() if not key.endswith(".times_chosen")}

@@ -66,6 +66,7 @@ class _Derivation:
         return self.width(self.flow.dims[self.source.last_node][1])
 
     def width(self, layout: Layout) -> int:
+        assert self.spec.width_divisor is not None  # without it there is no body to derive
         return channels.width(layout, self.spec.width_divisor)
 
     def build(self) -> fx.GraphModule:
@@ -160,6 +161,8 @@ class _Derivation:
 
 def subscribed_taps(source: Source, spec: DeltaSpec) -> dict[str, Tap]:
     """The taps that the layers of a delta read. Raises DeltaError for a name that is no tap."""
+    if spec.width_divisor is None:
+        return {}
     return {name: source.taps[name] for name in tap_names(source, spec.taps)}
 
 

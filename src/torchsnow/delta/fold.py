@@ -28,6 +28,8 @@ def fold(delta: Delta) -> Delta:
     if any(isinstance(layer, FoldedLayer) for layer in delta.modules()):
         return delta
     folded = copy.deepcopy(delta).eval().requires_grad_(False)
+    if folded.body is None:
+        return folded
     for name, tap in folded.taps.items():
         pool = folded.pools[key_of(name)]
         assert isinstance(pool, Subscription)

@@ -12,7 +12,7 @@ from torchsnow.source.features import FeatureMaps
 
 
 class Head(nn.Module):
-    """A linear layer over the delta's features (B, own_chs) and `num_read` of `num_values` values of the source.
+    """A linear layer over the delta's features (B, own_chs), where it has any, and `num_read` of `num_values` values of the source.
 
     The values are the averages of `taps` and, if `last`, the source's last features. They are standardised by
     `center` and `spread` (num_values,), which training sets from the training images, and divided by the root of
@@ -43,7 +43,7 @@ class Head(nn.Module):
         pooling = Subscription if fixed else ChannelPooling
         columns = num_read if fixed or slots == "rank" else num_values
         self.pool: ChannelPooling | Subscription = pooling(num_values, num_read)
-        self.fc = SubscribedLinear(nn.Linear(own_chs, num_classes), columns, num_read, slots)
+        self.fc = SubscribedLinear(_linear(own_chs, num_classes), columns, num_read, slots)
         nn.init.zeros_(self.fc.columns)
         nn.init.zeros_(self.fc.local.bias)
         self.scale = num_read**-0.5
@@ -74,11 +74,18 @@ class Head(nn.Module):
         of_read = idx if isinstance(self.pool, ChannelPooling) else slice(None)
         return (x - self.center[of_read]) / self.spread[of_read], idx
 
-    def forward(self, own: Tensor, features: FeatureMaps) -> Tensor:
-        """(B, own_chs) and one source pass -> logits (B, num_classes)."""
-        if not self.reads_source:
+    def forward(self, own: Tensor | None, features: FeatureMaps) -> Tensor:
+        """(B, own_chs), or None for a delta without a body, and one source pass -> logits (B, num_classes)."""
+        if own is not None and not self.reads_source:
             return F.linear(own, self.fc.local.weight)
         x, idx = self.read(features)
-        own = own * self.share if isinstance(self.pool, ChannelPooling) else own
+        own = own * self.share if own is not None and isinstance(self.pool, ChannelPooling) else own
         logits: Tensor = self.fc(own, self.pool.take(self.scale * x, idx))
         return logits
+
+
+def _linear(own_chs: int, num_classes: int) -> nn.Linear:
+    linear = nn.Linear(max(1, own_chs), num_classes)
+    if own_chs == 0:  # made in two steps, because PyTorch warns of weights without any number
+        linear.in_features, linear.weight = 0, nn.Parameter(torch.empty(num_classes, 0))
+    return linear

@@ -65,11 +65,11 @@ class SubscribedConv2d(SubscribedLayer):
 
 
 class SubscribedLinear(SubscribedLayer):
-    """(..., in_chs) and a pooled tap (..., M) -> (..., out_chs)."""
+    """(..., in_chs), or None without input of its own, and a pooled tap (..., M) -> (..., out_chs)."""
 
     local: nn.Linear
 
-    def forward(self, x: Tensor, picked: Picked) -> Tensor:
+    def forward(self, x: Tensor | None, picked: Picked) -> Tensor:
         weight = self.pooled_weight(picked)
-        own: Tensor = self.local(x)
+        own: Tensor = self.local.bias if x is None else self.local(x)
         return own + F.linear(picked.x.to(weight.dtype), weight)

@@ -14,7 +14,8 @@ from torchsnow.errors import DeltaError
 class DeltaSpec:
     """The shape of one task's delta.
 
-    - `width_divisor` (K in the paper): a source layer of N channels has max(1, round(N / K)) in the delta.
+    - `width_divisor` (K in the paper): a source layer of N channels has max(1, round(N / K)) in the delta; None is a
+      delta without layers of its own, its head alone.
     - `pool_divisor` (M in the paper): a layer reads max(1, round(N / M)) of the N channels of its tap.
     - `slots`: "channel" gives every channel of a tap a weight column of its own; "rank" is as published.
     - `taps`: the taps that the layers subscribe to; None means all.
@@ -23,7 +24,7 @@ class DeltaSpec:
     """
 
     num_classes: int
-    width_divisor: int = 8
+    width_divisor: int | None = 8
     pool_divisor: int = 8
     slots: Slots = "channel"
     taps: tuple[str, ...] | None = None
@@ -36,6 +37,8 @@ class DeltaSpec:
             raise DeltaError(f"a task needs at least 2 classes; {self.num_classes!r} given")
         for name in ("width_divisor", "pool_divisor", "head_divisor"):
             divisor = getattr(self, name)
+            if name == "width_divisor" and divisor is None:
+                continue
             if not isinstance(divisor, int) or divisor < 1:
                 raise DeltaError(f"{name} is {divisor!r}; expected a whole number of 1 or more")
         if self.slots not in ("channel", "rank"):

@@ -21,7 +21,7 @@ _SHAPE = {
     "classes": [str],
     "spec": {
         "num_classes": int,
-        "width_divisor": int,
+        "width_divisor": (None, int),
         "pool_divisor": int,
         "slots": str,
         "taps": _TAPS,

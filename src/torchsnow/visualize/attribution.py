@@ -118,7 +118,7 @@ def _listening(delta: Delta, inputs: dict[str, tuple[Tensor, Tensor]], heads: li
 
     linear = delta.head.fc if isinstance(delta.head, Head) else delta.head
     hooks = [linear.register_forward_pre_hook(keep_linear)]
-    for name, layer in delta.body.named_modules():
+    for name, layer in delta.body.named_modules() if delta.body else ():
         if isinstance(layer, SubscribedLayer):
             hooks.append(layer.register_forward_pre_hook(keep(name)))
     try:
@@ -130,6 +130,7 @@ def _listening(delta: Delta, inputs: dict[str, tuple[Tensor, Tensor]], heads: li
 
 def _per_channel(delta: Delta, reader: str, x: Tensor, gradient: Tensor | None) -> Tensor:
     """Value times gradient, (channels,); zero where the logit does not depend on the layer."""
+    assert delta.body is not None
     dim = 1 if isinstance(delta.body.get_submodule(reader), SubscribedConv2d) else x.ndim - 1
     if gradient is None:
         return x.new_zeros(x.shape[dim])

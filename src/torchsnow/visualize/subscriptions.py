@@ -130,6 +130,7 @@ def _tap_subscription(name: str, num_chs: int, pool: Subscription, norms: Tensor
 def _column_norms(delta: Delta, readers: tuple[str, ...]) -> Tensor:
     """Norms over everything that reads a chosen channel, (M,)."""
     squares = []
+    assert delta.body is not None
     for reader in readers:
         layer = delta.body.get_submodule(reader)
         assert isinstance(layer, SubscribedLayer)

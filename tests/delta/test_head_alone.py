@@ -1,0 +1,74 @@
+"""Deltas without layers of their own: what ships where the body adds nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from torchsnow.delta import Delta, DeltaSpec
+from torchsnow.delta.cost import delta_cost, source_cost
+from torchsnow.delta.fold import fold
+from torchsnow.errors import DeltaError
+from torchsnow.hub import Hub
+from torchsnow.methods.snow import make_snow
+from torchsnow.model import SnowModel
+from torchsnow.source import Source, load_source
+from torchsnow.task_file import load_task, make_task, save_task
+
+IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    return load_source("test_resnet", weights="random")
+
+
+@pytest.fixture
+def trained(source: Source) -> Delta:
+    """An open delta with a probe in its head, whose body counts nothing."""
+    delta = make_snow(source, 3).delta
+    torch.nn.init.normal_(delta.head.fc.columns, std=0.1)
+    return delta.eval()
+
+
+def test_a_body_that_counts_nothing_is_left_out(source: Source, trained: Delta) -> None:
+    settled = trained.settle(source)
+    assert settled.body is None
+    assert settled.spec.width_divisor is None
+    assert not settled.taps
+    torch.testing.assert_close(SnowModel(source, settled)(IMAGES), SnowModel(source, trained)(IMAGES))
+    assert delta_cost(source, settled.spec).multiply_adds < 1e-3 * source_cost(source).multiply_adds
+
+
+def test_a_body_that_counts_is_kept(source: Source, trained: Delta) -> None:
+    trained.head.share.fill_(0.25)
+    settled = trained.settle(source)
+    assert settled.body is not None
+    assert settled.spec == trained.spec
+    torch.testing.assert_close(SnowModel(source, settled)(IMAGES), SnowModel(source, trained)(IMAGES))
+
+
+def test_a_delta_that_was_never_trained_apart_keeps_its_body(source: Source) -> None:
+    delta = Delta(source, DeltaSpec(3))
+    delta.head.share.zero_()
+    assert delta.settle(source).body is not None
+
+
+def test_a_head_alone_is_stored_and_served(source: Source, trained: Delta, tmp_path: Path) -> None:
+    task = make_task(source, trained.settle(source), "alone", ("a", "b", "c"), 64)
+    save_task(task, tmp_path / "alone.safetensors")
+    again = load_task(tmp_path / "alone.safetensors", source)
+    assert again.spec == task.spec
+    expected = SnowModel(source, task.delta)(IMAGES)
+    assert torch.equal(SnowModel(source, again.delta)(IMAGES), expected)
+    assert torch.equal(SnowModel(source, fold(again.delta))(IMAGES), expected)
+    hub = Hub.create(tmp_path / "hub", source)
+    hub.add(task)
+    torch.testing.assert_close(hub.predict(IMAGES)["alone"], expected)
+
+
+def test_a_delta_that_would_read_nothing_is_refused(source: Source) -> None:
+    with pytest.raises(DeltaError, match="leaves no layers, and the head reads nothing"):
+        Delta(source, DeltaSpec(3, width_divisor=None, head_taps=(), head_last=False))
