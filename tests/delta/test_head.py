@@ -54,7 +54,7 @@ def test_a_fixed_head_reads_its_subscription(features: FeatureMaps) -> None:
     idx = opened.pool.choose()
     fixed = head(4, fixed=True)
     state = dict(opened.state_dict())
-    del state["pool.times_chosen"], state["share"]
+    del state["pool.times_chosen"], state["share"], state["num_read"]
     state["pool.index"], state["pool.weight"] = idx, state["pool.weight"][idx]
     state["fc.columns"] = state["fc.columns"][:, idx]
     state["center"], state["spread"] = state["center"][idx], state["spread"][idx]

@@ -14,6 +14,7 @@ from torchsnow.errors import DeltaError
 from torchsnow.hub import Hub
 from torchsnow.methods.snow import make_snow
 from torchsnow.model import SnowModel
+from torchsnow.pooling import num_pooled
 from torchsnow.source import Source, load_source
 from torchsnow.task_file import load_task, make_task, save_task
 
@@ -72,3 +73,15 @@ def test_a_head_alone_is_stored_and_served(source: Source, trained: Delta, tmp_p
 def test_a_delta_that_would_read_nothing_is_refused(source: Source) -> None:
     with pytest.raises(DeltaError, match="leaves no layers, and the head reads nothing"):
         Delta(source, DeltaSpec(3, width_divisor=None, head_taps=(), head_last=False))
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_head_that_reads_fewer_values_ships_with_those(source: Source, trained: Delta, share: float) -> None:
+    trained.head.share.fill_(share)
+    torch.nn.init.uniform_(trained.head.pool.weight)
+    few = num_pooled(trained.head.pool.num_chs, 8 * trained.spec.head_divisor)
+    trained.head.read_fewer(few)
+    settled = trained.settle(source)
+    assert settled.spec.head_divisor == 8 * trained.spec.head_divisor
+    assert settled.head.fc.columns.shape == (3, few)
+    torch.testing.assert_close(SnowModel(source, settled)(IMAGES), SnowModel(source, trained)(IMAGES))

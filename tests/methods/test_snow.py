@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchsnow.delta.head import Head
 from torchsnow.errors import TrainingError
 from torchsnow.methods import PRESETS, PoolTraining, Snow, make_method
-from torchsnow.methods.probe import fit_probe, probe_strengths
+from torchsnow.methods.probe import INVERSE_PENALTIES, choose_reading, fit_probe, probe_strengths
 from torchsnow.methods.snow import best_share, inform, make_snow, still_changing
 from torchsnow.methods.statistics import ClassSums
 from torchsnow.pooling import ChannelPooling
@@ -370,6 +370,7 @@ def test_finished_model_has_the_logits_of_the_trained_one(source: Source, batche
 def test_subscription_lists_what_is_chosen(source: Source, batches: Batches, preset: str) -> None:
     snow = make_snow(source, 3, preset)
     snow.start(batches, CPU)
+    snow.delta.head.share.fill_(1.0)  # a body that counts nothing would be left out
     subscription = snow.subscription()
     assert json.loads(json.dumps(subscription)) == subscription
     snow.model.eval()
@@ -432,3 +433,33 @@ def test_unknown_names_are_told_apart(source: Source) -> None:
 def test_pool_training_out_of_range(change: dict[str, Any], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         PoolTraining(**change)
+
+
+def test_a_saved_state_remembers_how_many_values_the_head_reads(source: Source, batches: Batches) -> None:
+    first, again = make_snow(source, 3), make_snow(source, 3)
+    first.start(batches, CPU)
+    first.delta.head.read_fewer(5)
+    again.load_trainable_state(first.trainable_state())
+    images = torch.cat([images for images, _ in batches])
+    assert again.delta.head.pool.num_pooled == 5
+    assert torch.equal(again.model.eval()(images), first.model.eval()(images))
+
+
+def test_few_values_are_read_where_few_tell_the_classes_apart() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(120) % 3
+    values = torch.randn(120, 400, generator=generator)
+    values[torch.arange(120), labels] += 2.5  # three of 400
+    num, _ = choose_reading(values, labels, 3, [400, 100, 25, 6])
+    assert num <= 25
+    values = torch.randn(120, 400, generator=generator) + torch.randn(3, 400, generator=generator)[labels] * 0.25
+    num, _ = choose_reading(values, labels, 3, [400, 100, 25, 6])
+    assert num >= 100
+
+
+def test_what_is_held_out_does_not_choose_the_values() -> None:
+    """Of noise, no number is better than another; chosen with the held-out images, the fewest would seem so."""
+    generator = torch.Generator().manual_seed(0)
+    values, labels = torch.randn(100, 2000, generator=generator), torch.arange(100) % 2
+    _, penalty = choose_reading(values, labels, 2, [2000, 20])
+    assert penalty == INVERSE_PENALTIES[0]

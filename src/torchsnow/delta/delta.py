@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import count
 
 import torch
 from torch import Tensor, fx, nn
@@ -85,6 +86,8 @@ class Delta(nn.Module):
             raise DeltaError("this delta is settled already")
         idle = isinstance(self.head, Head) and self.head.apart and float(self.head.share) == 0
         spec = replace(self.spec, width_divisor=None) if idle else self.spec
+        if isinstance(self.head, Head):
+            spec = replace(spec, head_divisor=_head_divisor(spec, self.head))
         settled = Delta(source, spec, fixed=True).to(next(self.parameters()).device)
         state = _settled_state(self)
         if idle:
@@ -92,6 +95,12 @@ class Delta(nn.Module):
             state["head.fc.local.weight"] = state["head.fc.local.weight"][:, :0]
         settled.load_state_dict(state)
         return settled.train(self.training)
+
+
+def _head_divisor(spec: DeltaSpec, head: Head) -> int:
+    """The divisor that stands for the number of values that a head reads, which may be fewer than the spec's."""
+    num_chs, num_read = head.pool.num_chs, head.pool.num_pooled
+    return next(divisor for divisor in count(spec.head_divisor) if num_pooled(num_chs, divisor) <= num_read)
 
 
 def _as_read(images: Tensor) -> Tensor:
@@ -125,6 +134,7 @@ def _settled_state(delta: Delta) -> dict[str, Tensor]:
         if prefix == "head.pool":
             state["head.center"], state["head.spread"] = state["head.center"][index], state["head.spread"][index]
             state["head.fc.local.weight"] = state["head.fc.local.weight"] * state.pop("head.share")
+            del state["head.num_read"]
     delta.train(training)
     return state
 

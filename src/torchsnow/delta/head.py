@@ -12,18 +12,19 @@ from torchsnow.source.features import FeatureMaps
 
 
 class Head(nn.Module):
-    """A linear layer over the delta's features (B, own_chs), where it has any, and `num_read` of `num_values` values of the source.
+    """A linear layer over the delta's features (B, own_chs), where it has any, and some values of the source.
 
-    The values are the averages of `taps` and, if `last`, the source's last features. They are standardised by
-    `center` and `spread` (num_values,), which training sets from the training images, and divided by the root of
-    their number, so that a step of the optimiser moves the logits alike whatever that number is.
+    The `num_values` values are the averages of `taps` and, if `last`, the source's last features, of which it reads
+    `num_read`: those with the largest pooling weights. They are standardised by `center` and `spread` (num_values,),
+    which training sets from the training images, and divided by the root of the number that it reads, so that a step
+    of the optimiser moves the logits alike whatever that number is.
 
     `share` scales what the delta's own features add to the logits. With `train_apart` the rest of the head is fixed,
     and the logits in training are those of the delta's own features alone.
     """
 
     share: Tensor
-
+    num_read: Tensor
     center: Tensor
     spread: Tensor
 
@@ -53,6 +54,12 @@ class Head(nn.Module):
         self.apart = False
         if not fixed:
             self.register_buffer("share", torch.ones(()))
+            self.register_buffer("num_read", torch.tensor(num_read))
+
+    def read_fewer(self, num_read: int) -> None:
+        """Read another number of values, at most as many as there are columns. Only while the choice is open."""
+        self.num_read.fill_(num_read)
+        self.pool.num_pooled, self.scale = num_read, num_read**-0.5
 
     def train_apart(self) -> None:
         """Train the layer over the delta's own features alone; their share is 0 until it is set."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,30 +18,70 @@ MAX_IMAGES = 20_000  # more make the fit slow and hardly better
 _MAX_DENSE = 4_000  # images: the time grows with the cube of their number
 _RIDGE = 3.0  # of the average squared length of an image's values
 _FOLDS = 5
-_ENOUGH = 2_000  # images held out in all: more do not tell penalties apart any better
+_ENOUGH = 1_000  # images held out in all: more do not tell penalties apart any better
 _MAX_STEPS = 200
 
 
-def fit_probe(values: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+def fit_probe(
+    values: Tensor, labels: Tensor, num_classes: int, inverse_penalty: float | None = None
+) -> tuple[Tensor, Tensor]:
     """Logistic regression of standardised values (n, N) on labels (n,).
 
     Returns weights (num_classes, N) and biases (num_classes,), for logits `values @ weights.T + biases`.
 
-    The inverse penalty (scikit-learn's C) is the one of `INVERSE_PENALTIES` with the lowest cross-entropy in
-    cross-validation on these values. By the loss and not by the accuracy, which a few hundred images cannot tell apart,
-    and because the probe's probabilities are weighed against a body's later.
+    The inverse penalty (scikit-learn's C), if it is not given, is the one of `INVERSE_PENALTIES` with the lowest
+    cross-entropy in cross-validation on these values. By the loss and not by the accuracy, which a few hundred images
+    cannot tell apart, and because the probe's probabilities are weighed against a body's later.
     """
     y = labels.cpu().numpy()
     x, basis = _in_their_span(values.cpu().numpy())
+    if inverse_penalty is None:
+        inverse_penalty = choose_penalty(x, y, num_classes)
+    weight, bias = _regress(_regression(inverse_penalty), x, y, num_classes)
+    return (weight if basis is None else weight @ from_numpy(basis).float().T), bias
+
+
+def choose_penalty(x: np.ndarray, y: np.ndarray, num_classes: int) -> float:
+    """The inverse penalty with the lowest cross-entropy in cross-validation on values (n, N) and labels (n,)."""
     losses = np.zeros(len(INVERSE_PENALTIES))
     for fit, held in _folds(y):
-        for place, inverse_penalty in enumerate(INVERSE_PENALTIES):
-            weight, bias = _regress(x[fit], y[fit], num_classes, inverse_penalty)
-            logits = from_numpy(x[held]).float() @ weight.T + bias
-            losses[place] += float(F.cross_entropy(logits, from_numpy(y[held]), reduction="sum"))
-    best = int(losses.argmin()) if losses.any() else len(losses) // 2
-    weight, bias = _regress(x, y, num_classes, INVERSE_PENALTIES[best])
-    return (weight if basis is None else weight @ from_numpy(basis).float().T), bias
+        losses += _losses(x[fit], y[fit], x[held], y[held], num_classes)
+    return INVERSE_PENALTIES[_best(losses)]
+
+
+def choose_reading(values: Tensor, labels: Tensor, num_classes: int, nums: Sequence[int]) -> tuple[int, float]:
+    """How many of the values (n, N), the strongest first, a probe should read, and with which inverse penalty.
+
+    `nums` are the numbers to choose from. Those with the lowest cross-entropy in cross-validation are taken; which
+    values are the strongest (`probe_strengths`) is found anew without the images that are held out.
+    """
+    values, labels = _some(values, labels)
+    y = labels.cpu().numpy()
+    losses = np.zeros((len(nums), len(INVERSE_PENALTIES)))
+    for fit, held in _folds(y):
+        order = probe_strengths(values[fit], labels[fit], num_classes).argsort(descending=True)
+        for place, num in enumerate(nums):
+            read = values[:, order[:num]].cpu().numpy()
+            x, basis = _in_their_span(read[fit])
+            x_held = read[held] if basis is None else read[held] @ basis
+            losses[place] += _losses(x, y[fit], x_held, y[held], num_classes)
+    best = int(losses.min(1).argmin())
+    return nums[best], INVERSE_PENALTIES[_best(losses[best])]
+
+
+def _losses(x: np.ndarray, y: np.ndarray, x_held: np.ndarray, y_held: np.ndarray, num_classes: int) -> np.ndarray:
+    """Summed cross-entropy on held-out values for every penalty, the strictest first; each fit starts at the last."""
+    losses, model = [], _regression(INVERSE_PENALTIES[0])
+    for inverse_penalty in INVERSE_PENALTIES:
+        weight, bias = _regress(model.set_params(C=inverse_penalty), x, y, num_classes)
+        logits = from_numpy(x_held).float() @ weight.T + bias
+        losses.append(float(F.cross_entropy(logits, from_numpy(y_held), reduction="sum")))
+    return np.array(losses)
+
+
+def _best(losses: np.ndarray) -> int:
+    """The place of the lowest loss; where nothing could be held out, the middle."""
+    return int(losses.argmin()) if losses.any() else len(losses) // 2
 
 
 def _in_their_span(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -67,8 +107,11 @@ def _folds(labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         held_out += len(fold)
 
 
-def _regress(x: np.ndarray, y: np.ndarray, num_classes: int, inverse_penalty: float) -> tuple[Tensor, Tensor]:
-    model = LogisticRegression(C=inverse_penalty, max_iter=_MAX_STEPS)
+def _regression(inverse_penalty: float) -> LogisticRegression:
+    return LogisticRegression(C=inverse_penalty, max_iter=_MAX_STEPS, warm_start=True)
+
+
+def _regress(model: LogisticRegression, x: np.ndarray, y: np.ndarray, num_classes: int) -> tuple[Tensor, Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # training goes on from here anyway
         model.fit(x, y)
@@ -78,15 +121,21 @@ def _regress(x: np.ndarray, y: np.ndarray, num_classes: int, inverse_penalty: fl
     return from_numpy(weight).float(), from_numpy(bias).float()
 
 
+def _some(values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """At most 4,000 images, drawn at random."""
+    if len(values) <= _MAX_DENSE:
+        return values, labels
+    drawn = torch.randperm(len(values), generator=torch.Generator().manual_seed(0))[:_MAX_DENSE]
+    return values[drawn], labels[drawn]
+
+
 def probe_strengths(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """How much a dense linear probe relies on each of the standardised values (n, N): its weights' norm, (N,).
 
     The probe is a strong ridge regression of the classes' indicators, solved in closed form over at most 4,000
     images. A value that tells little beyond what others tell gets little weight, however well it does alone.
     """
-    if len(values) > _MAX_DENSE:
-        drawn = torch.randperm(len(values), generator=torch.Generator().manual_seed(0))[:_MAX_DENSE]
-        values, labels = values[drawn], labels[drawn]
+    values, labels = _some(values, labels)
     targets = F.one_hot(labels, num_classes).to(values)
     similar = values @ values.T
     ridge = _RIDGE * similar.diagonal().mean().clamp_min(1e-12) * torch.eye(len(values)).to(values)

@@ -17,16 +17,17 @@ from torchsnow.delta.head import Head
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.errors import TrainingError
 from torchsnow.methods.presets import PRESETS, PoolTraining
-from torchsnow.methods.probe import fit_probe
+from torchsnow.methods.probe import choose_reading, fit_probe
 from torchsnow.methods.seen import LAST, SeenValues
 from torchsnow.model import SnowModel
-from torchsnow.pooling import ChannelPooling, Subscription
+from torchsnow.pooling import ChannelPooling, Subscription, num_pooled
 from torchsnow.source.features import FeatureMaps, unique
 from torchsnow.source.source import Source
 from torchsnow.train.contract import Batches, TaskCost
 
 _SHARES = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0)  # of the body's logits beside the probe's
 _TEMPERATURES = (0.5, 1.0, 2.0, 4.0)  # at which the sums are compared: over-confidence is no reason for or against
+_FEWER = (1, 2, 4, 8)  # times fewer values for the head than the spec allows, if cross-validation says so
 _DRAWS = 16  # of noise, to see how many channels would still change
 
 
@@ -78,7 +79,16 @@ class Snow:
                 read = self._head_names if name == "head" else (name,)
                 inform(pool, torch.cat([scores[part] for part in read]))
         if self.pools.probe and isinstance(head, Head):
-            start_as_probe(head, seen.standardised(self._head_names), seen.labels)
+            self._start_head(head, seen.standardised(self._head_names), seen.labels)
+
+    def _start_head(self, head: Head, values: Tensor, labels: Tensor) -> None:
+        """As a probe; which, if it reads the values that a dense one relies on, says too how many are worth reading."""
+        penalty = None
+        if self.pools.start == "probe" and self.spec.slots == "channel":
+            nums = [num_pooled(head.pool.num_chs, self.spec.head_divisor * fewer) for fewer in _FEWER]
+            num_read, penalty = choose_reading(values, labels, self.spec.num_classes, nums)
+            head.read_fewer(num_read)
+        start_as_probe(head, values, labels, penalty)
 
     def _head(self) -> Head:
         head = self.delta.head
@@ -185,6 +195,8 @@ class Snow:
             self.delta.load_state_dict(dict(state))
         except RuntimeError as error:
             raise TrainingError(f"the saved state does not fit this delta: {error}") from error
+        if isinstance(self.delta.head, Head):
+            self.delta.head.read_fewer(int(self.delta.head.num_read))
 
     def subscription(self) -> dict[str, Any]:
         """{tap: {"channels": N, "index": the chosen ones in ascending order, "weight": theirs}}."""
@@ -222,10 +234,10 @@ def inform(pool: ChannelPooling, scores: Tensor) -> None:
         pool.weight.copy_(0.5 + ranks / (len(ranks) - 1) if len(ranks) > 1 else torch.ones_like(ranks))
 
 
-def start_as_probe(head: Head, values: Tensor, labels: Tensor) -> None:
+def start_as_probe(head: Head, values: Tensor, labels: Tensor, inverse_penalty: float | None = None) -> None:
     """Make a head's logits those of the best linear head over those of the values (n, num_values) that it chooses."""
     idx = head.pool.choose().cpu()
-    weight, bias = fit_probe(values[:, idx], labels, head.fc.columns.shape[0])
+    weight, bias = fit_probe(values[:, idx], labels, head.fc.columns.shape[0], inverse_penalty)
     places = idx if head.fc.slots == "channel" else torch.arange(len(idx))
     with torch.no_grad():
         columns = torch.zeros_like(head.fc.columns)
