@@ -14,6 +14,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, fx, nn
 
 from torchsnow.compile.native.build import kernel as compiled_kernel
+from torchsnow.compile.native.mirrors import HeadParams, Op, Params
 from torchsnow.delta import Delta
 from torchsnow.delta.derive import PICKED, key_of
 from torchsnow.delta.fold import FoldedLayer
@@ -44,34 +45,6 @@ _ACTS: Mapping[Any, int] = {
 _SAME_VALUE = (nn.Identity, nn.Dropout, nn.Flatten)
 
 
-class Op(ctypes.Structure):
-    """One operation of a delta; mirrors `Op` in kernel.cpp."""
-
-    _fields_ = [
-        (name, ctypes.c_int32)
-        for name in (
-            *("kind", "act", "x", "y", "out", "tap", "in_chs", "out_chs", "num_pooled"),
-            *("kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w"),
-            *("same", "count_pad", "ceil", "depth"),
-        )
-    ]
-
-
-class Params(ctypes.Structure):
-    """Where an operation's numbers are; mirrors `Params` in kernel.cpp."""
-
-    _fields_ = [(name, ctypes.c_void_p) for name in ("weight", "bias", "index")]
-
-
-class HeadParams(ctypes.Structure):
-    """A head's numbers; mirrors `HeadParams` in kernel.cpp."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("own", "columns", "bias", "index")),
-        *((name, ctypes.c_int32) for name in ("own_chs", "num_read", "num_classes")),
-    ]
-
-
 @dataclass
 class _Step:
     """One operation while the graph is read: inputs and output are still numbers of values, not slots."""
@@ -93,8 +66,9 @@ class _Step:
 class Lowered:
     """A delta for the kernel. Deltas of equal `shape` can be run together.
 
-    `taps` are the numbers of the taps, in the source's order, that layers or averages read; `reads_last` says whether
-    the head reads the source's last features.
+    `taps` are the numbers of the taps, in the source's order, that layers or averages read; `reads` says which of them
+    each operation reads (-1: none), and `reads_from` which are read by all from one on; `reads_last` says whether the
+    head reads the source's last features.
     """
 
     shape: bytes
@@ -106,6 +80,8 @@ class Lowered:
     head: HeadParams
     averaged: np.ndarray
     taps: frozenset[int]
+    reads: tuple[int, ...]
+    reads_from: tuple[frozenset[int], ...]
     reads_last: bool
     kept: tuple[Any, ...]
 
@@ -118,7 +94,8 @@ def lower(delta: Delta, source: Source) -> Lowered:
     ops = (Op * len(steps))(*(_op(step, slots) for step in steps))
     params, kept = _params(steps)
     head, averaged, reads_last, head_kept = _head(delta, source)
-    taps = frozenset({step.tap for step in steps if step.tap >= 0} | {int(tap) for tap in np.flatnonzero(averaged)})
+    reads = tuple(step.tap for step in steps)
+    taps = frozenset(set(reads) - {-1} | {int(tap) for tap in np.flatnonzero(averaged)})
     return Lowered(
         bytes(ops),
         ops,
@@ -129,6 +106,8 @@ def lower(delta: Delta, source: Source) -> Lowered:
         head,
         averaged,
         taps,
+        reads,
+        tuple(frozenset(reads[i:]) for i in range(len(reads) + 1)),
         reads_last,
         (kept, head_kept),
     )
