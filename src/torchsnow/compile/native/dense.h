@@ -20,6 +20,7 @@ struct Reach {
     const int64_t *starts;
     const int32_t *index;
     int64_t step, tap_step;  // from one pixel to the next
+    int64_t leap = 0;        // and more after half of a tile, where its other half is in the next row
 };
 
 // V vectors of W output channels of P neighbouring pixels. All loops over them are unrolled, or the sums would go to
@@ -38,7 +39,7 @@ static void tile(const float *a, const float *t, const Reach &r, const float *w,
     for (int s = 0; s < r.segments; s++) {
         const float *from = a + r.starts[s];
         for (int k = 0; k < r.length; k++, w += V * W)
-            EACH sum[p][v] += from[p * r.step + k] * *(const vec *)(w + v * W);
+            EACH sum[p][v] += from[p * r.step + (2 * p >= P ? r.leap : 0) + k] * *(const vec *)(w + v * W);
     }
     for (int k = 0; k < r.pooled; k++, w += V * W) {
         const float *from = t + r.index[k];
@@ -93,20 +94,22 @@ static bool is_pointwise(const Op &o) { return o.kernel_h * o.kernel_w == 1 && o
 // Pixels without a stride between them are one row.
 static bool is_one_row(const Op &o) { return o.stride_h == 1 && o.stride_w == 1; }
 
-// `span` are pixels of the output where all are one row, else rows; `t` is what the first of them reads of the tap.
-static void pointwise(const Op &o, const Params &p, const Map &x, const float *t, const Tap *tap, const float *add,
-                      const Map &out, Span span) {
+// What the pixels of a span read of a tap, in rows of `w` pixels that are `stride` floats apart.
+struct Chunk { const float *data; int w; int64_t stride; };
+
+// `span` are pixels of the output where all are one row, else rows.
+static void pointwise(const Op &o, const Params &p, const Map &x, const Chunk &t, const float *add, const Map &out,
+                      Span span) {
     int64_t start = 0;
-    Reach r{1, o.in_chs, o.num_pooled, &start, p.index, (int64_t)x.stride * o.stride_w,
-            tap ? (int64_t)tap->chs * o.stride_w : 0};
+    Reach r{1, o.in_chs, o.num_pooled, &start, p.index, (int64_t)x.stride * o.stride_w, t.stride * o.stride_w};
     auto run = [&](int pixels, int64_t in, int64_t to, const float *t) {
         row_of_blocks(pixels, x.data + in * x.stride, t, r, p, o.depth, add ? add + to * out.stride : add,
                       out.data + to * out.stride, out.stride, bounds_of(o.act));
     };
-    if (is_one_row(o)) return run(span.last - span.first, span.first, span.first, t);
-    int64_t tap_row = tap ? (int64_t)o.stride_h * tap->w * tap->chs : 0;
-    for (int i = span.first; i < span.last; i++, t += tap_row)
-        run(out.w, (int64_t)i * o.stride_h * x.w, (int64_t)i * out.w, t);
+    if (is_one_row(o)) return run(span.last - span.first, span.first, span.first, t.data);
+    for (int i = span.first; i < span.last; i++)
+        run(out.w, (int64_t)i * o.stride_h * x.w, (int64_t)i * out.w,
+            t.data + (i - span.first) * o.stride_h * t.w * t.stride);
 }
 
 // ---------------------------------------------------------------- larger kernels
@@ -123,13 +126,24 @@ template <typename T> static void take(const T *from, const int32_t *index, int 
         else to[k] = from[index[k]];
 }
 
-static void fill(Frame &f, const Op &o, const Params &p, const Geometry &g, const Map &x, const Tap *tap, int image,
-                 Span rows) {
+static Frame empty_frame(const Op &o, const Geometry &g, Span rows) {
+    Frame f;
     f.chs = o.in_chs + o.num_pooled;
     f.first = rows.first * o.stride_h;
     f.h = (rows.last - 1 - rows.first) * o.stride_h + (o.kernel_h - 1) * o.dilation_h + 1;
     f.w = (g.w - 1) * o.stride_w + (o.kernel_w - 1) * o.dilation_w + 1;
     f.data.assign((size_t)f.h * f.w * f.chs, 0.f);
+    return f;
+}
+
+static void copy(const float *from, int chs, float *to) {
+    typedef Vector<NARROW>::type vec;
+    if (chs % NARROW) std::memcpy(to, from, sizeof(float) * chs);
+    else for (int c = 0; c < chs; c += NARROW) *(vec *)(to + c) = *(const vec *)(from + c);
+}
+
+// What is around the image stays zero from one task to the next.
+static void fill(Frame &f, const Op &o, const Params &p, const Geometry &g, const Map &x, const Tap *tap, int image) {
     int columns = std::min(x.w, f.w - g.left);
     for (int i = 0; i < f.h; i++) {
         int y = f.first + i - g.top;
@@ -141,7 +155,7 @@ static void fill(Frame &f, const Op &o, const Params &p, const Geometry &g, cons
             continue;
         }
         for (int j = 0; j < columns; j++, to += f.chs, own += x.stride) {
-            std::memcpy(to, own, sizeof(float) * o.in_chs);
+            copy(own, o.in_chs, to);
             if (!tap) continue;
             int64_t from = (image * tap->pixels() + (int64_t)y * tap->w + j) * tap->chs;
             if (tap->bf16) take((const uint16_t *)tap->data + from, p.index, o.num_pooled, to + o.in_chs);
@@ -180,9 +194,12 @@ static void convolution(const Op &o, const Params &p, const Frame &f, const floa
         for (int c = 0; c < 2 * NARROW; c++) bias[c] = p.bias[c % NARROW];
         own = {paired(o, p.weight, f.chs, pairs), bias, nullptr};
     }
-    for (int i = rows.first; i < rows.last; i++) {
+    int together = out.w == PIXELS / 2 ? 2 : 1;  // rows that are half a tile: their weights are read half as often
+    for (int i = rows.first, count; i < rows.last; i += count) {
+        count = std::min(together, rows.last - i);
+        r.leap = count == 2 ? (int64_t)(o.stride_h * f.w - out.w * o.stride_w) * f.chs : 0;
         int64_t to = (int64_t)i * out.w * out.stride;
-        row_of_blocks(out.w / pixels, &f.data[(size_t)(i * o.stride_h - f.first) * f.w * f.chs], nullptr, r, own,
+        row_of_blocks(count * out.w / pixels, &f.data[(size_t)(i * o.stride_h - f.first) * f.w * f.chs], nullptr, r, own,
                       r.segments * r.length, add ? add + to : add, out.data + to, out.stride * pixels,
                       bounds_of(o.act));
     }

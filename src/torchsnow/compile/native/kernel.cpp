@@ -97,7 +97,7 @@ struct Worker {
     Barrier &barrier;
     int thread, num_threads;
     Frame frame{};
-    std::vector<float> chunk{};
+    std::vector<float> copied{};
 
     Map placed(const Piece &p, int slot, Map map) const {
         map.data = p.memory + layout.starts[slot];
@@ -127,13 +127,13 @@ struct Worker {
             average(j, j.taps[tap], image, 0, j.taps[tap].pixels(), chs);
     }
 
-    // A piece of a tap in float32.
-    const float *part_of(const Tap &t, int64_t first, int64_t last) {
-        if (!t.bf16) return (const float *)t.data + first * t.chs;
+    // Pixels of a tap in float32.
+    Chunk chunk_of(const Tap &t, int64_t first, int64_t last) {
+        if (!t.bf16) return {(const float *)t.data + first * t.chs, t.w, t.chs};
         const uint16_t *from = (const uint16_t *)t.data + first * t.chs;
-        chunk.resize((last - first) * t.chs);
-        for (size_t i = 0; i < chunk.size(); i++) chunk[i] = from_bf16(from[i]);
-        return chunk.data();
+        copied.resize((last - first) * t.chs);
+        for (size_t i = 0; i < copied.size(); i++) copied[i] = from_bf16(from[i]);
+        return {copied.data(), t.w, t.chs};
     }
 
     // A 1x1 convolution: all tasks read a piece of the tap, and its averages are taken, before the next piece comes.
@@ -154,21 +154,24 @@ struct Worker {
                 int64_t from = first * unit, to = span.last == mine.last ? t.pixels() : span.last * unit;
                 if (averages) average(j, t, image, from, to, {0, t.chs});
                 int64_t start = image * t.pixels();
-                const float *data = part_of(t, start + from, start + std::min(t.pixels(), span.last * unit));
+                Chunk chunk = chunk_of(t, start + from, start + std::min(t.pixels(), span.last * unit));
                 each_of(image, [&](const Piece &p) {
-                    pointwise(o, p.params[i], input(p, i), data, &t, added(p, o.y), placed(p, o.out, shape), span);
+                    pointwise(o, p.params[i], input(p, i), chunk, added(p, o.y), placed(p, o.out, shape), span);
                 });
             }
         if (averages) j.averaged[o.tap] = 0;
     }
 
-    void framed_convolution(int i, const Piece &p, bool same_frame) {
+    // `frame` is the first's: the others' has the same shape, and for the image the same content.
+    void framed_convolution(int i, const Piece &p, bool first, bool filled) {
         const Op &o = j.ops[i];
         const Tap *tap = o.tap >= 0 ? &j.taps[o.tap] : nullptr;
         Map x = input(p, i), out = placed(p, o.out, layout.outputs[i]);
         Span rows = share({0, out.h}, thread, num_threads);
         if (rows.first == rows.last) return;
-        if (!same_frame) fill(frame, o, p.params[i], geometry(o, x.h, x.w), x, tap, p.image, rows);
+        Geometry g = geometry(o, x.h, x.w);
+        if (first) frame = empty_frame(o, g, rows);
+        if (!filled) fill(frame, o, p.params[i], g, x, tap, p.image);
         convolution(o, p.params[i], frame, added(p, o.y), out, rows);
     }
 
@@ -180,7 +183,7 @@ struct Worker {
         switch (o.kind) {
             case CONV:
                 if (is_one_row(o)) rows = share({0, out.h * out.w}, thread, num_threads, PIXELS);
-                return pointwise(o, p.params[i], x, nullptr, nullptr, added(p, o.y), out, rows);
+                return pointwise(o, p.params[i], x, {}, added(p, o.y), out, rows);
             case DEPTHWISE: return depthwise(o, p.params[i], x, out, rows);
             case MAXPOOL: case AVGPOOL: return windows(o, x, out, rows);
             case NORM: return norm(o, p.params[i], x, out, rows);
@@ -206,11 +209,13 @@ struct Worker {
         }
         if (o.x == IMAGE && framed) {  // all tasks read the same frame
             for (int image = 0; image < j.num_images; image++) {
-                bool first = true;
-                each_of(image, [&](const Piece &p) { framed_convolution(i, p, !first), first = false; });
+                bool filled = false;
+                each_of(image, [&](const Piece &p) {
+                    framed_convolution(i, p, &p == j.pieces, filled), filled = true;
+                });
             }
         } else if (framed) {
-            for (int k = 0; k < j.num_pieces; k++) framed_convolution(i, j.pieces[k], false);
+            for (int k = 0; k < j.num_pieces; k++) framed_convolution(i, j.pieces[k], k == 0, false);
         } else if (dense && o.tap >= 0) {
             pooled_pointwise(i);
         } else {
