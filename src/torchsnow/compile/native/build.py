@@ -16,7 +16,15 @@ from torchsnow.files import write_atomically
 
 SOURCE_FILE = Path(__file__).with_name("kernel.cpp")
 _FILES = (SOURCE_FILE, *(SOURCE_FILE.with_name(name) for name in ("dense.h", "maps.h", "others.h")))
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-pthread")
+_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-pthread",
+)
 _TIMEOUT_S = 120
 
 
@@ -63,7 +71,7 @@ def _compile(file: Path) -> None:
     except OSError as error:
         raise CompileError(f"cannot make the folder {file.parent} for the compiled kernel: {error.strerror}") from error
     made = file.with_name(f".{file.name}.{os.getpid()}")
-    command = [_compiler(), *_FLAGS, "-shared", "-fPIC", "-o", str(made), str(SOURCE_FILE)]
+    command = [_compiler(), *_FLAGS, "-shared", "-fPIC", "-pthread", "-o", str(made), str(SOURCE_FILE)]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S)
         write_atomically(file, made.read_bytes(), CompileError)

@@ -74,7 +74,7 @@ class Part:
         """A tap of all images of the part, in float32 or bfloat16."""
         chs_first = self._dims[number] == 1
         x = channels_last(x) if chs_first else x.contiguous()
-        chs, h, *width = (x.shape[1:] if chs_first else (x.shape[-1], *x.shape[1:-1]))
+        chs, h, *width = x.shape[1:] if chs_first else (x.shape[-1], *x.shape[1:-1])
         bf16 = int(x.dtype == torch.bfloat16)
         self._taps[number] = mirrors.Tap(x.data_ptr(), h, math.prod(width), chs, self._starts[number], bf16)
         self._maps[number] = x
