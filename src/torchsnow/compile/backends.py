@@ -20,7 +20,7 @@ from torchsnow.source import Precision
 Runner = Callable[[Tensor], Sequence[Tensor]]
 """Images (B, 3, H, W) -> one tensor per output, computed to the end."""
 
-TOLERANCES: Mapping[Precision, float] = {"fp32": 1e-4, "bf16": 3e-2}
+TOLERANCES: Mapping[Precision, float] = {"fp32": 1e-4, "bf16": 6e-2}
 """How far outputs may be from PyTorch's, by the source's precision: of the largest output, and at least absolute."""
 
 AGREEMENT = 0.98  # of the images of a validation set, on which class it is
