@@ -3,7 +3,8 @@
 python benchmarks/hub_speed.py --source resnet50 --image-size 224 --batch-size 8 --rounds 9 --out FILE.json
 
 Everything is run side by side in one process, one after the other within each round; figures are medians, and the
-first round is not counted. Weights are random: speed does not depend on the numbers.
+first round is not counted. Weights are random: speed does not depend on the numbers. With "-bf16" behind its name, a
+backend gets the source in bfloat16.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from torchsnow.compile import BACKENDS, EagerEngine, Engine, Program, Work
-from torchsnow.compile.native import NativeEngine
+from torchsnow.compile import BACKENDS, ENGINES, Engine, Program, Work
 from torchsnow.experiments.served import Heads, random_deltas
 from torchsnow.methods import PRESETS
 from torchsnow.source import load_source
@@ -63,21 +63,23 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--backends", default="native,eager,openvino")
+    parser.add_argument("--backends", default="native,native-bf16,eager,openvino")
     args = parser.parse_args()
-    source = load_source(args.source, "random")
-    deltas = random_deltas(source, PRESETS["default"].spec(10), max(TASKS))
+    sources = {precision: load_source(args.source, "random", precision) for precision in ("fp32", "bf16")}
+    deltas = random_deltas(sources["fp32"], PRESETS["default"].spec(10), max(TASKS))
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size)
-    one, steps = Heads(source, 1, 10), dict[str, Step]()
-    for backend in args.backends.split(","):
-        if backend in ("native", "eager"):
-            engine = NativeEngine(source) if backend == "native" else EagerEngine(source)
+    steps = dict[str, Step]()
+    for name in args.backends.split(","):
+        backend, _, precision = name.partition("-")
+        source = sources[precision or "fp32"]
+        one = Heads(source, 1, 10)
+        if backend in ENGINES:
             alone = BACKENDS[backend](one, images)
-            steps |= engine_steps(backend, engine, lambda alone=alone: alone(images), deltas, images)
+            steps |= engine_steps(name, ENGINES[backend](source), lambda alone=alone: alone(images), deltas, images)
         else:
-            for name, network in (("source", one), ("8", Program(source, deltas[:8]))):
+            for what, network in (("source", one), ("8", Program(source, deltas[:8]))):
                 run = BACKENDS[backend](network, images)
-                steps[f"{backend} {name}"] = lambda run=run: run(images)
+                steps[f"{name} {what}"] = lambda run=run: run(images)
     medians = measure(steps, args.rounds)
     per_image = {k: v / (32 if "routed" in k else args.batch_size) for k, v in medians.items()}
     over = {k: v / per_image[f"{k.split()[0]} source"] for k, v in per_image.items()}
@@ -90,6 +92,9 @@ def main() -> None:
         "over_source_alone": over,
         "over_8_separate_networks": {k: 8 / v for k, v in over.items() if k.endswith(" 8")},
     }
+    if "eager 8" in per_image:
+        eights = {k: v for k, v in per_image.items() if k.endswith(" 8")}
+        result["times_as_fast_as_eager_with_8"] = {k: per_image["eager 8"] / v for k, v in eights.items()}
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     for name, value in over.items():
         print(f"{name:20} {per_image[name] * 1e3:8.2f} ms/image, {value:.3f} of the source alone")

@@ -4,13 +4,14 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from torchsnow.compile import AutoEngine, EagerEngine, Work, auto
-from torchsnow.compile.native import NativeEngine, build
+from torchsnow.compile import AutoEngine, EagerEngine, Work, auto, backends
+from torchsnow.compile.native import NativeEngine
 from torchsnow.delta import Delta
 from torchsnow.errors import CompileError
 from torchsnow.experiments.served import random_deltas
@@ -78,6 +79,32 @@ def test_an_engine_that_computes_something_else_is_not_used(
     torch.testing.assert_close(engine.run(images, [Work(good, ROWS), Work(bad, ROWS)]), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_an_engine_that_names_other_classes_is_not_used(
+    source: Source, deltas: list[Delta], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where real images are given, although every logit is near enough to PyTorch's."""
+    half = Source(source.model, source.name, source.input_config, source.weights, "bf16")
+    monkeypatch.setattr(auto, "_times_s", times(native=1.0, eager=2.0))
+    run = NativeEngine.run
+
+    def other(*args: Any) -> list[Tensor]:
+        """Within the tolerance, and all classes alike."""
+        return [logits * 0 + logits.mean() for logits in run(*args)]
+
+    images = torch.randn(50, 3, 32, 32)
+    assert AutoEngine(half, tmp_path / "engines.json", images).prepare(deltas[0]).engine.name == "native"
+    monkeypatch.setattr(NativeEngine, "run", other)
+    monkeypatch.setitem(backends.TOLERANCES, "bf16", 10.0)
+    engine = AutoEngine(half, tmp_path / "engines.json", images)
+    assert engine.prepare(deltas[0]).engine.name == "eager"
+    assert "PyTorch's class for" in engine.note
+
+
+def test_a_choice_is_of_one_precision(source: Source, tmp_path: Path) -> None:
+    half = Source(source.model, source.name, source.input_config, source.weights, "bf16")
+    assert AutoEngine(source)._key() != AutoEngine(half)._key()
+
+
 def test_without_a_compiler_pytorch_answers(
     source: Source, deltas: list[Delta], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,7 +112,6 @@ def test_without_a_compiler_pytorch_answers(
         raise CompileError("no compiler")
 
     monkeypatch.setattr("torchsnow.compile.native.engine.kernel", refuse)
-    assert build.kernel is not refuse
     engine = AutoEngine(source, tmp_path / "engines.json")
     assert engine.prepare(deltas[0]).engine.name == "eager"
     assert "no compiler" in engine.note

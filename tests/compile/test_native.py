@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from torchsnow.compile import EagerEngine, Work
+from torchsnow.compile.backends import TOLERANCES
 from torchsnow.compile.native import NativeEngine, build
 from torchsnow.compile.native.fused import FusedConv2d, fuse
 from torchsnow.delta import DeltaSpec
@@ -24,7 +25,15 @@ from torchsnow.source.plan import FoldedPass, PlanOutput
 
 pytestmark = pytest.mark.skipif(not (os.environ.get("CXX") or shutil.which("g++")), reason="needs a C++ compiler")
 
-SOURCES = ("test_resnet", "test_efficientnet", "mobilenetv3_small_050", "tf_efficientnet_lite0", "resnet18")
+SOURCES = (
+    "test_resnet",
+    "test_efficientnet",
+    "mobilenetv3_small_050",
+    "tf_efficientnet_lite0",
+    "resnet18",
+    "test_convnext",
+    "regnety_002",
+)
 
 
 def answers(engine: Any, spec: DeltaSpec, images: Tensor, count: int = 2) -> list[Tensor]:
@@ -83,7 +92,7 @@ def test_odd_shapes_and_activations() -> None:
         torch.testing.assert_close(own, eagers, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["test_convnext", "test_nfnet"])
+@pytest.mark.parametrize("name", ["densenet121", "convnextv2_atto"])
 def test_what_it_does_not_know_is_named(name: str) -> None:
     source = load_source(name, "random")
     (delta,) = random_deltas(source, PRESETS["default"].spec(3), 1)
@@ -91,9 +100,17 @@ def test_what_it_does_not_know_is_named(name: str) -> None:
         NativeEngine(source).prepare(delta)
 
 
-def test_sources_in_bfloat16_are_refused() -> None:
-    with pytest.raises(CompileError, match="fp32"):
-        NativeEngine(load_source("test_resnet", "random", "bf16"))
+@pytest.mark.parametrize("image_size", [64, 50])
+@pytest.mark.parametrize("name", ["test_efficientnet", "tf_efficientnet_lite0", "resnet18"])
+def test_a_source_in_bfloat16_runs_in_it(name: str, image_size: int) -> None:
+    full = load_source(name, "random")
+    half = Source(full.model, full.name, full.input_config, full.weights, "bf16")
+    images = torch.randn(3, 3, image_size, image_size)
+    engines = (NativeEngine(half), EagerEngine(half), EagerEngine(full))
+    given, expected, exact = (answers(engine, PRESETS["default"].spec(3), images) for engine in engines)
+    for own, eagers, exacts in zip(given, expected, exact, strict=True):
+        torch.testing.assert_close(own, eagers, rtol=0, atol=TOLERANCES["bf16"] * max(1.0, float(eagers.abs().max())))
+        assert not torch.allclose(own, exacts, rtol=1e-6, atol=1e-7)
 
 
 def test_images_of_another_shape_are_refused(source: Source) -> None:
@@ -109,6 +126,29 @@ def test_deltas_of_several_shapes_share_a_pass(source: Source) -> None:
     together = engine.run(images, [Work(one, (0, 1)) for one in prepared])
     for one, logits in zip(prepared, together, strict=True):
         torch.testing.assert_close(engine.run(images, [Work(one, (0, 1))])[0], logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["test_resnet", "tf_efficientnet_lite0"])
+def test_threads_that_share_an_image_change_nothing(name: str, precision: Any) -> None:
+    """One image is split between threads, row by row, and the deltas' layers add up as they did."""
+    source = load_source(name, "random", precision)
+    images = torch.randn(1, 3, 50, 50)
+    one, three = (answers(NativeEngine(source, n), PRESETS["default"].spec(3), images, count=3) for n in (1, 3))
+    tolerance = TOLERANCES[precision] if precision == "bf16" else 1e-5  # oneDNN splits its sums by threads
+    for own, expected in zip(three, one, strict=True):
+        torch.testing.assert_close(own, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_memory_follows_the_work(source: Source) -> None:
+    """Room for many tasks is given back when few are asked for."""
+    engine, images = NativeEngine(source, num_threads=1), torch.randn(1, 3, 32, 32)
+    many = [Work(engine.prepare(delta), (0,)) for delta in random_deltas(source, PRESETS["default"].spec(3), 12)]
+    held = []
+    for work in (many, many, many[:1]):
+        engine.run(images, work)
+        held.append(sum(room.nbytes for room in engine._memory._free))
+    assert held[0] == held[1] > 4 * held[2] > 0
 
 
 def test_threads_do_not_disturb_each_other(source: Source) -> None:

@@ -14,6 +14,7 @@ from torchsnow.compile import EagerEngine, Engine
 from torchsnow.compile.native import NativeEngine
 from torchsnow.errors import CompileError, HubError, SourceError
 from torchsnow.hub import Hub
+from torchsnow.hub.residents import size_of
 from torchsnow.live import LiveHub
 from torchsnow.source import FeatureMaps, Request, Source, load_source
 
@@ -153,11 +154,11 @@ def test_a_version_that_is_gone_before_it_was_loaded_gives_way_to_the_next(
 
 
 def test_tasks_used_last_stay(hub: Hub, engine: Engine, images: Tensor) -> None:
-    size = hub.infos()["c"].size_bytes
+    size = size_of(hub.task("c"))  # the largest of them
     live = LiveHub(hub, engine, resident_bytes=2 * size)
     for names in (["a"], ["b"], ["a"], ["c"]):
         live.predict(images, names)
-    assert [task.name for task in live._loaded.values()] == ["a", "c"]
+    assert live.residents.names() == ["a", "c"]
     assert list(live.predict(images)) == ["a", "b", "c"]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchsnow.compile.backends import refuse_other_outputs
+from torchsnow.compile.backends import refuse_other_classes, refuse_other_outputs
 from torchsnow.compile.engine import EagerEngine, Engine, Work
 from torchsnow.compile.native import NativeEngine
 from torchsnow.compile.native.build import cache_folder
@@ -41,14 +41,16 @@ class AutoEngine:
     """Every delta by the fastest engine that gives what PyTorch gives for it; else by PyTorch.
 
     Which engine is faster is measured with the first delta, and kept for the next start in `engines.json`, by source,
-    machine and number of threads. Every delta is compared with PyTorch before it is used. `note` says what is used,
-    and why nothing faster.
+    precision, machine and number of threads. Every delta is compared with PyTorch before it is used: on a made-up
+    picture, or on `images` (B, 3, S, S), normalised, such as a validation set, on which it must also name the same
+    classes. `note` says what is used, and why nothing faster.
     """
 
     name = "auto"
 
-    def __init__(self, source: Source, choices: Path | None = None) -> None:
+    def __init__(self, source: Source, choices: Path | None = None, images: Tensor | None = None) -> None:
         self.source, self.note = source, ""
+        self._images = images
         self._eager = EagerEngine(source)
         self._choices = choices or cache_folder().parent / CHOICES_FILE
         self._engine: Engine | None = None
@@ -61,8 +63,7 @@ class AutoEngine:
             return _Prepared(self._eager, self._eager.prepare(delta))
         delta = fold(delta)
         try:
-            pictures = _pictures(self.source, 1, _CHECKED_PIXELS)
-            return _Prepared(self._engine, _checked(self._engine, self._eager, delta, pictures))
+            return _Prepared(self._engine, self._checked(self._engine, delta))
         except CompileError as error:
             self.note = f"{error}; this task is run by PyTorch, which is slower"
             return _Prepared(self._eager, self._eager.prepare(delta))
@@ -93,8 +94,20 @@ class AutoEngine:
         self.note = f"tasks are run by the engine {name!r}"
         return engines[name]
 
+    def _checked(self, engine: Engine, delta: Delta) -> Any:
+        """A delta as the engine prepared it. Raises CompileError where its logits are not PyTorch's."""
+        images = _pictures(self.source, 1, _CHECKED_PIXELS) if self._images is None else self._images
+        prepared, rows, what = engine.prepare(delta), tuple(range(len(images))), f"the {engine.name} engine"
+        given = engine.run(images, [Work(prepared, rows)])
+        expected = self._eager.run(images, [Work(self._eager.prepare(delta), rows)])
+        refuse_other_outputs(what, given, expected, self.source.precision)
+        if self._images is not None:
+            refuse_other_classes(what, given[0], expected[0])
+        return prepared
+
     def _key(self) -> str:
-        return f"{self.source.fingerprint} {platform.node()} {torch.get_num_threads()} {torch.__version__}"
+        source = f"{self.source.fingerprint} {self.source.precision}"
+        return f"{source} {platform.node()} {torch.get_num_threads()} {torch.__version__}"
 
     def _remember(self, key: str, name: str) -> None:
         """Keep a choice for the next start; a disk that refuses costs a measurement then, and nothing else."""
@@ -115,13 +128,6 @@ def _known(choices: Path) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return {str(key): str(name) for key, name in values.items()} if isinstance(values, dict) else {}
-
-
-def _checked(engine: Engine, eager: Engine, delta: Delta, images: Tensor) -> Any:
-    prepared, rows = engine.prepare(delta), tuple(range(len(images)))
-    given = engine.run(images, [Work(prepared, rows)])
-    refuse_other_outputs(f"the {engine.name} engine", given, eager.run(images, [Work(eager.prepare(delta), rows)]))
-    return prepared
 
 
 def _times_s(engines: dict[str, Engine], delta: Delta, images: Tensor) -> dict[str, float]:

@@ -15,11 +15,15 @@ from torch import Tensor, nn
 
 from torchsnow.compile.native import NativeEngine
 from torchsnow.errors import CompileError
+from torchsnow.source import Precision
 
 Runner = Callable[[Tensor], Sequence[Tensor]]
 """Images (B, 3, H, W) -> one tensor per output, computed to the end."""
 
-TOLERANCE = 1e-4  # of the largest output, and at least absolute
+TOLERANCES: Mapping[Precision, float] = {"fp32": 1e-4, "bf16": 6e-2}
+"""How far outputs may be from PyTorch's, by the source's precision: of the largest output, and at least absolute."""
+
+AGREEMENT = 0.98  # of the images of a validation set, on which class it is
 
 
 def eager(network: nn.Module, images: Tensor) -> Runner:
@@ -102,14 +106,15 @@ def openvino(network: nn.Module, images: Tensor) -> Runner:
 
 
 def native(network: Any, images: Tensor) -> Runner:
-    """The native engine (see `torchsnow.compile.native`) on the CPU, in fp32, for a network that can be put `on` it.
+    """The native engine (see `torchsnow.compile.native`) on the CPU, for a network that can be put `on` it.
 
-    Raises CompileError when its outputs differ by more than 1e-4, or for operations that it does not know.
+    Raises CompileError when its outputs differ by more than `TOLERANCES` allow, or for operations that it does not
+    know.
     """
     check_backend("native", images.device.type)
     expected = eager(network, images)(images)
     run: Runner = network.on(NativeEngine(network.source))
-    refuse_other_outputs("the native engine", run(images), expected)
+    refuse_other_outputs("the native engine", run(images), expected, network.source.precision)
     return run
 
 
@@ -182,17 +187,36 @@ def _queue(model: Any, images: Tensor) -> Any:
     return openvino.AsyncInferQueue(openvino.Core().compile_model(model, "CPU", settings), num_threads)
 
 
-def refuse_other_outputs(what: str, given: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    """Raise CompileError unless the outputs equal PyTorch's within 1e-4 of the largest of each."""
+def refuse_other_outputs(
+    what: str, given: Sequence[Tensor], expected: Sequence[Tensor], precision: Precision = "fp32"
+) -> None:
+    """Raise CompileError unless the outputs equal PyTorch's within `TOLERANCES[precision]` of the largest of each."""
     if len(given) != len(expected):
         raise CompileError(f"{what} gave {len(given)} outputs where PyTorch gave {len(expected)}")
     for own, eagers in zip(given, expected, strict=True):
-        difference, largest = float((own - eagers).abs().max()), float(eagers.abs().max())
-        if not difference <= TOLERANCE * max(1.0, largest):
+        if how_far := difference(own, eagers, precision):
             raise CompileError(
-                f"{what}'s outputs differ from PyTorch's by {difference:.1e} where the largest is {largest:.1e}; "
-                "they are not used. Another version of it may do better, and the backend 'eager' does without"
+                f"{what}'s outputs differ from PyTorch's {how_far}; they are not used. Another version of it may do "
+                "better, and the backend 'eager' does without"
             )
+
+
+def difference(given: Tensor, expected: Tensor, precision: Precision = "fp32") -> str:
+    """In words, how far an output is from PyTorch's; empty within `TOLERANCES[precision]` of the largest value."""
+    largest = float(expected.abs().max()) if expected.numel() else 0.0
+    apart = float((given - expected).abs().max()) if expected.numel() else 0.0
+    near = apart <= TOLERANCES[precision] * max(1.0, largest)
+    return "" if near else f"by {apart:.1e} where the largest is {largest:.1e}"
+
+
+def refuse_other_classes(what: str, given: Tensor, expected: Tensor) -> None:
+    """Raise CompileError unless logits (B, num_classes) name PyTorch's class for at least 98% of the images."""
+    agreeing = int((given.argmax(1) == expected.argmax(1)).sum())
+    if agreeing < AGREEMENT * len(expected):
+        raise CompileError(
+            f"{what} names PyTorch's class for {agreeing} of {len(expected)} images, and {AGREEMENT:.0%} are expected; "
+            "it is not used. A source in fp32 does better, and the backend 'eager' does without"
+        )
 
 
 def _wait_for(images: Tensor) -> None:

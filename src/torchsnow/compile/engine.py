@@ -16,7 +16,10 @@ from torchsnow.source import FeatureMaps, Request, Source
 
 @dataclass(frozen=True)
 class Work:
-    """One delta, as its engine prepared it, for the images of a batch that ask for it: `rows`, in ascending order."""
+    """One delta, as its engine prepared it, for the images of a batch that ask for it: `rows`, in ascending order.
+
+    No image need ask for it: then it has no logits, (0, num_classes).
+    """
 
     prepared: Any
     rows: tuple[int, ...]
@@ -64,7 +67,7 @@ class EagerEngine:
 
 def _on_rows(delta: Delta, features: FeatureMaps, rows: Sequence[int]) -> Tensor:
     """A delta on some of the images, in runs of neighbours, so that no tap is copied."""
-    parts = [delta(features.span(first, last)) for first, last in runs(rows)]
+    parts = [delta(features.span(first, last)) for first, last in runs(rows) or [(0, 0)]]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

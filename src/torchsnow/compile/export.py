@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from torchsnow.compile.backends import TOLERANCE
+from torchsnow.compile.backends import difference
 from torchsnow.compile.description import describe, output_names
 from torchsnow.compile.formats import Format, NamedRunner, Network, clear_compiler_errors, format_of, traced
 from torchsnow.compile.pictures import smooth_images
@@ -173,11 +173,10 @@ def _refuse_other_outputs(plan: Plan, run: NamedRunner, batches: Sequence[tuple[
         with clear_compiler_errors(f"{plan.kind.runtime} cannot run what was made for {plan.out}"):
             given = run(images)
         for name, logits in expected.items():
-            difference, largest = float((given[name] - logits).abs().max()), float(logits.abs().max())
-            if not difference <= TOLERANCE * max(1.0, largest):
+            if how_far := difference(given[name], logits):
                 raise CompileError(
-                    f"{plan.out} was not written: {plan.kind.runtime}'s output {name!r} differs from PyTorch's by "
-                    f"{difference:.1e} where the largest is {largest:.1e}; try another format, or another version of it"
+                    f"{plan.out} was not written: {plan.kind.runtime}'s output {name!r} differs from PyTorch's "
+                    f"{how_far}; try another format, or another version of it"
                 )
 
 

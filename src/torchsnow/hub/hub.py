@@ -21,7 +21,7 @@ from torchsnow.errors import HubError, SourceError, TaskFileError
 from torchsnow.files import clear_os_errors, write_atomically
 from torchsnow.hub.folder import SOURCE_FILE, TASKS_FOLDER, Cleanup, Folder
 from torchsnow.hub.index import Entry, Index, read_source_info, write_source_info
-from torchsnow.hub.residents import RESIDENT_BYTES, Residents
+from torchsnow.hub.residents import RESIDENT_BYTES, Residents, size_of
 from torchsnow.hub.together import predict_together
 from torchsnow.hub.verify import Problem, check_current, check_former, read_current, unusable
 from torchsnow.source import Source, load_source
@@ -40,7 +40,7 @@ class Hub:
         self, folder: Folder, source_info: SourceInfo, source: Source | None, resident_bytes: int = RESIDENT_BYTES
     ) -> None:
         self.folder, self.source_info = folder, source_info
-        self.residents = Residents(resident_bytes)
+        self.residents: Residents[Task] = Residents(resident_bytes)
         self._source = source
         self._loading = threading.RLock()  # of the source or one task; what is loaded already need not wait
 
@@ -283,7 +283,7 @@ class Hub:
             task = self.residents.get(name, entry.sha256)  # another thread may have loaded it meanwhile
             if task is None:
                 task = read_current(self.folder, name, entry, self.source)
-                self.residents.put(name, entry.sha256, task)
+                self.residents.put(name, entry.sha256, task, size_of(task))
             return task
 
     def _entry(self, name: str, index: Index | None = None) -> Entry:

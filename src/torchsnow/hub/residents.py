@@ -5,8 +5,11 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from torchsnow.task_file import Task
+
+T = TypeVar("T")
 
 RESIDENT_BYTES = 2**30
 """How many bytes of tasks a hub keeps in memory unless told otherwise: about 200 tasks on a ResNet-50."""
@@ -15,19 +18,19 @@ _MODULE_BYTES = 5_000  # measured: what a module takes in Python beside its numb
 
 
 @dataclass(frozen=True)
-class _Resident:
+class _Resident(Generic[T]):
     sha256: str
-    task: Task
+    task: T
     size_bytes: int
 
 
-class Residents:
+class Residents(Generic[T]):
     """Loaded tasks by name, of one version each. Whoever uses a task keeps it alive after it left. Safe for threads."""
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
         self._size_bytes = 0
-        self._by_name: OrderedDict[str, _Resident] = OrderedDict()  # the one used last comes last
+        self._by_name: OrderedDict[str, _Resident[T]] = OrderedDict()  # the one used last comes last
         self._lock = threading.Lock()
 
     @property
@@ -40,7 +43,7 @@ class Residents:
         with self._lock:
             return list(self._by_name)
 
-    def get(self, name: str, sha256: str) -> Task | None:
+    def get(self, name: str, sha256: str) -> T | None:
         """The task of this version, if it is here; it counts as used."""
         with self._lock:
             resident = self._by_name.get(name)
@@ -49,9 +52,9 @@ class Residents:
             self._by_name.move_to_end(name)
             return resident.task
 
-    def put(self, name: str, sha256: str, task: Task) -> None:
+    def put(self, name: str, sha256: str, task: T, size_bytes: int) -> None:
         """Keep a task instead of another version of it. One that is larger than the whole budget does not stay."""
-        resident = _Resident(sha256, task, size_of(task))
+        resident = _Resident(sha256, task, size_bytes)
         with self._lock:
             self._drop(name)
             self._by_name[name] = resident

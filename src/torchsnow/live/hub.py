@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -15,8 +14,9 @@ from torch import Tensor
 from torchsnow.compile import ENGINES, Engine, Work
 from torchsnow.errors import CompileError, HubError, SourceError, TorchsnowError
 from torchsnow.hub import Entry, Hub
+from torchsnow.hub.residents import Residents, size_of
 
-RESIDENT_BYTES = 2 * 2**30  # of deltas; about 500 tasks on ResNet-50
+RESIDENT_BYTES = 2 * 2**30  # of tasks; about 400 on ResNet-50
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class LiveHub:
 
     Every prediction works on the tasks of one moment. A change makes a new `Snapshot` off to the side and puts it in
     place in one step; predictions that run keep the old versions until they are done. Tasks are loaded when first
-    asked for, and those used last stay, up to `resident_bytes`. `engine` is an engine or the name of one: "auto",
-    "eager" or "native". Safe to be used by several threads at once.
+    asked for, and those used last stay, up to `resident_bytes`; `residents` says which are there. `engine` is an
+    engine or the name of one: "auto", "eager" or "native". Safe to be used by several threads at once.
     """
 
     def __init__(self, hub: Hub, engine: Engine | str = "auto", resident_bytes: int = RESIDENT_BYTES) -> None:
@@ -62,11 +62,15 @@ class LiveHub:
         if isinstance(engine, str) and engine not in ENGINES:
             raise CompileError(f"there is no engine {engine!r}; expected one of {', '.join(ENGINES)}")
         self.engine = ENGINES[engine](hub.source) if isinstance(engine, str) else engine
-        self.resident_bytes = resident_bytes
-        self._loaded: OrderedDict[str, LiveTask] = OrderedDict()  # by SHA-256, the one used last at the end
+        self.residents: Residents[LiveTask] = Residents(resident_bytes)
         self._lock = threading.Lock()
         self._now = Snapshot(-1, MappingProxyType({}), MappingProxyType({}))
         self.follow()
+
+    @property
+    def resident_bytes(self) -> int:
+        """How much room there is for tasks."""
+        return self.residents.budget_bytes
 
     @property
     def now(self) -> Snapshot:
@@ -142,11 +146,9 @@ class LiveHub:
         entry = now.entries.get(name)
         if entry is None:
             raise HubError(f"the hub {self.hub.folder.path} has no task {name!r}")
-        with self._lock:
-            task = self._loaded.get(entry.sha256)
-            if task is not None and task.name == name:
-                self._loaded.move_to_end(entry.sha256)
-                return task
+        resident = self.residents.get(name, entry.sha256)
+        if resident is not None:
+            return resident
         if name in now.faults:
             raise HubError(now.faults[name])
         try:
@@ -156,15 +158,14 @@ class LiveHub:
                 return self._task(self._now, name)
             self._note_fault(name, entry, str(error))
             raise HubError(str(error)) from error
-        with self._lock:
-            self._keep(task)
         return task
 
     def _load(self, name: str, entry: Entry) -> LiveTask:
         task = self.hub.version(name, entry)
-        return LiveTask(
-            name, entry.sha256, task.classes, task.image_size, self.engine.prepare(task.delta), entry.size_bytes
-        )
+        prepared = self.engine.prepare(task.delta)
+        live = LiveTask(name, entry.sha256, task.classes, task.image_size, prepared, entry.size_bytes)
+        self.residents.put(name, entry.sha256, live, size_of(task))
+        return live
 
     def _note_fault(self, name: str, entry: Entry, why: str) -> None:
         with self._lock:
@@ -172,12 +173,6 @@ class LiveHub:
             if now.entries.get(name) == entry:
                 faults = MappingProxyType({**now.faults, name: why})
                 self._now = Snapshot(now.generation, now.entries, faults)
-
-    def _keep(self, task: LiveTask) -> None:
-        self._loaded[task.sha256] = task
-        self._loaded.move_to_end(task.sha256)
-        while len(self._loaded) > 1 and sum(kept.size_bytes for kept in self._loaded.values()) > self.resident_bytes:
-            self._loaded.popitem(last=False)
 
 
 def _refuse_odd(images: Tensor) -> None:

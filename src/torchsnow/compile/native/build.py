@@ -15,7 +15,16 @@ from torchsnow.errors import CompileError
 from torchsnow.files import write_atomically
 
 SOURCE_FILE = Path(__file__).with_name("kernel.cpp")
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+_FILES = (SOURCE_FILE, *(SOURCE_FILE.with_name(name) for name in ("dense.h", "maps.h", "others.h")))
+_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-pthread",
+)
 _TIMEOUT_S = 120
 
 
@@ -52,7 +61,7 @@ def _key() -> str:
     about = Path("/proc/cpuinfo")
     lines = about.read_text(encoding="utf-8").splitlines() if about.exists() else []
     abilities = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    parts = (SOURCE_FILE.read_text(encoding="utf-8"), *_FLAGS, platform.machine(), abilities)
+    parts = (*(file.read_text(encoding="utf-8") for file in _FILES), *_FLAGS, platform.machine(), abilities)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -62,7 +71,7 @@ def _compile(file: Path) -> None:
     except OSError as error:
         raise CompileError(f"cannot make the folder {file.parent} for the compiled kernel: {error.strerror}") from error
     made = file.with_name(f".{file.name}.{os.getpid()}")
-    command = [_compiler(), *_FLAGS, "-shared", "-fPIC", "-o", str(made), str(SOURCE_FILE)]
+    command = [_compiler(), *_FLAGS, "-shared", "-fPIC", "-pthread", "-o", str(made), str(SOURCE_FILE)]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S)
         write_atomically(file, made.read_bytes(), CompileError)

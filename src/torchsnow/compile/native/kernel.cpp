@@ -1,318 +1,39 @@
-// Deltas of one shape on one image, layer by layer, all tasks at each layer.
+// Deltas of one shape on the images of a part, layer by layer, all tasks at each layer.
 //
 // A delta is many narrow layers, so what costs time in a general runtime is everything around its arithmetic:
 // gathering channels, changing layouts, starting thousands of small steps. Here the taps are read where the source
-// left them, channels last, one float of the tap at a time as the factor of a vector of output channels: a gather
-// costs nothing then. And every tap is read by all tasks while it is in the cache.
-//
-// Maps are (height, width, stride) with the channels of a pixel together; `stride` is the number of channels rounded
-// up to whole vectors, and what is beyond the channels is never read as an input.
+// left them, as soon as it has made them, and every tap is read by all tasks while it is in the cache.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <vector>
+#include <atomic>
+#include <memory>
+#include <thread>
 
-#ifdef __AVX512F__
-constexpr int WIDE = 16;
-#else
-constexpr int WIDE = 8;
-#endif
-constexpr int NARROW = 8;  // floats that the stride of every map is a multiple of
-constexpr int PIXELS = 8;  // of a row that are computed together: enough sums to hide the latency of an addition
+#include "dense.h"
+#include "others.h"
 
-enum Kind : int32_t { CONV, DEPTHWISE, ACT, ADD, MUL, MAXPOOL, AVGPOOL, MEAN };
-enum Act : int32_t { NONE, RELU, RELU6, SILU, SIGMOID, HARDSWISH, HARDSIGMOID, GELU };
+constexpr int64_t CHUNK_BYTES = 32768;  // of a tap that all tasks read before the next: it fits the innermost cache
 
-struct Op {  // mirrored in lower.py
-    int32_t kind, act, x, y, out, tap;            // slots of inputs and output (-1: none; -2: the image), and a tap
-    int32_t in_chs, out_chs, num_pooled;
-    int32_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-    int32_t same, count_pad, ceil, depth;         // TF's padding; pools: padding counts, sizes round up; weights' depth
+// What is passed to this file is mirrored in mirrors.py.
+
+// One task on one image: where its numbers are, room for its maps, and where its logits go.
+struct Piece { const Params *params; const HeadParams *head; float *memory, *logits; int32_t image; };
+
+// Pieces of one shape, those of a task side by side. `averaged` says which taps' averages are wanted and not there yet,
+// and `values` is (num_images, num_values): room for the averages of all taps, the source's last features at the end.
+struct Job {
+    const Op *ops;
+    const Piece *pieces;
+    const float *images;
+    const Tap *taps;
+    uint8_t *averaged;
+    float *values;
+    int32_t num_ops, num_slots, result, num_pieces, num_images, h, w, num_values;
 };
-struct Params { const float *weight, *bias; const int32_t *index; };
-struct Tap { const float *data; int32_t h, w, chs, offset; };  // offset: where its averages stand among the values
-struct HeadParams { const float *own, *columns, *bias; const int32_t *index; int32_t own_chs, num_read, num_classes; };
-struct Map { float *data; int h, w, stride; };
-
-static int stride_of(int chs) { return (chs + NARROW - 1) / NARROW * NARROW; }
-
-template <int W> struct Vector { typedef float type __attribute__((vector_size(W * 4), aligned(4), may_alias)); };
-
-static float activate(float v, int act) {
-    switch (act) {
-        case RELU: return v > 0 ? v : 0;
-        case RELU6: return v < 0 ? 0 : v > 6 ? 6 : v;
-        case SILU: return v / (1 + std::exp(-v));
-        case SIGMOID: return 1 / (1 + std::exp(-v));
-        case HARDSWISH: return v * std::fmin(std::fmax(v + 3, 0.f), 6.f) / 6;
-        case HARDSIGMOID: return std::fmin(std::fmax(v + 3, 0.f), 6.f) / 6;
-        case GELU: return 0.5f * v * (1 + std::erf(v * 0.70710678f));
-        default: return v;
-    }
-}
-
-// What a convolution reads for one pixel: `segments` runs of `length` floats, and `pooled` single floats of a tap.
-struct Reach {
-    int segments, length, pooled;
-    const int64_t *starts;
-    const int32_t *index;
-    int64_t step, tap_step;  // from one pixel to the next
-};
-
-template <int W, int V, int P>
-static void tile(const float *a, const float *t, const Reach &r, const float *w, const float *bias, const float *add,
-                 float *out, int stride, int act) {
-    typedef typename Vector<W>::type vec;
-    vec sum[P][V];
-    for (int p = 0; p < P; p++)
-        for (int v = 0; v < V; v++) sum[p][v] = *(const vec *)(bias + v * W);
-    for (int s = 0; s < r.segments; s++) {
-        const float *from = a + r.starts[s];
-        for (int k = 0; k < r.length; k++, w += V * W) {
-#pragma GCC unroll 8
-            for (int p = 0; p < P; p++)
-#pragma GCC unroll 4
-                for (int v = 0; v < V; v++) sum[p][v] += from[p * r.step + k] * *(const vec *)(w + v * W);
-        }
-    }
-    for (int k = 0; k < r.pooled; k++, w += V * W) {
-        const float *from = t + r.index[k];
-#pragma GCC unroll 8
-        for (int p = 0; p < P; p++)
-#pragma GCC unroll 4
-            for (int v = 0; v < V; v++) sum[p][v] += from[p * r.tap_step] * *(const vec *)(w + v * W);
-    }
-    for (int p = 0; p < P; p++)
-        for (int v = 0; v < V; v++) {
-            vec value = sum[p][v];
-            if (add) value += *(const vec *)(add + p * stride + v * W);
-            if (act == RELU || act == RELU6) value = value > 0.f ? value : vec{};
-            if (act == RELU6) value = value < 6.f ? value : vec{} + 6.f;
-            *(vec *)(out + p * stride + v * W) = value;
-        }
-}
-
-template <int W, int V>
-static void row(int pixels, const float *a, const float *t, const Reach &r, const float *w, const float *bias,
-                const float *add, float *out, int stride, int act) {
-    int p = 0;
-#define TILE(P)                                                                                                  \
-    tile<W, V, P>(a + p * r.step, t + p * r.tap_step, r, w, bias, add ? add + (int64_t)p * stride : add,          \
-                  out + (int64_t)p * stride, stride, act)
-    for (; p + PIXELS <= pixels; p += PIXELS) TILE(8);
-    switch (pixels - p) {
-        case 7: TILE(7); break;
-        case 6: TILE(6); break;
-        case 5: TILE(5); break;
-        case 4: TILE(4); break;
-        case 3: TILE(3); break;
-        case 2: TILE(2); break;
-        case 1: TILE(1); break;
-    }
-#undef TILE
-}
-
-// Output channels are worked on in blocks; weights lie block by block, (depth, block) each, as `pack` puts them.
-template <typename F> static void blocks(int stride, F &&visit) {
-    int done = 0;
-    while (stride - done >= 2 * WIDE) visit(done, 2 * WIDE), done += 2 * WIDE;
-    while (stride - done >= WIDE) visit(done, WIDE), done += WIDE;
-    while (done < stride) visit(done, NARROW), done += NARROW;
-}
-
-static void row_of_blocks(int pixels, const float *a, const float *t, const Reach &r, const Params &p, int depth,
-                          const float *add, float *out, int stride, int act) {
-    blocks(stride, [&](int first, int size) {
-        const float *w = p.weight + (int64_t)first * depth, *b = p.bias + first, *plus = add ? add + first : add;
-        if (size == 2 * WIDE) row<WIDE, 2>(pixels, a, t, r, w, b, plus, out + first, stride, act);
-        else if (size == WIDE) row<WIDE, 1>(pixels, a, t, r, w, b, plus, out + first, stride, act);
-        else row<NARROW, 1>(pixels, a, t, r, w, b, plus, out + first, stride, act);
-    });
-}
-
-struct Geometry { int top, left, h, w; };
-
-static Geometry geometry(const Op &o, int h, int w) {
-    int reach_h = (o.kernel_h - 1) * o.dilation_h + 1, reach_w = (o.kernel_w - 1) * o.dilation_w + 1;
-    if (o.same) {
-        int out_h = (h + o.stride_h - 1) / o.stride_h, out_w = (w + o.stride_w - 1) / o.stride_w;
-        int pad_h = (out_h - 1) * o.stride_h + reach_h - h, pad_w = (out_w - 1) * o.stride_w + reach_w - w;
-        return {pad_h > 0 ? pad_h / 2 : 0, pad_w > 0 ? pad_w / 2 : 0, out_h, out_w};
-    }
-    auto size = [&](int in, int pad, int reach, int stride) {
-        int out = (in + 2 * pad - reach + (o.ceil ? stride - 1 : 0)) / stride + 1;
-        return o.ceil && (out - 1) * stride >= in + pad ? out - 1 : out;  // a window must start inside
-    };
-    return {o.pad_h, o.pad_w, size(h, o.pad_h, reach_h, o.stride_h), size(w, o.pad_w, reach_w, o.stride_w)};
-}
-
-static void pointwise(const Op &o, const Params &p, const Map &x, const Tap *tap, const float *add, const Map &out) {
-    int64_t start = 0;
-    Reach r{1, o.in_chs, o.num_pooled, &start, p.index, (int64_t)x.stride * o.stride_w,
-            tap ? (int64_t)tap->chs * o.stride_w : 0};
-    bool whole = o.stride_h == 1 && o.stride_w == 1;  // then all pixels are one row
-    int rows = whole ? 1 : out.h, pixels = whole ? out.h * out.w : out.w;
-    for (int i = 0; i < rows; i++)
-        row_of_blocks(pixels, x.data + (int64_t)i * o.stride_h * x.w * x.stride,
-                      tap ? tap->data + (int64_t)i * o.stride_h * tap->w * tap->chs : nullptr, r, p, o.depth,
-                      add ? add + (int64_t)i * out.w * out.stride : nullptr,
-                      out.data + (int64_t)i * out.w * out.stride, out.stride, o.act);
-}
-
-// Own and pooled channels side by side in a frame of zeros, so that no position needs a check. `framed`: the frame is
-// there already, because another task has read the same image.
-static void convolution(const Op &o, const Params &p, const Map &x, const Tap *tap, const float *add, const Map &out,
-                        std::vector<float> &frame, bool framed) {
-    Geometry g = geometry(o, x.h, x.w);
-    int chs = o.in_chs + o.num_pooled;
-    int h = (g.h - 1) * o.stride_h + (o.kernel_h - 1) * o.dilation_h + 1;
-    int w = (g.w - 1) * o.stride_w + (o.kernel_w - 1) * o.dilation_w + 1;
-    if (!framed) frame.assign((size_t)h * w * chs, 0.f);
-    for (int i = 0; !framed && i < x.h && i + g.top < h; i++)
-        for (int j = 0; j < x.w && j + g.left < w; j++) {
-            float *to = &frame[((size_t)(i + g.top) * w + j + g.left) * chs];
-            std::memcpy(to, x.data + ((int64_t)i * x.w + j) * x.stride, sizeof(float) * o.in_chs);
-            if (tap) {
-                const float *from = tap->data + ((int64_t)i * tap->w + j) * tap->chs;
-                for (int k = 0; k < o.num_pooled; k++) to[o.in_chs + k] = from[p.index[k]];
-            }
-        }
-    std::vector<int64_t> starts;
-    bool joined = o.dilation_w == 1;
-    for (int i = 0; i < o.kernel_h; i++)
-        for (int j = 0; j < (joined ? 1 : o.kernel_w); j++)
-            starts.push_back(((int64_t)i * o.dilation_h * w + j * o.dilation_w) * chs);
-    Reach r{(int)starts.size(), joined ? o.kernel_w * chs : chs, 0, starts.data(), nullptr, (int64_t)o.stride_w * chs, 0};
-    for (int i = 0; i < g.h; i++)
-        row_of_blocks(g.w, &frame[(size_t)i * o.stride_h * w * chs], nullptr, r, p, o.depth,
-                      add ? add + (int64_t)i * g.w * out.stride : nullptr, out.data + (int64_t)i * g.w * out.stride,
-                      out.stride, o.act);
-}
-
-// Positions of a window that are inside the map or its padding, as PyTorch counts them.
-static int padded_count(const Op &o, const Geometry &g, const Map &x, int i, int j) {
-    int y = i * o.stride_h - g.top, z = j * o.stride_w - g.left;
-    int bottom = std::min(y + o.kernel_h, x.h + g.top), right = std::min(z + o.kernel_w, x.w + g.left);
-    return (bottom - y) * (right - z);
-}
-
-// One vector of channels of P neighbours in a row, none of which reaches beyond the left or right edge.
-template <int W, int P>
-static void depthwise_tile(const Op &o, const float *x, int64_t row, int64_t stride, int rows, const float *w,
-                           const float *bias, float *out) {
-    typedef typename Vector<W>::type vec;
-    vec sum[P];
-    for (int p = 0; p < P; p++) sum[p] = *(const vec *)bias;
-    for (int u = 0; u < rows; u++)
-        for (int v = 0; v < o.kernel_w; v++) {
-            vec weight = *(const vec *)(w + (int64_t)(u * o.kernel_w + v) * stride);
-            const float *from = x + u * o.dilation_h * row + (int64_t)v * o.dilation_w * stride;
-#pragma GCC unroll 8
-            for (int p = 0; p < P; p++) sum[p] += *(const vec *)(from + (int64_t)p * o.stride_w * stride) * weight;
-        }
-    for (int p = 0; p < P; p++) {
-        if (o.act == RELU || o.act == RELU6) sum[p] = sum[p] > 0.f ? sum[p] : vec{};
-        if (o.act == RELU6) sum[p] = sum[p] < 6.f ? sum[p] : vec{} + 6.f;
-        *(vec *)(out + (int64_t)p * stride) = sum[p];
-    }
-}
-
-// A row of outputs, one vector of channels after the other. Where windows reach over the edge, what is outside is left
-// out: of the rows by starting later or ending earlier, of the columns one output at a time.
-template <int W>
-static void depthwise_row(const Op &o, const Params &p, const Map &x, const Geometry &g, int i, int first_c, float *out) {
-    typedef typename Vector<W>::type vec;
-    int64_t stride = x.stride, row = (int64_t)x.w * stride;
-    int top = i * o.stride_h - g.top, skip = 0, rows = o.kernel_h;
-    while (top + skip * o.dilation_h < 0) skip++;
-    while (rows > skip && top + (rows - 1) * o.dilation_h >= x.h) rows--;
-    const float *from = x.data + (top + skip * o.dilation_h) * row + first_c;
-    const float *w = p.weight + (int64_t)skip * o.kernel_w * stride + first_c, *bias = p.bias + first_c;
-    int reach = (o.kernel_w - 1) * o.dilation_w;
-    for (int j = 0; j < g.w;) {
-        int left = j * o.stride_w - g.left;
-        float *to = out + (int64_t)j * stride + first_c;
-        if (left >= 0 && left + (PIXELS - 1) * o.stride_w + reach < x.w && j + PIXELS <= g.w) {
-            depthwise_tile<W, PIXELS>(o, from + left * stride, row, stride, rows - skip, w, bias, to);
-            j += PIXELS;
-            continue;
-        }
-        if (left >= 0 && left + reach < x.w) {
-            depthwise_tile<W, 1>(o, from + left * stride, row, stride, rows - skip, w, bias, to);
-        } else {
-            vec sum = *(const vec *)bias;
-            for (int u = 0; u < rows - skip; u++)
-                for (int v = 0; v < o.kernel_w; v++) {
-                    int z = left + v * o.dilation_w;
-                    if (z >= 0 && z < x.w)
-                        sum += *(const vec *)(from + u * o.dilation_h * row + z * stride) *
-                               *(const vec *)(w + (int64_t)(u * o.kernel_w + v) * stride);
-                }
-            if (o.act == RELU || o.act == RELU6) sum = sum > 0.f ? sum : vec{};
-            if (o.act == RELU6) sum = sum < 6.f ? sum : vec{} + 6.f;
-            *(vec *)to = sum;
-        }
-        j++;
-    }
-}
-
-static void depthwise(const Op &o, const Params &p, const Map &x, const Map &out) {
-    Geometry g = geometry(o, x.h, x.w);
-    for (int i = 0; i < g.h; i++) {
-        float *to = out.data + (int64_t)i * g.w * out.stride;
-        int c = 0;
-        for (; c + WIDE <= x.stride; c += WIDE) depthwise_row<WIDE>(o, p, x, g, i, c, to);
-        for (; c < x.stride; c += NARROW) depthwise_row<NARROW>(o, p, x, g, i, c, to);
-    }
-}
-
-// Pools over windows: one vector of channels at a time, positions outside left out.
-static void windows(const Op &o, const Map &x, const Map &out) {
-    typedef Vector<NARROW>::type vec;
-    Geometry g = geometry(o, x.h, x.w);
-    for (int i = 0; i < g.h; i++)
-        for (int j = 0; j < g.w; j++)
-            for (int c = 0; c < x.stride; c += NARROW) {
-                vec sum = o.kind == MAXPOOL ? vec{} - INFINITY : vec{};
-                int count = 0;
-                for (int u = 0; u < o.kernel_h; u++) {
-                    int y = i * o.stride_h - g.top + u * o.dilation_h;
-                    for (int v = 0; v < o.kernel_w; v++) {
-                        int z = j * o.stride_w - g.left + v * o.dilation_w;
-                        if (y < 0 || y >= x.h || z < 0 || z >= x.w) continue;
-                        vec value = *(const vec *)(x.data + ((int64_t)y * x.w + z) * x.stride + c);
-                        sum = o.kind == AVGPOOL ? sum + value : sum > value ? sum : value;
-                        count++;
-                    }
-                }
-                if (o.kind == AVGPOOL) sum /= (float)(o.count_pad ? padded_count(o, g, x, i, j) : count);
-                *(vec *)(out.data + ((int64_t)i * g.w + j) * out.stride + c) = sum;
-            }
-}
-
-static void average(const float *data, int64_t pixels, int chs, float *to) {
-    for (int c = 0; c < chs; c++) to[c] = 0;
-    for (int64_t i = 0; i < pixels; i++)
-        for (int c = 0; c < chs; c++) to[c] += data[i * chs + c];
-    for (int c = 0; c < chs; c++) to[c] /= pixels;
-}
-
-static void elementwise(const Op &o, const Map &x, const Map *y, const Map &out) {
-    int64_t count = (int64_t)x.h * x.w * x.stride;
-    bool spread = y && y->h * y->w == 1;  // one value for all positions
-    for (int64_t i = 0; i < count; i++) {
-        float v = x.data[i], other = y ? y->data[spread ? i % x.stride : i] : 0;
-        out.data[i] = activate(o.kind == ADD ? v + other : o.kind == MUL ? v * other : v, o.act);
-    }
-}
 
 static Map shape_of(const Op &o, const Map &x) {
     switch (o.kind) {
         case MEAN: return {nullptr, 1, 1, x.stride};
-        case ACT: case ADD: case MUL: return {nullptr, x.h, x.w, x.stride};
+        case ACT: case ADD: case MUL: case NORM: return {nullptr, x.h, x.w, x.stride};
         default: {
             Geometry g = geometry(o, x.h, x.w);
             return {nullptr, g.h, g.w, o.kind == CONV ? stride_of(o.out_chs) : x.stride};
@@ -320,21 +41,189 @@ static Map shape_of(const Op &o, const Map &x) {
     }
 }
 
-static void run_op(const Op &o, const Params &p, const Map &x, const Map *y, const Tap *tap, const Map &out,
-                   std::vector<float> &frame, bool framed) {
-    switch (o.kind) {
-        case CONV:
-            if (o.kernel_h * o.kernel_w == 1 && o.pad_h + o.pad_w == 0)
-                pointwise(o, p, x, tap, y ? y->data : nullptr, out);
-            else
-                convolution(o, p, x, tap, y ? y->data : nullptr, out, frame, framed);
-            break;
-        case DEPTHWISE: depthwise(o, p, x, out); break;
-        case MAXPOOL: case AVGPOOL: windows(o, x, out); break;
-        case MEAN: average(x.data, (int64_t)x.h * x.w, x.stride, out.data); break;
-        default: elementwise(o, x, y, out);
+// The shapes of all outputs, and where a piece's memory holds what. A slot is as large as the largest map in it.
+struct Layout {
+    std::vector<Map> inputs, outputs;  // of every operation
+    std::vector<int64_t> starts;       // of every slot
+    int64_t size = 0;
+
+    Layout(const Op *ops, int num_ops, int num_slots, int h, int w) : starts(num_slots, 0) {
+        std::vector<Map> maps(num_slots);
+        std::vector<int64_t> sizes(num_slots, 0);
+        for (int i = 0; i < num_ops; i++) {
+            inputs.push_back(ops[i].x == IMAGE ? Map{nullptr, h, w, 3} : maps[ops[i].x]);
+            Map out = shape_of(ops[i], inputs.back());
+            outputs.push_back(maps[ops[i].out] = out);
+            sizes[ops[i].out] = std::max(sizes[ops[i].out], (int64_t)out.h * out.w * out.stride);
+        }
+        for (int s = 0; s < num_slots; s++) starts[s] = size, size += (sizes[s] + 15) / 16 * 16;
     }
+};
+
+// Threads that share every operation wait here for each other before the next.
+class Barrier {
+    const int num_threads;
+    std::atomic<int> arrived{0}, turn{0};
+
+public:
+    explicit Barrier(int num_threads) : num_threads(num_threads) {}
+
+    void wait() {
+        if (num_threads == 1) return;
+        int now = turn.load();
+        if (arrived.fetch_add(1) == num_threads - 1) {
+            arrived.store(0);
+            turn.fetch_add(1);
+        } else {
+            while (turn.load() == now) std::this_thread::yield();
+        }
+    }
+};
+
+static void average(const Job &j, const Tap &t, int image, int64_t first, int64_t last, Span chs) {
+    float *to = j.values + (int64_t)image * j.num_values + t.offset + chs.first;
+    int64_t start = (image * t.pixels() + first) * t.chs + chs.first;
+    int count = chs.last - chs.first;
+    if (t.bf16) add_up((const uint16_t *)t.data + start, last - first, t.chs, count, to);
+    else add_up((const float *)t.data + start, last - first, t.chs, count, to);
+    if (last == t.pixels())
+        for (int c = 0; c < count; c++) to[c] /= last;
 }
+
+// One thread's share of a job: `thread` of `num_threads`.
+struct Worker {
+    const Job &j;
+    const Layout &layout;
+    Barrier &barrier;
+    int thread, num_threads;
+    Frame frame{};
+    std::vector<float> copied{};
+
+    Map placed(const Piece &p, int slot, Map map) const {
+        map.data = p.memory + layout.starts[slot];
+        return map;
+    }
+
+    Map input(const Piece &p, int i) const {
+        const Op &o = j.ops[i];
+        if (o.x >= 0) return placed(p, o.x, layout.inputs[i]);
+        Map map = layout.inputs[i];
+        map.data = const_cast<float *>(j.images) + (int64_t)p.image * j.h * j.w * 3;
+        return map;
+    }
+
+    const float *added(const Piece &p, int slot) const { return slot < 0 ? nullptr : p.memory + layout.starts[slot]; }
+
+    template <typename F> void each_of(int image, F &&visit) {
+        for (int k = 0; k < j.num_pieces; k++)
+            if (j.pieces[k].image == image) visit(j.pieces[k]);
+    }
+
+    // Averages of a whole tap, where they are wanted; every thread takes some of the channels.
+    void see(int tap) {
+        if (!j.averaged[tap]) return;
+        Span chs = share({0, j.taps[tap].chs}, thread, num_threads, WIDE);
+        for (int image = 0; image < j.num_images; image++)
+            average(j, j.taps[tap], image, 0, j.taps[tap].pixels(), chs);
+    }
+
+    // Pixels of a tap in float32.
+    Chunk chunk_of(const Tap &t, int64_t first, int64_t last) {
+        if (!t.bf16) return {(const float *)t.data + first * t.chs, t.w, t.chs};
+        const uint16_t *from = (const uint16_t *)t.data + first * t.chs;
+        copied.resize((last - first) * t.chs);
+        for (size_t i = 0; i < copied.size(); i++) copied[i] = from_bf16(from[i]);
+        return {copied.data(), t.w, t.chs};
+    }
+
+    // A 1x1 convolution: all tasks read a piece of the tap, and its averages are taken, before the next piece comes.
+    // The pieces are larger where a task's weights are, which would have to come from farther away for each.
+    void pooled_pointwise(int i) {
+        const Op &o = j.ops[i];
+        const Tap &t = j.taps[o.tap];
+        const Map &shape = layout.outputs[i];
+        bool one_row = is_one_row(o), averages = num_threads == 1 && j.averaged[o.tap];
+        int64_t unit = one_row ? 1 : (int64_t)t.w * o.stride_h;  // pixels of the tap
+        int64_t bytes = std::max<int64_t>(CHUNK_BYTES, (int64_t)o.depth * shape.stride * 16);
+        int multiple = one_row ? PIXELS : 1;
+        int step = std::max<int64_t>(1, bytes / (4 * unit * t.chs * multiple)) * multiple;
+        Span mine = share({0, one_row ? shape.h * shape.w : shape.h}, thread, num_threads, multiple);
+        for (int image = 0; image < j.num_images; image++)
+            for (int first = mine.first; first < mine.last; first += step) {
+                Span span{first, std::min(mine.last, first + step)};
+                int64_t from = first * unit, to = span.last == mine.last ? t.pixels() : span.last * unit;
+                if (averages) average(j, t, image, from, to, {0, t.chs});
+                int64_t start = image * t.pixels();
+                Chunk chunk = chunk_of(t, start + from, start + std::min(t.pixels(), span.last * unit));
+                each_of(image, [&](const Piece &p) {
+                    pointwise(o, p.params[i], input(p, i), chunk, added(p, o.y), placed(p, o.out, shape), span);
+                });
+            }
+        if (averages) j.averaged[o.tap] = 0;
+    }
+
+    // `frame` is the first's: the others' has the same shape, and for the image the same content.
+    void framed_convolution(int i, const Piece &p, bool first, bool filled) {
+        const Op &o = j.ops[i];
+        const Tap *tap = o.tap >= 0 ? &j.taps[o.tap] : nullptr;
+        Map x = input(p, i), out = placed(p, o.out, layout.outputs[i]);
+        Span rows = share({0, out.h}, thread, num_threads);
+        if (rows.first == rows.last) return;
+        Geometry g = geometry(o, x.h, x.w);
+        if (first) frame = empty_frame(o, g, rows);
+        if (!filled) fill(frame, o, p.params[i], g, x, tap, p.image);
+        convolution(o, p.params[i], frame, added(p, o.y), out, rows);
+    }
+
+    void other(int i, const Piece &p) {
+        const Op &o = j.ops[i];
+        Map x = input(p, i), out = placed(p, o.out, layout.outputs[i]), y;
+        Span rows = share({0, out.h}, thread, num_threads);
+        if (o.y >= 0) y = placed(p, o.y, shape_at(o.y, i));
+        switch (o.kind) {
+            case CONV:
+                if (is_one_row(o)) rows = share({0, out.h * out.w}, thread, num_threads, PIXELS);
+                return pointwise(o, p.params[i], x, {}, added(p, o.y), out, rows);
+            case DEPTHWISE: return depthwise(o, p.params[i], x, out, rows);
+            case MAXPOOL: case AVGPOOL: return windows(o, x, out, rows);
+            case NORM: return norm(o, p.params[i], x, out, rows);
+            case MEAN: return thread == 0 ? mean(x, out) : void();
+            default: elementwise(o, x, o.y >= 0 ? &y : nullptr, out, rows);
+        }
+    }
+
+    // The shape of what a slot holds before operation `i`.
+    Map shape_at(int slot, int i) const {
+        for (int k = i - 1; k >= 0; k--)
+            if (j.ops[k].out == slot) return layout.outputs[k];
+        return layout.outputs[i];
+    }
+
+    void run(int i) {
+        const Op &o = j.ops[i];
+        bool dense = o.kind == CONV, framed = dense && !is_pointwise(o);
+        if (o.tap >= 0 && (framed || num_threads > 1)) {
+            see(o.tap);
+            barrier.wait();
+            if (thread == 0) j.averaged[o.tap] = 0;
+        }
+        if (o.x == IMAGE && framed) {  // all tasks read the same frame
+            for (int image = 0; image < j.num_images; image++) {
+                bool filled = false;
+                each_of(image, [&](const Piece &p) {
+                    framed_convolution(i, p, &p == j.pieces, filled), filled = true;
+                });
+            }
+        } else if (framed) {
+            for (int k = 0; k < j.num_pieces; k++) framed_convolution(i, j.pieces[k], k == 0, false);
+        } else if (dense && o.tap >= 0) {
+            pooled_pointwise(i);
+        } else {
+            for (int k = 0; k < j.num_pieces; k++) other(i, j.pieces[k]);
+        }
+        barrier.wait();
+    }
+};
 
 static void run_head(const HeadParams &h, const float *own, const float *values, float *logits) {
     typedef Vector<NARROW>::type vec;
@@ -365,49 +254,35 @@ void pack(const float *from, int32_t depth, int32_t chs, float *to) {
     });
 }
 
-// `params` is (num_tasks) pointers to (num_ops); `values` has room for all averages, the last features at its end.
-void run_image(const Op *ops, int32_t num_ops, int32_t num_slots, int32_t result, const Params *const *params,
-               const HeadParams *heads, int32_t num_tasks, const float *image, int32_t h, int32_t w, const Tap *taps,
-               int32_t num_taps, const uint8_t *averaged, float *values, float *const *logits) {
-    static thread_local std::vector<float> memory, frame;
-    std::vector<Map> maps(num_slots);
-    std::vector<size_t> sizes(num_slots, 0);
-    Map picture{const_cast<float *>(image), h, w, 3};
-    for (int i = 0; i < num_ops; i++) {  // shapes first: a slot is as large as the largest map that it holds
-        Map out = shape_of(ops[i], ops[i].x == -2 ? picture : maps[ops[i].x]);
-        maps[ops[i].out] = out;
-        size_t size = (size_t)out.h * out.w * out.stride;
-        if (size > sizes[ops[i].out]) sizes[ops[i].out] = size;
-    }
-    std::vector<size_t> starts(num_slots, 0);
-    size_t total = 0;
-    for (int s = 0; s < num_slots; s++) starts[s] = total, total += (sizes[s] + 15) / 16 * 16;
-    if (memory.size() < total * num_tasks) memory.resize(total * num_tasks);
-    std::vector<uint8_t> done(num_taps, 0);
-    auto see = [&](int t) {
-        if (averaged[t] && !done[t])
-            average(taps[t].data, (int64_t)taps[t].h * taps[t].w, taps[t].chs, values + taps[t].offset);
-        done[t] = 1;
+// Floats that one piece needs for its maps.
+int64_t memory_size(const Op *ops, int32_t num_ops, int32_t num_slots, int32_t h, int32_t w) {
+    return Layout(ops, num_ops, num_slots, h, w).size;
+}
+
+// Runs operations `first` up to `last`, then takes the averages that are wanted of taps `first_tap` up to `last_tap`.
+// With several threads, each makes a part of every map.
+void advance(const Job *job, int32_t first, int32_t last, int32_t first_tap, int32_t last_tap, int32_t num_threads) {
+    Layout layout(job->ops, job->num_ops, job->num_slots, job->h, job->w);
+    Barrier barrier(num_threads);
+    auto work = [&](int thread) {
+        Worker worker{*job, layout, barrier, thread, num_threads};
+        for (int i = first; i < last; i++) worker.run(i);
+        for (int t = first_tap; t < last_tap; t++) worker.see(t);
     };
-    for (int i = 0; i < num_ops; i++) {
-        const Op &o = ops[i];
-        if (o.tap >= 0) see(o.tap);
-        Map shape = shape_of(o, o.x == -2 ? picture : maps[o.x]);
-        for (int t = 0; t < num_tasks; t++) {
-            auto placed = [&](int slot) {
-                Map map = maps[slot];
-                map.data = &memory[t * total + starts[slot]];
-                return map;
-            };
-            Map x = o.x == -2 ? picture : placed(o.x), y, out = shape;
-            if (o.y >= 0) y = placed(o.y);
-            out.data = &memory[t * total + starts[o.out]];
-            run_op(o, params[t][i], x, o.y >= 0 ? &y : nullptr, o.tap >= 0 ? &taps[o.tap] : nullptr, out, frame,
-                   t > 0 && o.x == -2);
-        }
-        maps[o.out] = shape;
+    std::vector<std::thread> others;
+    for (int thread = 1; thread < num_threads; thread++) others.emplace_back(work, thread);
+    work(0);
+    for (auto &other : others) other.join();
+    std::fill(job->averaged + first_tap, job->averaged + last_tap, 0);
+}
+
+// The logits of all pieces, after all operations.
+void finish(const Job *job) {
+    Layout layout(job->ops, job->num_ops, job->num_slots, job->h, job->w);
+    for (int k = 0; k < job->num_pieces; k++) {
+        const Piece &p = job->pieces[k];
+        run_head(*p.head, p.memory + layout.starts[job->result], job->values + (int64_t)p.image * job->num_values,
+                 p.logits);
     }
-    for (int t = 0; t < num_taps; t++) see(t);
-    for (int t = 0; t < num_tasks; t++) run_head(heads[t], &memory[t * total + starts[result]], values, logits[t]);
 }
 }

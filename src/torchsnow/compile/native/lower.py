@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,18 +12,20 @@ import torch
 from timm.layers import Conv2dSame
 from torch import Tensor, fx, nn
 
-from torchsnow.compile.native.build import kernel as compiled_kernel
+from torchsnow.compile.native.lower_head import lower_head
+from torchsnow.compile.native.mirrors import HeadParams, Op, Params
+from torchsnow.compile.native.packing import numbers, packed, padded
 from torchsnow.delta import Delta
 from torchsnow.delta.derive import PICKED, key_of
 from torchsnow.delta.fold import FoldedLayer
-from torchsnow.delta.head import Head
 from torchsnow.errors import CompileError
 from torchsnow.pooling import Subscription
 from torchsnow.source import Source
 
-CONV, DEPTHWISE, ACT, ADD, MUL, MAXPOOL, AVGPOOL, MEAN = range(8)
-NONE, RELU, RELU6, SILU, SIGMOID, HARDSWISH, HARDSIGMOID, GELU = range(8)
+CONV, DEPTHWISE, ACT, ADD, MUL, MAXPOOL, AVGPOOL, MEAN, NORM = range(9)
+NONE, RELU, RELU6, SILU, SIGMOID, HARDSWISH, HARDSIGMOID, GELU, GELU_TANH = range(9)
 IMAGE = -2  # in place of a slot
+CONSTANTS = -3  # the first of the values that are numbers of the delta
 _FUSED_ACTS = (NONE, RELU, RELU6)
 
 _ACTS: Mapping[Any, int] = {
@@ -34,42 +35,15 @@ _ACTS: Mapping[Any, int] = {
     nn.Sigmoid: SIGMOID,
     nn.Hardswish: HARDSWISH,
     nn.Hardsigmoid: HARDSIGMOID,
-    nn.GELU: GELU,
+    nn.functional.gelu: GELU,
     torch.relu: RELU,
     nn.functional.relu: RELU,
     torch.sigmoid: SIGMOID,
     "relu": RELU,
     "sigmoid": SIGMOID,
 }
+_PERMUTES = ((0, 2, 3, 1), (0, 3, 1, 2))  # channels to the end, and back
 _SAME_VALUE = (nn.Identity, nn.Dropout, nn.Flatten)
-
-
-class Op(ctypes.Structure):
-    """One operation of a delta; mirrors `Op` in kernel.cpp."""
-
-    _fields_ = [
-        (name, ctypes.c_int32)
-        for name in (
-            *("kind", "act", "x", "y", "out", "tap", "in_chs", "out_chs", "num_pooled"),
-            *("kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w"),
-            *("same", "count_pad", "ceil", "depth"),
-        )
-    ]
-
-
-class Params(ctypes.Structure):
-    """Where an operation's numbers are; mirrors `Params` in kernel.cpp."""
-
-    _fields_ = [(name, ctypes.c_void_p) for name in ("weight", "bias", "index")]
-
-
-class HeadParams(ctypes.Structure):
-    """A head's numbers; mirrors `HeadParams` in kernel.cpp."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("own", "columns", "bias", "index")),
-        *((name, ctypes.c_int32) for name in ("own_chs", "num_read", "num_classes")),
-    ]
 
 
 @dataclass
@@ -83,7 +57,7 @@ class _Step:
     y: int = -1
     act: int = NONE
     tap: int = -1
-    settings: dict[str, int] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     weight: np.ndarray | None = None
     bias: np.ndarray | None = None
     index: np.ndarray | None = None
@@ -93,8 +67,9 @@ class _Step:
 class Lowered:
     """A delta for the kernel. Deltas of equal `shape` can be run together.
 
-    `taps` are the numbers of the taps, in the source's order, that layers or averages read; `reads_last` says whether
-    the head reads the source's last features.
+    `taps` are the numbers of the taps, in the source's order, that layers or averages read; `reads` says which of them
+    each operation reads (-1: none), and `reads_from` which are read by all from one on; `reads_last` says whether the
+    head reads the source's last features.
     """
 
     shape: bytes
@@ -106,6 +81,8 @@ class Lowered:
     head: HeadParams
     averaged: np.ndarray
     taps: frozenset[int]
+    reads: tuple[int, ...]
+    reads_from: tuple[frozenset[int], ...]
     reads_last: bool
     kept: tuple[Any, ...]
 
@@ -117,8 +94,9 @@ def lower(delta: Delta, source: Source) -> Lowered:
     slots, num_slots = _slots(steps, result)
     ops = (Op * len(steps))(*(_op(step, slots) for step in steps))
     params, kept = _params(steps)
-    head, averaged, reads_last, head_kept = _head(delta, source)
-    taps = frozenset({step.tap for step in steps if step.tap >= 0} | {int(tap) for tap in np.flatnonzero(averaged)})
+    head, averaged, reads_last, head_kept = lower_head(delta, source)
+    reads = tuple(step.tap for step in steps)
+    taps = frozenset(set(reads) - {-1} | {int(tap) for tap in np.flatnonzero(averaged)})
     return Lowered(
         bytes(ops),
         ops,
@@ -129,6 +107,8 @@ def lower(delta: Delta, source: Source) -> Lowered:
         head,
         averaged,
         taps,
+        reads,
+        tuple(frozenset(reads[i:]) for i in range(len(reads) + 1)),
         reads_last,
         (kept, head_kept),
     )
@@ -144,6 +124,7 @@ class _Reader:
         self.taps = {PICKED + key_of(name): name for name in delta.taps}
         self.indices = {name: delta.pools[key_of(name)] for name in delta.taps}
         self.values: dict[fx.Node, int] = {}
+        self.constants: dict[int, np.ndarray] = {}
         self.steps: list[_Step] = []
 
     def read(self) -> tuple[list[_Step], int]:
@@ -161,16 +142,20 @@ class _Reader:
     def _value(self, node: fx.Node) -> int:
         what = self.modules[str(node.target)] if node.op == "call_module" else node.target
         kind = type(what) if node.op == "call_module" else what
-        if isinstance(what, FoldedLayer | nn.Conv2d):
+        if isinstance(what, FoldedLayer | nn.Conv2d | nn.Linear):
             return self._conv(node, what)
-        if kind in _ACTS:
-            return self._act(node, _ACTS[kind])
-        if isinstance(what, _SAME_VALUE) or kind == "flatten":
-            return self._in(node)
+        if kind in _ACTS or isinstance(what, nn.GELU):
+            return self._act(node, _act_of(node, what, kind))
+        if isinstance(what, _SAME_VALUE) or kind == "flatten" or (kind == "permute" and node.args[1:] in _PERMUTES):
+            return self._in(node)  # a map has its channels last, whatever the order of its dimensions
+        if node.op == "get_attr" or kind in ("reshape", "view"):
+            return self._constant(node)
+        if isinstance(what, nn.LayerNorm):
+            return self._norm(node, what)
         if kind in (operator.add, torch.add, operator.iadd):
             return self._add(node)
-        if kind in (operator.mul, torch.mul):
-            return self._step(MUL, node, y=self._in(node, 1))
+        if kind in (operator.mul, torch.mul, "mul"):
+            return self._mul(node)
         if isinstance(what, nn.AdaptiveAvgPool2d) and what.output_size in (1, (1, 1)):
             return self._step(MEAN, node)
         if kind == "mean" and node.args[1] in ((2, 3), [2, 3]):
@@ -180,6 +165,12 @@ class _Reader:
         raise _unknown(node, what)
 
     def _in(self, node: fx.Node, place: int = 0) -> int:
+        value = self._value_or_constant(node, place)
+        if value in self.constants:
+            raise _unknown(node, node.target)
+        return value
+
+    def _value_or_constant(self, node: fx.Node, place: int) -> int:
         given = node.args[place]
         if not isinstance(given, fx.Node):
             raise _unknown(node, node.target)
@@ -197,28 +188,27 @@ class _Reader:
         return len(self.steps) - 1
 
     def _conv(self, node: fx.Node, layer: nn.Module) -> int:
-        own = layer.own if isinstance(layer, FoldedLayer) else layer
+        own = _as_conv(layer.own if isinstance(layer, FoldedLayer) else layer)
+        pooled = _as_conv(layer.pooled) if isinstance(layer, FoldedLayer) else None
         if not isinstance(own, nn.Conv2d) or isinstance(own.padding, str):
             raise _unknown(node, own)
-        bias = np.zeros(own.out_channels, np.float32) if own.bias is None else _numbers(own.bias)
+        bias = np.zeros(own.out_channels, np.float32) if own.bias is None else numbers(own.bias)
         settings = _window(own.kernel_size, own.stride, own.padding, own.dilation)
         settings["same"] = int(isinstance(own, Conv2dSame) or getattr(own, "same_pad", False))
-        if own.groups == own.in_channels == own.out_channels > 1 and own is layer:
-            weight = _numbers(own.weight).reshape(own.out_channels, -1).T
+        if own.groups == own.in_channels == own.out_channels > 1 and pooled is None:
+            weight = numbers(own.weight).reshape(own.out_channels, -1).T
             return self._step(DEPTHWISE, node, chs=own.out_channels, settings=settings, weight=weight, bias=bias)
-        if own.groups != 1:
-            raise _unknown(node, own)
-        parts, tap, index = [own.weight], -1, None
-        if isinstance(layer, FoldedLayer):
+        parts, tap, index = [_dense(own)], -1, None
+        if isinstance(pooled, nn.Conv2d):
             picked = node.args[1]
             assert isinstance(picked, fx.Node)
             name = self.taps[str(picked.target)]
             pool = self.indices[name]
             assert isinstance(pool, Subscription)
             tap, index = self.tap_numbers[name], pool.index.numpy().astype(np.int32)
-            parts.append(layer.pooled.weight)
+            parts.append(pooled.weight)
         settings |= {"in_chs": own.in_channels, "num_pooled": 0 if index is None else len(index)}
-        weight = np.concatenate([_numbers(part).transpose(2, 3, 1, 0) for part in parts], axis=2)
+        weight = np.concatenate([numbers(part).transpose(2, 3, 1, 0) for part in parts], axis=2)
         settings["depth"] = weight.size // own.out_channels
         weight = weight.reshape(-1, own.out_channels)
         more = {"settings": settings, "weight": weight, "bias": bias, "index": index}
@@ -242,6 +232,40 @@ class _Reader:
             return later
         return self._step(ADD, node, y=other)
 
+    def _mul(self, node: fx.Node) -> int:
+        """A product; one with a number for each channel is done by the convolution that makes the other side."""
+        x, factors = self._in(node), self.constants.get(self._value_or_constant(node, 1))
+        if factors is None:
+            return self._step(MUL, node, y=self._in(node, 1))
+        before = self._only_for(node, x)
+        if before is None or (before.kind, before.act, before.y) != (CONV, NONE, -1) or before.chs != len(factors):
+            raise _unknown(node, node.target)
+        assert before.weight is not None
+        assert before.bias is not None
+        before.weight, before.bias = before.weight * factors, before.bias * factors
+        return x
+
+    def _constant(self, node: fx.Node) -> int:
+        """A vector of the delta, in any shape: a value without a step."""
+        if node.op == "get_attr":
+            path, _, name = str(node.target).rpartition(".")
+            number = CONSTANTS - len(self.constants)
+            self.constants[number] = numbers(getattr(self.body.get_submodule(path), name)).reshape(-1)
+            return number
+        number = self._value_or_constant(node, 0)
+        if number not in self.constants:
+            raise _unknown(node, node.target)
+        return number
+
+    def _norm(self, node: fx.Node, norm: nn.LayerNorm) -> int:
+        chs = self._chs(self._in(node))
+        if tuple(norm.normalized_shape) != (chs,):
+            raise _unknown(node, norm)
+        weight, bias = (None if part is None else numbers(part) for part in (norm.weight, norm.bias))
+        weight = np.ones((1, chs), np.float32) if weight is None else weight[None]
+        bias = np.zeros(chs, np.float32) if bias is None else bias
+        return self._step(NORM, node, settings={"epsilon": norm.eps}, weight=weight, bias=bias)
+
     def _only_for(self, node: fx.Node, value: int) -> _Step | None:
         """The step that made a value, if it is made for this node alone."""
         names = [made for made, number in self.values.items() if number == value]
@@ -258,6 +282,31 @@ class _Reader:
             settings["count_pad"] = int(pool.count_include_pad)
         kind = MAXPOOL if isinstance(pool, nn.MaxPool2d) else AVGPOOL
         return self._step(kind, node, settings=settings)
+
+
+def _act_of(node: fx.Node, what: Any, kind: Any) -> int:
+    how = what.approximate if isinstance(what, nn.GELU) else node.kwargs.get("approximate", "none")
+    return GELU_TANH if how == "tanh" else _ACTS.get(kind, GELU)
+
+
+def _as_conv(layer: nn.Module) -> nn.Module:
+    """A linear layer over the channels of a map as the 1x1 convolution that it is."""
+    if not isinstance(layer, nn.Linear):
+        return layer
+    conv = nn.Conv2d(layer.in_features, layer.out_features, 1, bias=layer.bias is not None)
+    conv.weight, conv.bias = nn.Parameter(layer.weight[..., None, None]), layer.bias
+    return conv
+
+
+def _dense(conv: nn.Conv2d) -> Tensor:
+    """The weight of a convolution as if it had one group: what a group does not read has zeros. Deltas are narrow, so
+    that is often no more than a vector holds anyway."""
+    outs, ins = (chs // conv.groups for chs in (conv.out_channels, conv.in_channels))
+    weight = conv.weight.new_zeros(conv.out_channels, conv.in_channels, *conv.kernel_size)
+    for group in range(conv.groups):
+        rows, columns = (slice(group * size, (group + 1) * size) for size in (outs, ins))
+        weight[rows, columns] = conv.weight[rows]
+    return weight
 
 
 def _window(kernel: Any, stride: Any, padding: Any, dilation: Any) -> dict[str, int]:
@@ -292,66 +341,13 @@ def _params(steps: list[_Step]) -> tuple[Any, list[np.ndarray]]:
     for i, step in enumerate(steps):
         arrays = {"index": step.index}
         if step.weight is not None and step.bias is not None:
-            arrays["weight"] = _packed(step.weight) if step.kind == CONV else _padded(step.weight)
-            arrays["bias"] = _padded(step.bias[None])[0]
+            arrays["weight"] = packed(step.weight) if step.kind == CONV else padded(step.weight)
+            arrays["bias"] = padded(step.bias[None])[0]
         for name, array in arrays.items():
             if array is not None:
                 setattr(params[i], name, array.ctypes.data)
                 kept.append(array)
     return params, kept
-
-
-def _packed(weight: np.ndarray) -> np.ndarray:
-    depth, chs = weight.shape
-    weight = np.ascontiguousarray(weight, np.float32)
-    packed = np.empty(depth * compiled_kernel().block_stride(chs), np.float32)
-    pointers = (ctypes.c_void_p(weight.ctypes.data), depth, chs, ctypes.c_void_p(packed.ctypes.data))
-    compiled_kernel().pack(*pointers)
-    return packed
-
-
-def _padded(weight: np.ndarray) -> np.ndarray:
-    stride = compiled_kernel().block_stride(weight.shape[1])
-    return np.ascontiguousarray(np.pad(weight, ((0, 0), (0, stride - weight.shape[1]))), np.float32)
-
-
-def _head(delta: Delta, source: Source) -> tuple[HeadParams, np.ndarray, bool, list[np.ndarray]]:
-    """A head with its standardisation folded; its index counts the averages of all taps, then the last features."""
-    averaged = np.zeros(len(source.taps), np.uint8)
-    if isinstance(delta.head, nn.Linear):
-        own, bias = _numbers(delta.head.weight), _numbers(delta.head.bias)
-        columns, index = np.zeros((0, len(own)), np.float32), np.zeros(0, np.int32)
-    else:
-        head = delta.head
-        assert isinstance(head, Head)
-        assert isinstance(head.pool, Subscription)
-        weight = (head.fc.columns * head.pool.weight * head.scale / head.spread).detach().double()
-        own = _numbers(head.fc.local.weight)
-        bias = _numbers((head.fc.local.bias.double() - weight @ head.center.double()).float())
-        columns, index = _numbers(weight.float()).T, _places(head, source)[head.pool.index.numpy()]
-        tap_of = np.repeat(np.arange(len(source.taps)), [tap.num_chs for tap in source.taps.values()])
-        averaged[np.unique(tap_of[index[index < len(tap_of)]])] = 1
-    sizes = sum(tap.num_chs for tap in source.taps.values())
-    arrays = [own, _padded(columns), bias, np.ascontiguousarray(index, np.int32)]
-    pointers = dict(zip(("own", "columns", "bias", "index"), (array.ctypes.data for array in arrays), strict=True))
-    params = HeadParams(own_chs=own.shape[1], num_read=len(index), num_classes=len(own), **pointers)
-    return params, averaged, bool((index >= sizes).any()), arrays
-
-
-def _places(head: Head, source: Source) -> np.ndarray:
-    """Where the values that a head may read stand among the averages of all taps and the last features."""
-    starts, total = {}, 0
-    for name, tap in source.taps.items():
-        starts[name] = total
-        total += tap.num_chs
-    places = [np.arange(starts[name], starts[name] + source.taps[name].num_chs) for name in head.taps]
-    if head.last:
-        places.append(np.arange(total, total + source.num_features))
-    return np.concatenate(places).astype(np.int32)
-
-
-def _numbers(tensor: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(tensor.detach().float().cpu().numpy())
 
 
 def _unknown(node: fx.Node, what: Any) -> CompileError:

@@ -1,0 +1,167 @@
+"""A part of a batch on its way through the source: deltas go on with it as soon as a tap is there."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchsnow.compile.native import mirrors
+from torchsnow.compile.native.lower import Lowered
+from torchsnow.source import Source
+
+_SPARE = 4  # times as large as what is needed: larger memory of an earlier run is given back
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One delta on one image of a part, and where its logits (num_classes,) go."""
+
+    delta: Lowered
+    image: int
+    logits: Tensor
+
+
+class Memory:
+    """Room for maps, used again by later runs: fresh memory would be cleared page by page. Safe for threads."""
+
+    def __init__(self) -> None:
+        self._free: list[np.ndarray] = []
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> np.ndarray:
+        """At least `size` floats."""
+        with self._lock:
+            found = self._free.pop() if self._free else np.empty(0, np.float32)
+        return found if size <= len(found) <= _SPARE * size else np.empty(size, np.float32)
+
+    def give_back(self, room: np.ndarray) -> None:
+        """What was taken."""
+        with self._lock:
+            self._free.append(room)
+
+
+class Part:
+    """Some images of a batch, and what is asked of them.
+
+    `see` takes the source's taps as they are made, by number, and runs what of the deltas can be run then. With
+    several threads everything waits for `finish`, as the source's pass uses the same processors: each operation is
+    shared by the threads then.
+    """
+
+    def __init__(
+        self, kernel: ctypes.CDLL, memory: Memory, source: Source, images: Tensor, asks: Sequence[Ask], num_threads: int
+    ) -> None:
+        chs = [tap.num_chs for tap in source.taps.values()]
+        self._kernel, self._images, self._num_threads = kernel, images, num_threads
+        self._dims = [tap.dim for tap in source.taps.values()]
+        self._starts = [0, *np.cumsum(chs).tolist()]
+        self._taps = (mirrors.Tap * len(chs))()
+        self._maps: dict[int, Tensor] = {}
+        self._arrived: set[int] = {-1}
+        wanted = [ask.delta.averaged for ask in asks]
+        self._averaged = np.bitwise_or.reduce(wanted, axis=0) if wanted else np.zeros(len(chs), np.uint8)
+        self._values = np.zeros((len(images), self._starts[-1] + source.num_features), np.float32)
+        self._runs = [_Run(self, kernel, memory, own) for own in _alike(asks)]
+
+    def see(self, number: int, x: Tensor) -> None:
+        """A tap of all images of the part, in float32 or bfloat16."""
+        chs_first = self._dims[number] == 1
+        x = channels_last(x) if chs_first else x.contiguous()
+        chs, h, *width = x.shape[1:] if chs_first else (x.shape[-1], *x.shape[1:-1])
+        bf16 = int(x.dtype == torch.bfloat16)
+        self._taps[number] = mirrors.Tap(x.data_ptr(), h, math.prod(width), chs, self._starts[number], bf16)
+        self._maps[number] = x
+        self._arrived.add(number)
+        if self._num_threads == 1:
+            self._advance(number, number + 1)
+            read = frozenset().union(*(run.still_reads for run in self._runs))
+            self._maps = {key: kept for key, kept in self._maps.items() if key in read}
+
+    def finish(self, last: Tensor | None) -> None:
+        """The rest, with the source's last features (len(images), num_features), if they are wanted."""
+        if last is not None:
+            self._values[:, self._starts[-1] :] = last.float().numpy()
+        self._advance(0, len(self._taps))
+        for run in self._runs:
+            run.finish()
+
+    def _advance(self, first_tap: int, last_tap: int) -> None:
+        for run in self._runs:
+            run.advance(self._arrived, first_tap, last_tap, self._num_threads)
+
+    def job(self, delta: Lowered, pieces: ctypes.Array[mirrors.Piece]) -> mirrors.Job:
+        """The kernel's view of some pieces of the part."""
+        return mirrors.Job(
+            ops=ctypes.addressof(delta.ops),
+            pieces=ctypes.addressof(pieces),
+            images=self._images.data_ptr(),
+            taps=ctypes.addressof(self._taps),
+            averaged=self._averaged.ctypes.data,
+            values=self._values.ctypes.data,
+            num_ops=delta.num_ops,
+            num_slots=delta.num_slots,
+            result=delta.result,
+            num_pieces=len(pieces),
+            num_images=len(self._images),
+            h=self._images.shape[2],
+            w=self._images.shape[3],
+            num_values=self._values.shape[1],
+        )
+
+
+class _Run:
+    """The deltas of one shape on a part, as far as they have come."""
+
+    def __init__(self, part: Part, kernel: ctypes.CDLL, memory: Memory, asks: Sequence[Ask]) -> None:
+        self._delta, self._kernel, self._asks, self._memory = asks[0].delta, kernel, asks, memory
+        self._done = 0
+        h, w = part._images.shape[2:]
+        size = kernel.memory_size(self._delta.ops, self._delta.num_ops, self._delta.num_slots, h, w)
+        self._room = memory.take(size * len(asks))
+        self._pieces = (mirrors.Piece * len(asks))()
+        for i, ask in enumerate(asks):
+            self._pieces[i] = mirrors.Piece(
+                params=ctypes.addressof(ask.delta.params),
+                head=ctypes.addressof(ask.delta.head),
+                memory=self._room.ctypes.data + 4 * size * i,
+                logits=ask.logits.data_ptr(),
+                image=ask.image,
+            )
+        self._job = part.job(self._delta, self._pieces)
+
+    @property
+    def still_reads(self) -> frozenset[int]:
+        """The taps that operations to come read."""
+        return self._delta.reads_from[self._done]
+
+    def advance(self, arrived: set[int], first_tap: int, last_tap: int, num_threads: int) -> None:
+        """Run all operations up to the first that reads a tap which is not there yet."""
+        first, reads = self._done, self._delta.reads
+        while self._done < len(reads) and reads[self._done] in arrived:
+            self._done += 1
+        self._kernel.advance(ctypes.byref(self._job), first, self._done, first_tap, last_tap, num_threads)
+
+    def finish(self) -> None:
+        """Write the logits."""
+        self._kernel.finish(ctypes.byref(self._job))
+        self._memory.give_back(self._room)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The same in channels-last layout; no copy where it is in it."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _alike(asks: Sequence[Ask]) -> list[list[Ask]]:
+    """Groups of deltas of one shape."""
+    groups: dict[bytes, list[Ask]] = {}
+    for ask in asks:
+        groups.setdefault(ask.delta.shape, []).append(ask)
+    return list(groups.values())
