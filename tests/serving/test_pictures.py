@@ -95,8 +95,8 @@ def test_odd_pictures_are_answered_rightly(steady: Running, source: Source, make
 
 def test_the_first_picture_of_an_animation_is_read(source: Source) -> None:
     for kind in ("WEBP", "PNG"):
-        first = decode(saved(Image.new("RGB", (40, 40), "red"), kind), [32], source.input_config, 10**6)
-        given = decode(animated(kind), [32], source.input_config, 10**6)
+        first = decode(saved(Image.new("RGB", (40, 40), "red"), kind), [32], "x", source.input_config, 10**6)
+        given = decode(animated(kind), [32], "x", source.input_config, 10**6)
         assert (first[32] - given[32]).abs().max() < 0.1
 
 
@@ -116,6 +116,6 @@ def test_a_bomb_is_refused_before_it_is_decoded() -> None:
     assert len(content) < 600_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(Refusal, match="pixels are more than") as refused:
-        decode(content, [32], config, 25_000_000)
+        decode(content, [32], "x", config, 25_000_000)
     assert refused.value.status == 422
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB; decoded it is 483 MB
