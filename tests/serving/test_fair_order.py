@@ -11,6 +11,6 @@ def test_places_are_fair() -> None:
     assert order.place(["b"]) == 2  # what it shares with a hot task does not hold it back
     order.reached(2)
     assert order.place(["c"]) == 2
-    assert (order.ahead(["a"]), order.ahead(["c"]), order.ahead(["d"])) == (4, 3, 2)
+    assert (order.soonest({"a"}), order.soonest({"a", "c"}), order.soonest({"a", "d"})) == (4, 3, 2)
     order.forget(["a"])
     assert order.place(["a"]) == 3

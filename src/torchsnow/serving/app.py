@@ -60,7 +60,7 @@ def _routes(service: Service) -> list[Route]:
         def read(content: bytes) -> Asked:
             return read_asked(content, kind, service.settings)
 
-        return await service.answer(request, read, predictions)
+        return await service.answer(request, read, predictions, service.live.now.entries.keys())
 
     async def tasks(request: Request) -> Response:
         return as_json(await asyncio.to_thread(_listing, service))

@@ -11,7 +11,7 @@ import asyncio
 import bisect
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -94,9 +94,9 @@ class Batcher:
         """The result of other work for the engine's thread, between two passes."""
         return await asyncio.get_running_loop().run_in_executor(self._engine, work)
 
-    def refuse_if_full(self, names: Sequence[str]) -> None:
-        """Raise Refusal (429) when an image for these tasks would find the queue full: it need not be read then."""
-        if len(self._waiting) >= self._room() and self._order.ahead(names) >= self._waiting[-1].place:
+    def refuse_if_full(self, names: Set[str]) -> None:
+        """Raise Refusal (429) when no image for any of these tasks would be let in: then it need not be read."""
+        if names and len(self._waiting) >= self._room() and self._order.soonest(names) >= self._waiting[-1].place:
             raise self._full()
 
     async def ask(self, images: Sequence[Picture], tasks: Sequence[LiveTask], timeout_s: float) -> list[Answers]:

@@ -75,7 +75,11 @@ def _picture(image: Path | str | bytes, number: str) -> bytes:
 
 def _part(name: str, content: bytes, more: str = "") -> bytes:
     separator = ";" if more else ""
-    return f'content-disposition: form-data; name="{name}"{separator}{more}\r\n\r\n'.encode("utf-8", "replace") + content + b"\r\n"
+    return (
+        f'content-disposition: form-data; name="{name}"{separator}{more}\r\n\r\n'.encode("utf-8", "replace")
+        + content
+        + b"\r\n"
+    )
 
 
 def _read(path: Path) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 
 class FairOrder:
@@ -18,13 +18,15 @@ class FairOrder:
 
     def place(self, names: Sequence[str]) -> float:
         """The place of a new image for these tasks."""
-        place = self.ahead(names)
-        self._next.update({name: max(self._present, self._next.get(name, 0.0)) + 1 for name in names})
-        return place
+        places = [max(self._present, self._next.get(name, 0.0)) for name in names]
+        self._next.update({name: place + 1 for name, place in zip(names, places, strict=True)})
+        return max(places, default=self._present)
 
-    def ahead(self, names: Sequence[str]) -> float:
-        """The place that a new image for these tasks would get."""
-        return max([self._present, *(self._next.get(name, 0.0) for name in names)])
+    def soonest(self, names: Set[str]) -> float:
+        """The place that a new image would get that is for whichever of these tasks (at least one) gets the first."""
+        if not names <= self._next.keys():
+            return self._present
+        return max(self._present, min(self._next[name] for name in names))
 
     def forget(self, names: Sequence[str]) -> None:
         """The last image for these tasks has left without being served."""

@@ -59,7 +59,7 @@ def routes(service: Service) -> list[Route]:
         def read(content: bytes) -> Inference:
             return _read(content, length, name, request.path_params.get("version"), service)
 
-        return await service.answer(request, read, _reply, [name])
+        return await service.answer(request, read, _reply, {name})
 
     async def index(request: Request) -> Response:
         with service.bodies.holding() as read_body:

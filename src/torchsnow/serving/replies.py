@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from torchsnow.serving.refusal import ClientGone, Refusal
 
-_CLOSING = {408, 413, 415, 429}  # the body may not have been read: what is left of it must not be taken for a request
+_CLOSING = {408, 413, 415}  # what is left of the body is not waited for; after other errors it is read and dropped
 
 
 def as_json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -25,8 +25,9 @@ def bind(host: str, port: int) -> socket.socket:
     if not 0 <= port < 2**16:
         raise ServingError(f"cannot listen on port {port}; expected 0 to 65535")
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        # With the protocol: asyncio sends small replies at once (TCP_NODELAY) only where it sees that this is TCP.
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)

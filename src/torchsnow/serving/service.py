@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence, Set
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -64,15 +64,16 @@ class Service:
         request: Request,
         read: Callable[[bytes], Any],
         reply: Callable[..., Response],
-        names: Sequence[str] | None = None,
+        names: Set[str],
     ) -> Response:
         """Read a request's body, ask the tasks, and reply.
 
         `read` turns the body, in a thread, into what has `images`, `tasks` (None for all) and `explain`; `reply` takes
-        that, the answers of each image, and the seconds since the request began. Where the tasks' `names` are known
-        beforehand, a request that the queue has no room for is refused unread.
+        that, the answers of each image, and the seconds since the request began. A request is refused unread when the
+        queue has no room for any of the tasks that it may ask for, `names`.
         """
         start_s, timeout_s = time.monotonic(), _deadline_s(request, self.settings.deadline_s)
+        self.batcher.refuse_if_full(names)
         with self.bodies.holding() as read_body:
             content = await read_body(request, self.settings.max_body_bytes)
             arrived_s = time.monotonic()
