@@ -114,6 +114,47 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(slow: SlowHub) -> None
     assert b'torchsnow_rejected_total{reason="queue_full"} 8.0' in metrics.text()
 
 
+def test_what_the_queue_has_no_room_for_need_not_be_read(slow: SlowHub) -> None:
+    async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
+        batcher.refuse_if_full({"a"})
+        asked = [asyncio.ensure_future(batcher.ask(sent(b"x"), [tasks["a"]], 10)) for _ in range(20)]
+        await settled()
+        with pytest.raises(Refusal, match="too many images wait"):
+            batcher.refuse_if_full({"a"})
+        batcher.refuse_if_full({"a", "b"})  # one for b, who has none waiting, would be let in
+        asked += [asyncio.ensure_future(batcher.ask(sent(b"x"), [tasks["b"]], 10)) for _ in range(20)]
+        await settled()
+        with pytest.raises(Refusal, match="too many images wait"):
+            batcher.refuse_if_full({"a", "b"})
+        slow.gate.set()
+        await asyncio.gather(*asked, return_exceptions=True)
+        batcher.refuse_if_full({"a"})
+
+    run(slow, work, batch_size=2, queue_size=8)
+
+
+@pytest.mark.parametrize("others", [0, 6])
+def test_what_would_be_late_is_not_computed_while_others_wait(slow: SlowHub, others: int) -> None:
+    async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
+        batcher._s_per_image = 1.0
+        batches = [asyncio.ensure_future(batcher.ask(sent(b"x"), [tasks["c"]], 10)) for _ in range(2)]  # in work
+        await settled()
+        late = asyncio.ensure_future(batcher.ask(sent(b"x"), [tasks["a"]], 1.5))
+        await settled()
+        in_time = [asyncio.ensure_future(batcher.ask(sent(b"x"), [tasks["b"]], 10)) for _ in range(others)]
+        await settled()
+        slow.gate.set()
+        await asyncio.gather(*batches, *in_time)
+        if others:
+            with pytest.raises(Refusal, match="not answered before the deadline"):
+                await late
+        else:
+            assert list((await late)[0]) == ["a"]
+
+    run(slow, work, batch_size=2, queue_size=20)
+    assert ("a" in {name for names in slow.passes for name, _ in names}) == (others == 0)
+
+
 def len_of(result: Any) -> int:
     return 0 if isinstance(result, BaseException) else len(result)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import resource
 import struct
 import zlib
@@ -11,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from PIL import Image
-from running_server import Running, picture
+from running_server import Running, form, picture
 
 from sample_tasks import logits
 from torchsnow.data import eval_transform, read_image
@@ -108,6 +110,24 @@ def test_bad_pictures_are_refused_in_words(steady: Running, make: Callable[[], b
     assert "Traceback" not in reply.body.decode()
     assert "/" not in reply.json["error"].replace("PNG or WebP", "")
     assert steady.predict([picture()], ["a"]).status == 200
+
+
+def test_a_bomb_is_told_so_and_the_server_answers(steady: Running) -> None:
+    reply = steady.predict([bomb()])
+    assert (reply.status, reply.json["code"]) == (422, "bad_image")
+    assert "12700 x 12700 pixels are more than" in reply.json["error"]
+    assert steady.predict([picture()], ["a"]).status == 200
+
+
+def test_a_refused_picture_is_named(steady: Running) -> None:
+    parts = [("image", picture(), "good.png"), ("image", picture()[:-200], "holiday.png")]
+    content, kind = form(parts)
+    reply = steady.call("POST", "/predict", content, {"content-type": kind})
+    assert reply.status == 422
+    assert reply.json["error"].startswith("cannot read the image holiday.png: ")
+    body = json.dumps({"images": [base64.b64encode(image).decode() for image in (picture(), b"x" * 20)]})
+    reply = steady.call("POST", "/predict", body, {"content-type": "application/json"})
+    assert (reply.status, reply.json["error"]) == (415, "the image number 2 is no JPEG, PNG or WebP picture")
 
 
 def test_a_bomb_is_refused_before_it_is_decoded() -> None:

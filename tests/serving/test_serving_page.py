@@ -147,7 +147,7 @@ def test_an_answer_says_what_it_owes_to_which_tap(steady: Running, browser: Any,
     assert sum(shown) == pytest.approx(lead["logits"], abs=0.2)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     page.uncheck("#explain")
-    page.wait_for_function("document.querySelectorAll('article').length === 3 && !document.querySelector('.why')")
+    page.wait_for_selector("article:not(:has(.why))")
     assert complaints == []
 
 

@@ -109,8 +109,7 @@ class Batcher:
             async with asyncio.timeout(timeout_s):
                 return await asyncio.gather(*(item.answer for item in items))
         except TimeoutError:
-            self._metrics.rejected.labels("deadline").inc()
-            raise Refusal(429, "deadline", "not answered before the deadline", self._retry_after_s()) from None
+            raise self._late() from None
         finally:
             for item in items:
                 self._drop(item)
@@ -141,6 +140,10 @@ class Batcher:
 
     def _retry_after_s(self) -> int:
         return min(60, max(1, math.ceil(len(self._waiting) * self._s_per_image)))
+
+    def _late(self) -> Refusal:
+        self._metrics.rejected.labels("deadline").inc()
+        return Refusal(429, "deadline", "not answered before the deadline", self._retry_after_s())
 
     def _drop(self, item: Item) -> None:
         if not item.answer.cancel() and not item.answer.cancelled():
@@ -246,11 +249,16 @@ class Batcher:
                     await self._wake.wait()
 
     def _take(self, size: int) -> list[Piece]:
-        """The next batch. What will be late goes last, so that nothing is computed in vain while others wait."""
+        """The next batch. Nothing that would be late is computed while others wait that would not be."""
         alive = [piece for piece in self._ready.pop(size) if not piece.item.answer.done()]
         batch_size = self._settings.batch_size
-        soonest_s = time.monotonic() + self._s_per_image * min(len(alive), batch_size)
-        alive.sort(key=lambda piece: piece.item.end_s < soonest_s)
+        answered_s = time.monotonic() + self._s_per_image * min(len(alive), batch_size)
+        in_time = [piece for piece in alive if piece.item.end_s >= answered_s]
+        if in_time and self._waiting:
+            for piece in alive:
+                if piece.item.end_s < answered_s:
+                    self._fail(piece.item, self._late())
+            alive = in_time
         batch, rest = alive[:batch_size], alive[batch_size:]
         if rest:
             self._ready[size] = rest
