@@ -12,12 +12,14 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
+from torchsnow.compile import AutoEngine
 from torchsnow.live import LiveHub, LiveTask
 from torchsnow.serving.answers import Answers, TaskAnswer
 from torchsnow.serving.batcher import Batcher
 from torchsnow.serving.bodies import Bodies
 from torchsnow.serving.explaining import Explainer
 from torchsnow.serving.following import Following
+from torchsnow.serving.logs import log
 from torchsnow.serving.metrics import Metrics
 from torchsnow.serving.pictures import decode
 from torchsnow.serving.refusal import ClientGone, Refusal
@@ -47,6 +49,8 @@ class Service:
     async def running(self) -> AsyncIterator[None]:
         """Answer and follow the hub, until the block ends."""
         await asyncio.to_thread(self.following.look)
+        if isinstance(self.live.engine, AutoEngine):
+            log("engine", note=self.live.engine.note or "chosen with the first task")
         follower = asyncio.create_task(self.following.run(self.settings.follow_s))
         self.batcher.start()
         self.ready = True
