@@ -132,7 +132,7 @@ class Batcher:
         """Images that may wait: no more than can be answered before the deadline, at the present pace."""
         batch_size = self._settings.batch_size
         in_time = int(_IN_TIME * self._settings.deadline_s / self._s_per_image) - 2 * batch_size
-        return min(self._settings.queue_size, max(batch_size, in_time))
+        return min(self._settings.queue_size, max(1, in_time))
 
     def _full(self) -> Refusal:
         self._metrics.rejected.labels("queue_full").inc()
