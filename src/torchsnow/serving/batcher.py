@@ -129,10 +129,16 @@ class Batcher:
         return items
 
     def _room(self) -> int:
-        """Images that may wait: no more than can be answered before the deadline, at the present pace."""
-        batch_size = self._settings.batch_size
-        in_time = int(_IN_TIME * self._settings.deadline_s / self._s_per_image) - 2 * batch_size
-        return min(self._settings.queue_size, max(1, in_time))
+        """Images that may wait, behind those in the window."""
+        return min(self._settings.queue_size, max(1, self._in_time() - self._ahead()))
+
+    def _ahead(self) -> int:
+        """Images in the window, at most: two passes."""
+        return min(2 * self._settings.batch_size, self._in_time())
+
+    def _in_time(self) -> int:
+        """Images that can be answered before the deadline, at the present pace."""
+        return max(1, int(_IN_TIME * self._settings.deadline_s / self._s_per_image))
 
     def _full(self) -> Refusal:
         self._metrics.rejected.labels("queue_full").inc()
@@ -158,8 +164,8 @@ class Batcher:
         self._feed()
 
     def _feed(self) -> None:
-        """Decode as far ahead as two passes."""
-        while self._waiting and len(self._window) < 2 * self._settings.batch_size:
+        """Decode a little ahead of the passes."""
+        while self._waiting and len(self._window) < self._ahead():
             item = self._waiting.pop(0)
             self._order.reached(item.place)
             self._window.add(item)
