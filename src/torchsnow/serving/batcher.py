@@ -133,8 +133,8 @@ class Batcher:
         return min(self._settings.queue_size, max(1, self._in_time() - self._ahead()))
 
     def _ahead(self) -> int:
-        """Images in the window, at most: two passes."""
-        return min(2 * self._settings.batch_size, self._in_time())
+        """Images in the window, at most: two passes, and fewer than can be answered, for one must be able to wait."""
+        return min(2 * self._settings.batch_size, max(1, self._in_time() - 1))
 
     def _in_time(self) -> int:
         """Images that can be answered before the deadline, at the present pace."""
@@ -257,7 +257,7 @@ class Batcher:
     def _take(self, size: int) -> list[Piece]:
         """The next batch. Nothing that would be late is computed while others wait that would not be."""
         alive = [piece for piece in self._ready.pop(size) if not piece.item.answer.done()]
-        batch_size = self._settings.batch_size
+        batch_size = min(self._settings.batch_size, max(1, self._in_time() // 2))  # one pass may run, and one follow
         answered_s = time.monotonic() + self._s_per_image * min(len(alive), batch_size)
         in_time = [piece for piece in alive if piece.item.end_s >= answered_s]
         if in_time and self._waiting:
