@@ -109,7 +109,7 @@ class Process:
             preexec_fn=lambda: os.sched_setaffinity(0, {int(os.environ.get("SERVER_CORE", cores[0]))}),
         )
         end = time.monotonic() + 180
-        while time.monotonic() < end:
+        while time.monotonic() < end and self.process.poll() is None:
             try:
                 if (
                     asyncio.run(Connection(self.port).send(b"GET /v2/health/ready HTTP/1.1\r\nhost: x\r\n\r\n"))[0]
@@ -118,7 +118,8 @@ class Process:
                     return self
             except (OSError, asyncio.IncompleteReadError):
                 time.sleep(0.2)
-        raise RuntimeError("the server does not start")
+        self.log.seek(0)
+        raise RuntimeError(f"the server does not start: {self.log.read()[-2000:]}")
 
     def __exit__(self, *given: object) -> None:
         self.process.terminate()
