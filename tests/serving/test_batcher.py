@@ -155,6 +155,16 @@ def test_what_would_be_late_is_not_computed_while_others_wait(slow: SlowHub, oth
     assert ("a" in {name for names in slow.passes for name, _ in names}) == (others == 0)
 
 
+def test_a_request_that_is_alone_is_let_in_however_slow_the_passes_were(slow: SlowHub) -> None:
+    async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
+        slow.gate.set()
+        batcher._s_per_image = 100.0
+        assert len(await batcher.ask(sent(*(bytes([i]) for i in range(16))), [tasks["a"]], 10)) == 16
+        assert batcher._s_per_image < 50
+
+    run(slow, work, batch_size=4)
+
+
 def len_of(result: Any) -> int:
     return 0 if isinstance(result, BaseException) else len(result)
 

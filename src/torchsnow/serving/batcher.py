@@ -115,13 +115,18 @@ class Batcher:
                 self._drop(item)
 
     def _admit(self, images: Sequence[Picture], tasks: tuple[LiveTask, ...], end_s: float) -> list[Item]:
-        """New items in the queue; when it is over-full, those at its end are refused, whoever they belong to."""
+        """New items in the queue; when it is over-full, those at its end are refused, whoever they belong to.
+
+        A request that finds nobody else is let in whatever the pace is said to be: only passes can mend that number.
+        """
+        is_alone = not self._waiting and not self._window
         loop, names = asyncio.get_running_loop(), [task.name for task in tasks]
         items = [Item(image, tasks, self._order.place(names), end_s, loop.create_future()) for image in images]
         for item in items:
             bisect.insort(self._waiting, item, key=_place)
         self._feed()
-        while len(self._waiting) > self._room():
+        too_many = 0 if is_alone else min(len(self._waiting) - self._room(), len(items))
+        for _ in range(too_many):
             last = self._waiting.pop()
             self._order.forget([task.name for task in last.tasks])
             if not last.answer.done():
