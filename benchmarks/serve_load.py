@@ -230,7 +230,7 @@ def mixed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     async def main(port: int) -> None:
         end = time.monotonic() + args.seconds
-        askers = [asyncio.ensure_future(ask(port, end)) for _ in range(8)]
+        askers = [asyncio.ensure_future(ask(port, end)) for _ in range(args.clients)]
         second = 0
         while time.monotonic() < end:
             next_s = time.monotonic() + 1
@@ -390,6 +390,7 @@ def main() -> None:
     parser.add_argument("--source", default="resnet50")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--clients", type=int, default=8, help="that ask one after the other, in `mixed`")
     parser.add_argument("--port", type=int, default=8765)
     args = parser.parse_args()
     torch.set_num_threads(1)
