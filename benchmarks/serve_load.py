@@ -2,7 +2,7 @@
 
     python benchmarks/serve_load.py mixed --seconds 60
     python benchmarks/serve_load.py speed --seconds 12 --rounds 3
-    python benchmarks/serve_load.py overload --seconds 20
+    python benchmarks/serve_load.py overload --seconds 60
 
 Servers run in processes of their own on the first core, the load comes from the second; all with one thread.
 """
@@ -97,6 +97,7 @@ class Process:
 
     def __init__(self, command: list[str], port: int) -> None:
         self.command, self.port = command, port
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
 
     def __enter__(self) -> Process:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -104,11 +105,11 @@ class Process:
         self.process = subprocess.Popen(
             self.command,
             env=environment,
-            stderr=subprocess.DEVNULL,
+            stderr=self.log,
             preexec_fn=lambda: os.sched_setaffinity(0, {int(os.environ.get("SERVER_CORE", cores[0]))}),
         )
         end = time.monotonic() + 180
-        while time.monotonic() < end:
+        while time.monotonic() < end and self.process.poll() is None:
             try:
                 if (
                     asyncio.run(Connection(self.port).send(b"GET /v2/health/ready HTTP/1.1\r\nhost: x\r\n\r\n"))[0]
@@ -117,11 +118,18 @@ class Process:
                     return self
             except (OSError, asyncio.IncompleteReadError):
                 time.sleep(0.2)
-        raise RuntimeError("the server does not start")
+        self.log.seek(0)
+        raise RuntimeError(f"the server does not start: {self.log.read()[-2000:]}")
 
     def __exit__(self, *given: object) -> None:
         self.process.terminate()
         self.process.wait(30)
+        self.log.close()
+
+    def engine(self) -> str:
+        """What the server's log says about its engine."""
+        self.log.seek(0)
+        return next(json.loads(line)["note"] for line in self.log if '"engine"' in line)
 
     def memory_mb(self) -> float:
         """Resident memory."""
@@ -151,8 +159,9 @@ async def closed_loop(port: int, seconds: float, workers: int, request: Callable
         connection = Connection(port)
         while time.monotonic() < end:
             status, reply = await connection.send(request())
-            assert status == 200, (status, reply)
-            answered += 1
+            assert status in (200, 429), (status, reply)
+            answered += status == 200
+            await asyncio.sleep(0.5 * (status == 429))
         connection.close()
 
     await asyncio.gather(*(work() for _ in range(workers)))
@@ -167,10 +176,12 @@ def mixed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         [eval_transform(hub.source.input_config, args.image_size)(read_image(io.BytesIO(image))) for image in images]
     )
     references: dict[tuple[str, str], list[list[float]]] = {}
+    with torch.no_grad():
+        features = hub.source(pixels)
 
     def note(task: Task, sha256: str) -> None:
         with torch.no_grad():
-            references[task.name, sha256] = task.delta(hub.source(pixels)).softmax(1).tolist()
+            references[task.name, sha256] = task.delta(features).softmax(1).tolist()
 
     for name, entry in hub.infos().items():
         note(hub.task(name), entry.sha256)
@@ -219,7 +230,7 @@ def mixed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     async def main(port: int) -> None:
         end = time.monotonic() + args.seconds
-        askers = [asyncio.ensure_future(ask(port, end)) for _ in range(8)]
+        askers = [asyncio.ensure_future(ask(port, end)) for _ in range(args.clients)]
         second = 0
         while time.monotonic() < end:
             next_s = time.monotonic() + 1
@@ -231,8 +242,9 @@ def mixed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     with Process(command(hub, args.port), args.port) as server:
         asyncio.run(main(args.port))
-        code = server.process.poll()
+        code, engine = server.process.poll(), server.engine()
     return {
+        "engine": engine,
         **counts,
         "versions_seen": len(versions),
         "seconds_until_a_new_task_answers": {"median": statistics.median(late_s), "largest": max(late_s)},
@@ -249,7 +261,8 @@ def speed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     plain = [sys.executable, str(Path(__file__).with_name("plain_server.py")), args.source, str(args.port + 1)]
     workers, words = 2 * args.batch_size, ("--batch-size", str(args.batch_size), "--deadline-s", "120")
     found: dict[str, list[float]] = {}
-    with Process(command(hub, args.port, *words), args.port), Process(plain, args.port + 1):
+    with Process(command(hub, args.port, *words), args.port) as server, Process(plain, args.port + 1):
+        engine = server.engine()
         for _ in range(args.rounds):
             rounds: list[tuple[str, Callable[[], Awaitable[tuple[int, float]]]]] = [
                 (
@@ -273,6 +286,7 @@ def speed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             print({what: round(values[-1], 2) for what, values in found.items()}, file=sys.stderr)
     middle = {what: statistics.median(values) for what, values in found.items()}
     return {
+        "engine": engine,
         "images_per_s": found,
         "served / bare, one task": middle["served, one task"] / middle["bare, one task"],
         "served / bare, 8 tasks": middle["served, 8 tasks"] / middle["bare, 8 tasks"],
@@ -313,10 +327,11 @@ def overload(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     async def one(port: int) -> None:
         connection, start_s = Connection(port), time.monotonic()
         try:
-            status, _ = await asyncio.wait_for(connection.send(random.choice(requests)), 30)
+            status, reply = await asyncio.wait_for(connection.send(random.choice(requests)), 30)
+            what = f"{status} {reply['code']}" if status != 200 else "200"
         except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
-            status = type(error).__name__
-        statuses[status] = statuses.get(status, 0) + 1
+            status, what = 0, type(error).__name__
+        statuses[what] = statuses.get(what, 0) + 1
         if status == 200:
             latencies.append(time.monotonic() - start_s)
         connection.close()
@@ -331,6 +346,7 @@ def overload(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             memory.append(server.memory_mb())
             await asyncio.sleep(0.01)
         stop_s = time.monotonic()
+        meanwhile.append(len(latencies))
         while (await Connection(port).send(requests[0]))[0] != 200:
             await asyncio.sleep(0.1)
         recovery.append(time.monotonic() - stop_s)
@@ -338,17 +354,22 @@ def overload(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         return memory
 
     recovery: list[float] = []
+    meanwhile: list[int] = []
     words = ("--batch-size", str(args.batch_size), "--deadline-s", str(deadline_s), "--queue", "64")
     with Process(command(hub, args.port, *words), args.port) as server:
-        number, seconds = asyncio.run(closed_loop(args.port, 5, 2 * args.batch_size, lambda: random.choice(requests)))
+        number, seconds = asyncio.run(
+            closed_loop(args.port, 10, args.batch_size * 3 // 2, lambda: random.choice(requests))
+        )
         capacity = number / seconds
         before = server.memory_mb()
         memory = asyncio.run(flood(args.port, 3 * capacity))
-        after = server.memory_mb()
+        after, engine = server.memory_mb(), server.engine()
     ordered = sorted(latencies)
     return {
+        "engine": engine,
         "capacity_per_s": capacity,
-        "statuses": {str(status): number for status, number in statuses.items()},
+        "answered_per_s_meanwhile": meanwhile[0] / args.seconds,
+        "statuses": statuses,
         "deadline_s": deadline_s,
         "latency_s": {
             "median": statistics.median(ordered),
@@ -369,6 +390,7 @@ def main() -> None:
     parser.add_argument("--source", default="resnet50")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--clients", type=int, default=8, help="that ask one after the other, in `mixed`")
     parser.add_argument("--port", type=int, default=8765)
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -12,8 +12,9 @@ from torch import Tensor
 from torchsnow.hub import Hub
 from torchsnow.live import LiveHub, LiveTask
 from torchsnow.live.hub import Answer
-from torchsnow.serving.batcher import Batcher, FairOrder
+from torchsnow.serving.batcher import Batcher
 from torchsnow.serving.metrics import Metrics
+from torchsnow.serving.pictures import Picture
 from torchsnow.serving.refusal import Refusal
 from torchsnow.serving.settings import ServeSettings
 
@@ -35,7 +36,11 @@ class SlowHub:
         return self.live.run(images, tasks, rows)
 
 
-def decode(content: bytes, sizes: Sequence[int]) -> dict[int, Tensor]:
+def sent(*contents: bytes) -> list[Picture]:
+    return [Picture(content, "x") for content in contents]
+
+
+def decode(content: bytes, sizes: Sequence[int], called: str) -> dict[int, Tensor]:
     if content == b"bad":
         raise Refusal(422, "bad_image", "no picture")
     return {size: torch.full((3, size, size), float(content[0])) for size in sizes}
@@ -74,7 +79,7 @@ async def settled() -> None:
 def test_different_tasks_share_a_pass(slow: SlowHub) -> None:
     async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
         slow.gate.set()
-        asked = [batcher.ask([bytes([i])], [tasks["abc"[i % 3]]], 10) for i in range(6)]
+        asked = [batcher.ask(sent(bytes([i])), [tasks["abc"[i % 3]]], 10) for i in range(6)]
         for i, (answers,) in enumerate(await asyncio.gather(*asked)):
             assert list(answers) == ["abc"[i % 3]]
 
@@ -86,7 +91,7 @@ def test_different_tasks_share_a_pass(slow: SlowHub) -> None:
 def test_no_pass_has_more_than_a_batch(slow: SlowHub) -> None:
     async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
         slow.gate.set()
-        assert len(await batcher.ask([bytes([i]) for i in range(10)], [tasks["a"]], 10)) == 10
+        assert len(await batcher.ask(sent(*(bytes([i]) for i in range(10))), [tasks["a"]], 10)) == 10
 
     run(slow, work, batch_size=4)
     assert [own for ((_, own),) in slow.passes] == [4, 4, 2]
@@ -94,7 +99,7 @@ def test_no_pass_has_more_than_a_batch(slow: SlowHub) -> None:
 
 def test_a_full_queue_refuses_and_says_when_to_come_again(slow: SlowHub) -> None:
     async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
-        asked = [asyncio.ensure_future(batcher.ask([b"x"], [tasks["a"]], 10)) for _ in range(20)]
+        asked = [asyncio.ensure_future(batcher.ask(sent(b"x"), [tasks["a"]], 10)) for _ in range(20)]
         await settled()
         refused = [task.exception() for task in asked if task.done()]
         assert len(refused) == 20 - 4 - 8  # two batches of two in work, eight wait
@@ -109,6 +114,57 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(slow: SlowHub) -> None
     assert b'torchsnow_rejected_total{reason="queue_full"} 8.0' in metrics.text()
 
 
+def test_what_the_queue_has_no_room_for_need_not_be_read(slow: SlowHub) -> None:
+    async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
+        batcher.refuse_if_full({"a"})
+        asked = [asyncio.ensure_future(batcher.ask(sent(b"x"), [tasks["a"]], 10)) for _ in range(20)]
+        await settled()
+        with pytest.raises(Refusal, match="too many images wait"):
+            batcher.refuse_if_full({"a"})
+        batcher.refuse_if_full({"a", "b"})  # one for b, who has none waiting, would be let in
+        asked += [asyncio.ensure_future(batcher.ask(sent(b"x"), [tasks["b"]], 10)) for _ in range(20)]
+        await settled()
+        with pytest.raises(Refusal, match="too many images wait"):
+            batcher.refuse_if_full({"a", "b"})
+        slow.gate.set()
+        await asyncio.gather(*asked, return_exceptions=True)
+        batcher.refuse_if_full({"a"})
+
+    run(slow, work, batch_size=2, queue_size=8)
+
+
+@pytest.mark.parametrize("others", [0, 5])
+def test_what_would_be_late_is_not_computed_while_others_wait(slow: SlowHub, others: int) -> None:
+    async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
+        batcher._s_per_image = 1.0
+        batches = [asyncio.ensure_future(batcher.ask(sent(b"x"), [tasks["c"]], 10)) for _ in range(2)]  # in work
+        await settled()
+        late = asyncio.ensure_future(batcher.ask(sent(b"x"), [tasks["a"]], 1.5))
+        await settled()
+        in_time = [asyncio.ensure_future(batcher.ask(sent(b"x"), [tasks["b"]], 10)) for _ in range(others)]
+        await settled()
+        slow.gate.set()
+        await asyncio.gather(*batches, *in_time)
+        if others:
+            with pytest.raises(Refusal, match="not answered before the deadline"):
+                await late
+        else:
+            assert list((await late)[0]) == ["a"]
+
+    run(slow, work, batch_size=2, queue_size=20)
+    assert ("a" in {name for names in slow.passes for name, _ in names}) == (others == 0)
+
+
+def test_a_request_that_is_alone_is_let_in_however_slow_the_passes_were(slow: SlowHub) -> None:
+    async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
+        slow.gate.set()
+        batcher._s_per_image = 100.0
+        assert len(await batcher.ask(sent(*(bytes([i]) for i in range(16))), [tasks["a"]], 10)) == 16
+        assert batcher._s_per_image < 50
+
+    run(slow, work, batch_size=4)
+
+
 def len_of(result: Any) -> int:
     return 0 if isinstance(result, BaseException) else len(result)
 
@@ -117,7 +173,7 @@ def test_a_hot_task_neither_starves_another_nor_keeps_it_out(slow: SlowHub) -> N
     order: list[str] = []
 
     async def ask(batcher: Batcher, task: LiveTask) -> None:
-        await batcher.ask([b"x"], [task], 10)
+        await batcher.ask(sent(b"x"), [task], 10)
         order.append(task.name)
 
     async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
@@ -136,13 +192,13 @@ def test_a_hot_task_neither_starves_another_nor_keeps_it_out(slow: SlowHub) -> N
 
 def test_the_deadline_ends_the_wait_and_frees_the_places(slow: SlowHub) -> None:
     async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
-        asked = [batcher.ask([b"x"], [tasks["a"]], 0.1) for _ in range(10)]
+        asked = [batcher.ask(sent(b"x"), [tasks["a"]], 0.1) for _ in range(10)]
         for error in await asyncio.gather(*asked, return_exceptions=True):
             assert isinstance(error, Refusal)
             assert (error.status, error.code) == (429, "deadline")
         slow.gate.set()
         await settled()
-        assert len(await batcher.ask([b"y"], [tasks["b"]], 10)) == 1
+        assert len(await batcher.ask(sent(b"y"), [tasks["b"]], 10)) == 1
 
     run(slow, work, batch_size=2, queue_size=20)
     assert ("a", 2) in slow.passes[0]
@@ -151,14 +207,14 @@ def test_the_deadline_ends_the_wait_and_frees_the_places(slow: SlowHub) -> None:
 
 def test_a_client_that_goes_away_frees_its_place(slow: SlowHub) -> None:
     async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
-        stays = [asyncio.ensure_future(batcher.ask([b"z"], [tasks["c"]], 10)) for _ in range(4)]  # in work
+        stays = [asyncio.ensure_future(batcher.ask(sent(b"z"), [tasks["c"]], 10)) for _ in range(4)]  # in work
         await settled()
-        gone = [asyncio.ensure_future(batcher.ask([b"x"], [tasks["a"]], 10)) for _ in range(6)]
+        gone = [asyncio.ensure_future(batcher.ask(sent(b"x"), [tasks["a"]], 10)) for _ in range(6)]
         await settled()
         for task in gone:
             task.cancel()
         await settled()
-        stays += [asyncio.ensure_future(batcher.ask([b"y"], [tasks["a"]], 10)) for _ in range(6)]
+        stays += [asyncio.ensure_future(batcher.ask(sent(b"y"), [tasks["a"]], 10)) for _ in range(6)]
         await settled()
         slow.gate.set()
         assert [len(answers) for answers in await asyncio.gather(*stays)] == [1] * 10
@@ -172,9 +228,9 @@ def test_a_bad_picture_fails_alone(slow: SlowHub) -> None:
     async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
         slow.gate.set()
         good, bad, mixed = await asyncio.gather(
-            batcher.ask([b"x"], [tasks["a"]], 10),
-            batcher.ask([b"bad"], [tasks["a"]], 10),
-            batcher.ask([b"y", b"bad"], [tasks["b"]], 10),
+            batcher.ask(sent(b"x"), [tasks["a"]], 10),
+            batcher.ask(sent(b"bad"), [tasks["a"]], 10),
+            batcher.ask(sent(b"y", b"bad"), [tasks["b"]], 10),
             return_exceptions=True,
         )
         assert len_of(good) == 1
@@ -188,24 +244,12 @@ def test_an_image_that_breaks_a_pass_fails_alone(slow: SlowHub, caplog: pytest.L
 
     async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
         slow.gate.set()
-        asked = [batcher.ask([bytes([i])], [tasks["a"]], 10) for i in (1, 7, 2)]
+        asked = [batcher.ask(sent(bytes([i])), [tasks["a"]], 10) for i in (1, 7, 2)]
         first, poisoned, last = await asyncio.gather(*asked, return_exceptions=True)
         assert (len_of(first), len_of(last)) == (1, 1)
         assert isinstance(poisoned, Refusal)
         assert (poisoned.status, "memory" in poisoned.message) == (500, False)
-        assert len(await batcher.ask([b"x"], [tasks["a"]], 10)) == 1
+        assert len(await batcher.ask(sent(b"x"), [tasks["a"]], 10)) == 1
 
     run(slow, work)
     assert "out of memory, say" in caplog.text
-
-
-def test_places_are_fair() -> None:
-    order = FairOrder()
-    assert [order.place(["a"]) for _ in range(3)] == [0, 1, 2]
-    assert order.place(["b"]) == 0
-    assert order.place(["a", "b"]) == 3
-    assert order.place(["b"]) == 2  # what it shares with a hot task does not hold it back
-    order.reached(2)
-    assert order.place(["c"]) == 2
-    order.forget(["a"])
-    assert order.place(["a"]) == 3

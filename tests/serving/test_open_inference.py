@@ -5,11 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import struct
+import threading
 from typing import Any
 
 import numpy as np
 import pytest
-from running_server import BEARER, Reply, Running, picture
+from running_server import BEARER, Reply, Running, picture, running
+
+from torchsnow.hub import Hub
+from torchsnow.live import LiveHub
 
 
 def infer(server: Running, images: list[bytes], path: str = "/v2/models/b/infer", **more: Any) -> Reply:
@@ -159,3 +163,31 @@ def test_a_client_library_gets_its_answers(sealed: Running, binary: bool) -> Non
             client.infer("z", [tensor], headers=dict(BEARER))
     finally:
         client.close()
+
+
+def test_a_request_that_the_queue_has_no_room_for_is_refused_before_its_body_comes(hub: Hub) -> None:
+    live, gate = LiveHub(hub), threading.Event()
+    answer = live.run
+
+    def slow(*given: Any) -> Any:
+        gate.wait(30)
+        return answer(*given)
+
+    live.run = slow  # type: ignore[method-assign]
+    with running(live, batch_size=1, queue_size=1) as server:
+        threads = [threading.Thread(target=server.predict, args=([picture()], ["b"])) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        server.wait_until(lambda: b'rejected_total{reason="queue_full"} 1.0' in server.call("GET", "/metrics").body)
+        with server.socket() as client:
+            client.sendall(b"POST /v2/models/b/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n")
+            reply = b""
+            while not reply.endswith(b'"queue_full"}'):
+                reply += client.recv(4096)
+            assert reply.startswith(b"HTTP/1.1 429 ")
+            assert b"retry-after: " in reply.lower()
+            client.sendall(bytes(1000) + b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n")  # the body is dropped
+            assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+        gate.set()
+        for thread in threads:
+            thread.join()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import resource
 import struct
 import zlib
@@ -11,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from PIL import Image
-from running_server import Running, picture
+from running_server import Running, form, picture
 
 from sample_tasks import logits
 from torchsnow.data import eval_transform, read_image
@@ -95,8 +97,8 @@ def test_odd_pictures_are_answered_rightly(steady: Running, source: Source, make
 
 def test_the_first_picture_of_an_animation_is_read(source: Source) -> None:
     for kind in ("WEBP", "PNG"):
-        first = decode(saved(Image.new("RGB", (40, 40), "red"), kind), [32], source.input_config, 10**6)
-        given = decode(animated(kind), [32], source.input_config, 10**6)
+        first = decode(saved(Image.new("RGB", (40, 40), "red"), kind), [32], "x", source.input_config, 10**6)
+        given = decode(animated(kind), [32], "x", source.input_config, 10**6)
         assert (first[32] - given[32]).abs().max() < 0.1
 
 
@@ -110,12 +112,30 @@ def test_bad_pictures_are_refused_in_words(steady: Running, make: Callable[[], b
     assert steady.predict([picture()], ["a"]).status == 200
 
 
+def test_a_bomb_is_told_so_and_the_server_answers(steady: Running) -> None:
+    reply = steady.predict([bomb()])
+    assert (reply.status, reply.json["code"]) == (422, "bad_image")
+    assert "12700 x 12700 pixels are more than" in reply.json["error"]
+    assert steady.predict([picture()], ["a"]).status == 200
+
+
+def test_a_refused_picture_is_named(steady: Running) -> None:
+    parts = [("image", picture(), "good.png"), ("image", picture()[:-200], "holiday.png")]
+    content, kind = form(parts)
+    reply = steady.call("POST", "/predict", content, {"content-type": kind})
+    assert reply.status == 422
+    assert reply.json["error"].startswith("cannot read the image holiday.png: ")
+    body = json.dumps({"images": [base64.b64encode(image).decode() for image in (picture(), b"x" * 20)]})
+    reply = steady.call("POST", "/predict", body, {"content-type": "application/json"})
+    assert (reply.status, reply.json["error"]) == (415, "the image number 2 is no JPEG, PNG or WebP picture")
+
+
 def test_a_bomb_is_refused_before_it_is_decoded() -> None:
     config = InputConfig((3, 32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear", 1.0)
     content = bomb()
     assert len(content) < 600_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(Refusal, match="pixels are more than") as refused:
-        decode(content, [32], config, 25_000_000)
+        decode(content, [32], "x", config, 25_000_000)
     assert refused.value.status == 422
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB; decoded it is 483 MB

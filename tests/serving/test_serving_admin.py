@@ -85,6 +85,25 @@ def test_a_task_of_another_source_is_refused(guarded: Running) -> None:
     assert upload(guarded, encode_task(sample_task(other, "new"))) == 422
 
 
+def test_what_is_wrong_with_an_upload_is_said_without_paths(guarded: Running, hub: Hub) -> None:
+    good = encode_task(sample_task(hub.source, "new", seed=7))
+    other = encode_task(sample_task(load_source("test_efficientnet", weights="random"), "new"))
+    for content, why in (
+        (b"\x80\x04" + good, "never unpickled"),
+        (other, "it belongs to another source"),
+        (damaged(good)["name up"], "cannot be a task's name"),
+        (good[:-1], "not a readable .safetensors file"),
+    ):
+        error = guarded.call("POST", "/admin/tasks", content, BEARER).json["error"]
+        assert error.startswith("this hub cannot take the upload: "), error
+        assert why in error
+        assert "tmp" not in error
+        assert str(hub.folder.path) not in error
+    error = guarded.call("POST", "/admin/tasks/a/rollback", b"", BEARER).json["error"]
+    assert error.startswith("the hub was not changed: task 'a' of the hub has no former version")
+    assert str(hub.folder.path) not in error
+
+
 def test_an_upload_is_bounded(guarded: Running) -> None:
     object.__setattr__(guarded.service.settings, "max_upload_bytes", 1000)
     assert upload(guarded, bytes(2000)) == 413

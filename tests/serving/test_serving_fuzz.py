@@ -36,7 +36,7 @@ def alive(server: Running, status: int) -> None:
 
 
 @EXAMPLES
-@given(body=st.dictionaries(st.sampled_from(["images", "tasks", "x"]), VALUES) | VALUES)
+@given(body=st.dictionaries(st.sampled_from(["images", "tasks", "explain", "x"]), VALUES) | VALUES)
 def test_any_json_to_predict(sealed: Running, body: Any) -> None:
     headers = {**BEARER, "content-type": "application/json"}
     alive(sealed, sealed.call("POST", "/predict", json.dumps(body), headers).status)

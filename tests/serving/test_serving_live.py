@@ -59,6 +59,29 @@ def test_a_damaged_task_is_reported_and_the_others_answer(server: Running, hub: 
     assert {"a", "b", "c", "d"} <= {answer["task"] for answer in reply.json["images"][0]["answers"]}
 
 
+def test_a_file_that_is_damaged_later_is_reported_and_its_task_answers(
+    server: Running, hub: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, before = next((hub.folder.path / "tasks" / "b").glob("*.safetensors")), speaks(server, "b")
+    kept = file.read_bytes()
+    assert server.call("GET", "/tasks").json["damaged"] == []
+    file.write_bytes(b"damaged")
+    server.wait_until(lambda: server.call("GET", "/tasks").json["damaged"] == ["b"])
+    server.wait_until(lambda: b"torchsnow_unusable_tasks 1.0" in server.call("GET", "/metrics").body)
+    assert speaks(server, "b") == before
+    assert [r.getMessage() for r in caplog.records].count("the file of a task is damaged") == 1
+    file.unlink()
+    time.sleep(0.2)
+    assert server.call("GET", "/tasks").json["damaged"] == ["b"]
+    file.write_bytes(kept)
+    server.wait_until(lambda: server.call("GET", "/tasks").json["damaged"] == [])
+    file.write_bytes(b"damaged")
+    server.wait_until(lambda: server.call("GET", "/tasks").json["damaged"] == ["b"])
+    hub.add(sample_task(hub.source, "b", seed=10), replace=True)
+    server.wait_until(lambda: speaks(server, "b") == hub.infos()["b"].sha256)
+    server.wait_until(lambda: server.call("GET", "/tasks").json["damaged"] == [])
+
+
 def test_a_bad_file_from_the_start(hub: Hub) -> None:
     from running_server import running
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running_server import TOKEN, Running, picture
+from running_server import TOKEN, Running, form, picture
 
 from torchsnow.serving.page import page_html, policy
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+WHY_NOT = "no browser: install chromium (apt-get install chromium), or name one in CHROMIUM"
 
 
 class Elements(HTMLParser):
@@ -70,7 +71,7 @@ def test_the_page_can_be_read_aloud_and_used_by_keyboard(elements: list[Any]) ->
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
-        pytest.skip("there is no Chromium")
+        pytest.skip(WHY_NOT)
     with playwright.sync_playwright() as api:
         started = api.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield started
@@ -98,6 +99,10 @@ def test_a_picture_is_answered_in_a_browser(steady: Running, browser: Any, tmp_p
     page, complaints = opened(browser, steady.url, width)
     page.wait_for_selector("#tasks tbody tr")
     assert page.locator("#tasks tbody tr").count() == 3
+    row = page.locator("#tasks tbody tr").first.inner_text().split()
+    listed = steady.call("GET", "/tasks").json["tasks"][0]
+    assert row == ["a", "75.0%", "(test)", listed["added"][:10], "2", listed["version"]]
+    assert page.locator("#tasks tbody td").nth(1).bounding_box()["x"] < width  # also on a phone, the date is in sight
     page.set_input_files("#file", tmp_path / "x.png")
     page.wait_for_selector("article")
     assert page.locator("article h3").all_inner_texts() == ["a", "b", "c"]
@@ -119,18 +124,45 @@ def test_a_picture_is_answered_in_a_browser(steady: Running, browser: Any, tmp_p
     assert page.locator("article").count() == 0
 
 
+def test_an_answer_says_what_it_owes_to_which_tap(steady: Running, browser: Any, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(picture(1))
+    page, complaints = opened(browser, steady.url, 360)
+    page.set_input_files("#file", tmp_path / "x.png")
+    page.wait_for_selector("article")
+    body, kind = form([("image", picture(1), "x.png"), ("task", b"b", None), ("explain", b"true", None)])
+    reply = steady.call("POST", "/predict", body, {"content-type": kind}).json
+    lead = reply["images"][0]["answers"][0]["lead"]
+    card = page.locator("article").nth(1)
+    said = card.locator(".why p").inner_text()
+    assert f"Its logit is {lead['logits']:.2f} above that of “{lead['over']}”" in said
+    tap, share = next(iter(lead["taps"].items()))
+    assert f"+{share:.2f} from the tap {tap}" in said
+    page.focus("#explain")
+    for _ in range(2):
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")  # opens the parts of the second answer
+    rows = card.locator("tr:visible")
+    assert rows.count() == len(lead["taps"]) + 2
+    shown = [float(row.split()[-1].replace("−", "-")) for row in rows.all_inner_texts()]
+    assert sum(shown) == pytest.approx(lead["logits"], abs=0.2)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    page.uncheck("#explain")
+    page.wait_for_selector("article:not(:has(.why))")
+    assert complaints == []
+
+
 def test_the_keyboard_reaches_everything(steady: Running, browser: Any) -> None:
     page, _ = opened(browser, steady.url)
     page.wait_for_selector("#tasks tbody tr")
     reached = []
-    for _ in range(3):
+    for _ in range(4):
         page.keyboard.press("Tab")
         reached.append(
             page.evaluate(
                 "document.activeElement.id || document.activeElement.className || document.activeElement.tagName"
             )
         )
-    assert reached == ["file", "wide", "A"]
+    assert reached == ["file", "explain", "wide", "A"]
 
 
 def test_a_picture_can_be_dropped(steady: Running, browser: Any) -> None:

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from torchsnow.delta.head import LAST
 from torchsnow.source import InputConfig, Source, load_source
 from torchsnow.visualize.maximise import MOST_PX, maximise, painted
-from torchsnow.visualize.subscriptions import LAST, Channel
+from torchsnow.visualize.subscriptions import Channel
 
 CONFIG = InputConfig((3, 16, 16), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), "bilinear", 1.0)
 

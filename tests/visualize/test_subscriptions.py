@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from sample_tasks import sample_task
-from torchsnow.delta.head import Head
+from torchsnow.delta.head import LAST, Head, split_by_tap
 from torchsnow.methods.snow import chosen_channels
 from torchsnow.source import InputConfig, Source, load_source
 from torchsnow.task_file import Task
-from torchsnow.visualize.subscriptions import LAST, read_subscription, split_by_tap
+from torchsnow.visualize.subscriptions import read_subscription
 
 
 class Shortcut(nn.Module):

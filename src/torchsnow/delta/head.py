@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchsnow.delta.layers import Slots, SubscribedLinear
 from torchsnow.pooling import ChannelPooling, Subscription
+from torchsnow.source import Source
 from torchsnow.source.features import FeatureMaps
+
+LAST = "last features"
+"""Beside tap names: the source's pooled features at its end, which a head may read."""
 
 
 class Head(nn.Module):
@@ -96,3 +102,18 @@ def _linear(own_chs: int, num_classes: int) -> nn.Linear:
     if own_chs == 0:  # made in two steps, because PyTorch warns of weights without any number
         linear.in_features, linear.weight = 0, nn.Parameter(torch.empty(num_classes, 0))
     return linear
+
+
+def split_by_tap(source: Source, head: Head) -> Iterator[tuple[str, int, Tensor, Tensor]]:
+    """What a settled head reads, part by part: (tap or LAST, its number of channels, which of them the head reads,
+    where these stand among the values that the head reads). Parts that it reads nothing of are left out."""
+    assert isinstance(head.pool, Subscription)
+    index = head.pool.index.cpu()
+    sizes = {name: source.taps[name].num_chs for name in head.taps} | ({LAST: source.num_features} if head.last else {})
+    first = 0
+    for name, num_chs in sizes.items():
+        at = ((index >= first) & (index < first + num_chs)).nonzero().flatten()
+        at = at[index[at].argsort()]
+        if len(at):
+            yield name, num_chs, index[at] - first, at
+        first += num_chs

@@ -72,12 +72,11 @@ async def _changing(service: Service, change: Callable[[], Any]) -> Any:
         result = await asyncio.to_thread(change)
     except TaskFileError as error:
         log_trouble("an upload was refused", reason=str(error))
-        raise Refusal(
-            422, "bad_task_file", "not a task file that this hub can take; the server's log says why"
-        ) from error
+        raise Refusal(422, "bad_task_file", f"this hub cannot take the upload: {error}") from error
     except HubError as error:
         log_trouble("the hub was not changed", reason=str(error))
-        raise Refusal(409, "not_changed", "the hub was not changed; the server's log says why") from error
+        why = _without_path(str(error), service.live.hub.folder.path)
+        raise Refusal(409, "not_changed", f"the hub was not changed: {why}") from error
     await asyncio.to_thread(service.following.look)
     return result
 
@@ -88,11 +87,20 @@ def _add(service: Service, content: bytes, replace: bool) -> str:
     with tempfile.TemporaryDirectory(prefix="torchsnow-upload-") as folder:
         file = Path(folder) / "task.safetensors"
         file.write_bytes(content)
-        task = load_task(file, hub.source, max_size_bytes=service.settings.max_upload_bytes)
+        try:
+            task = load_task(file, hub.source, max_size_bytes=service.settings.max_upload_bytes)
+        except TaskFileError as error:
+            raise TaskFileError(str(error).removeprefix(f"task file {file}: ").replace(folder, "")) from error
     if task.name in hub.names() and not replace:
         raise Refusal(409, "exists", f"there is a task {task.name!r} already; send replace=true to replace it")
     hub.add(task, replace=replace)
     return task.name
+
+
+def _without_path(words: str, hub: Path) -> str:
+    """What a message says without telling where the hub is."""
+    words = words.replace(f"the hub {hub}", "the hub").replace(f"{hub}/", "")
+    return words.replace(str(hub), "the hub") if hub.is_absolute() else words
 
 
 def _refuse_unknown(service: Service, name: str) -> None:

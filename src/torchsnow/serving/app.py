@@ -60,7 +60,7 @@ def _routes(service: Service) -> list[Route]:
         def read(content: bytes) -> Asked:
             return read_asked(content, kind, service.settings)
 
-        return await service.answer(request, read, predictions)
+        return await service.answer(request, read, predictions, service.live.now.entries.keys())
 
     async def tasks(request: Request) -> Response:
         return as_json(await asyncio.to_thread(_listing, service))
@@ -85,7 +85,7 @@ def _routes(service: Service) -> list[Route]:
 
 
 def _listing(service: Service) -> dict[str, Any]:
-    """The tasks with their classes, accuracy and dates, and the names of those that cannot be used."""
+    """The tasks with their classes, accuracy and dates, and the names of those that cannot be used, or not again."""
     following = service.following
     rows = []
     for name, listed in following.listed.items():
@@ -105,4 +105,9 @@ def _listing(service: Service) -> dict[str, Any]:
                 "created": listed.info.created,
             }
         )
-    return {"tasks": rows, "unusable": sorted(following.faults), "source": service.live.hub.source_info.name}
+    return {
+        "tasks": rows,
+        "unusable": sorted(following.faults),
+        "damaged": sorted(following.damaged - following.faults.keys()),
+        "source": service.live.hub.source_info.name,
+    }

@@ -11,45 +11,40 @@ import asyncio
 import bisect
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from torchsnow.live import LiveHub, LiveTask
+from torchsnow.serving.answers import Answers, TaskAnswer
+from torchsnow.serving.fair_order import FairOrder
 from torchsnow.serving.logs import log_fault
 from torchsnow.serving.metrics import Metrics
+from torchsnow.serving.pictures import Picture
 from torchsnow.serving.refusal import Refusal
 from torchsnow.serving.settings import ServeSettings
 
-Decode = Callable[[bytes, Sequence[int]], Mapping[int, Tensor]]
-"""(content, image sizes) -> a tensor (3, S, S) per size."""
-
-
-@dataclass(frozen=True)
-class TaskAnswer:
-    """Logits and probabilities (num_classes,) of one version of a task for one image."""
-
-    task: LiveTask
-    logits: Tensor
-    probabilities: Tensor
-
-
-Answers = dict[str, TaskAnswer]
-"""Of one image, by task name."""
+_IN_TIME = 0.8  # of the deadline: what may pass until the last in line is answered, for passes are not all alike
+Result = TypeVar("Result")
+Decode = Callable[[bytes, Sequence[int], str], Mapping[int, Tensor]]
+"""(content, image sizes, what the picture is called) -> a tensor (3, S, S) per size."""
 
 
 @dataclass(eq=False)
 class Item:
-    """One image, the tasks that it is for, and what they have said so far. `place` orders those that wait."""
+    """One image, the tasks that it is for, and what they have said so far. `place` orders those that wait, `end_s` is
+    its deadline."""
 
-    content: bytes
+    picture: Picture
     tasks: tuple[LiveTask, ...]
     place: float
+    end_s: float
     answer: asyncio.Future[Answers]
     decoding: bool = False
     said: Answers = field(default_factory=dict)
@@ -75,7 +70,7 @@ class Batcher:
         self._window: set[Item] = set()  # being decoded, or decoded and not yet answered
         self._ready: dict[int, list[Piece]] = {}  # by image size
         self._order = FairOrder()
-        self._s_per_image = 0.1
+        self._s_per_image = 0.1  # while there is always work
         self._wake = asyncio.Event()
         self._pool = ThreadPoolExecutor(settings.decode_threads, "decode")
         self._engine = ThreadPoolExecutor(1, "engine")
@@ -95,46 +90,71 @@ class Batcher:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._engine.shutdown(wait=False, cancel_futures=True)
 
-    async def ask(self, images: Sequence[bytes], tasks: Sequence[LiveTask], timeout_s: float) -> list[Answers]:
+    async def aside(self, work: Callable[[], Result]) -> Result:
+        """The result of other work for the engine's thread, between two passes."""
+        return await asyncio.get_running_loop().run_in_executor(self._engine, work)
+
+    def refuse_if_full(self, names: Set[str]) -> None:
+        """Raise Refusal (429) when no image for any of these tasks would be let in: then it need not be read."""
+        if names and len(self._waiting) >= self._room() and self._order.soonest(names) >= self._waiting[-1].place:
+            raise self._full()
+
+    async def ask(self, images: Sequence[Picture], tasks: Sequence[LiveTask], timeout_s: float) -> list[Answers]:
         """Every image to all of the tasks. Cancelling the call frees its places in the queue.
 
         Raises Refusal: 429 when the queue is full or the time is over, 415 and 422 for a picture that cannot be used.
         """
-        items = self._admit(images, tuple(tasks))
+        items = self._admit(images, tuple(tasks), time.monotonic() + timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
                 return await asyncio.gather(*(item.answer for item in items))
         except TimeoutError:
-            self._metrics.rejected.labels("deadline").inc()
-            raise Refusal(429, "deadline", "not answered before the deadline", self._retry_after_s()) from None
+            raise self._late() from None
         finally:
             for item in items:
                 self._drop(item)
 
-    def _admit(self, images: Sequence[bytes], tasks: tuple[LiveTask, ...]) -> list[Item]:
-        """New items in the queue; when it is over-full, those at its end are refused, whoever they belong to."""
+    def _admit(self, images: Sequence[Picture], tasks: tuple[LiveTask, ...], end_s: float) -> list[Item]:
+        """New items in the queue; when it is over-full, those at its end are refused, whoever they belong to.
+
+        A request that finds nobody else is let in whatever the pace is said to be: only passes can mend that number.
+        """
+        is_alone = not self._waiting and not self._window
         loop, names = asyncio.get_running_loop(), [task.name for task in tasks]
-        items = [Item(image, tasks, self._order.place(names), loop.create_future()) for image in images]
+        items = [Item(image, tasks, self._order.place(names), end_s, loop.create_future()) for image in images]
         for item in items:
             bisect.insort(self._waiting, item, key=_place)
         self._feed()
-        while len(self._waiting) > self._room():
+        too_many = 0 if is_alone else min(len(self._waiting) - self._room(), len(items))
+        for _ in range(too_many):
             last = self._waiting.pop()
             self._order.forget([task.name for task in last.tasks])
             if not last.answer.done():
-                self._metrics.rejected.labels("queue_full").inc()
-                wait_s = self._retry_after_s()
-                last.answer.set_exception(Refusal(429, "queue_full", "too many images wait; try again later", wait_s))
+                last.answer.set_exception(self._full())
         return items
 
     def _room(self) -> int:
-        """Images that may wait: no more than can be answered before the deadline, at the present pace."""
-        batch_size = self._settings.batch_size
-        in_time = int(self._settings.deadline_s / self._s_per_image) - 2 * batch_size
-        return min(self._settings.queue_size, max(batch_size, in_time))
+        """Images that may wait, behind those in the window."""
+        return min(self._settings.queue_size, max(1, self._in_time() - self._ahead()))
+
+    def _ahead(self) -> int:
+        """Images in the window, at most: two passes, and fewer than can be answered, for one must be able to wait."""
+        return min(2 * self._settings.batch_size, max(1, self._in_time() - 1))
+
+    def _in_time(self) -> int:
+        """Images that can be answered before the deadline, at the present pace."""
+        return max(1, int(_IN_TIME * self._settings.deadline_s / self._s_per_image))
+
+    def _full(self) -> Refusal:
+        self._metrics.rejected.labels("queue_full").inc()
+        return Refusal(429, "queue_full", "too many images wait; try again later", self._retry_after_s())
 
     def _retry_after_s(self) -> int:
         return min(60, max(1, math.ceil(len(self._waiting) * self._s_per_image)))
+
+    def _late(self) -> Refusal:
+        self._metrics.rejected.labels("deadline").inc()
+        return Refusal(429, "deadline", "not answered before the deadline", self._retry_after_s())
 
     def _drop(self, item: Item) -> None:
         if not item.answer.cancel() and not item.answer.cancelled():
@@ -149,8 +169,8 @@ class Batcher:
         self._feed()
 
     def _feed(self) -> None:
-        """Decode as far ahead as two passes."""
-        while self._waiting and len(self._window) < 2 * self._settings.batch_size:
+        """Decode a little ahead of the passes."""
+        while self._waiting and len(self._window) < self._ahead():
             item = self._waiting.pop(0)
             self._order.reached(item.place)
             self._window.add(item)
@@ -162,7 +182,8 @@ class Batcher:
         """In a thread of the pool."""
         if item.answer.done():
             return {}
-        return self._decode(item.content, sorted({task.image_size for task in item.tasks}))
+        content, called = item.picture
+        return self._decode(content, sorted({task.image_size for task in item.tasks}), called)
 
     def _decoded(self, item: Item, decoding: asyncio.Future[Mapping[int, Tensor]]) -> None:
         item.decoding = False
@@ -189,27 +210,29 @@ class Batcher:
         self._leave(item)
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
+        end_s = 0.0  # of the last pass, if there was more to do by then
         while True:
             batch = self._take(await self._next_size())
             if not batch:
                 continue
-            start_s = time.monotonic()
+            start_s = end_s or time.monotonic()
             try:
-                said: list[Answers | Exception] = [*await loop.run_in_executor(self._engine, self._pass, batch)]
+                said: list[Answers | Exception] = [*await self.aside(partial(self._pass, batch))]
             except Exception:
                 said = [await self._alone(piece) for piece in batch]
-            self._s_per_image += 0.2 * ((time.monotonic() - start_s) / len(batch) - self._s_per_image)
             for piece, answers in zip(batch, said, strict=True):
                 if isinstance(answers, Exception):
                     self._fail(piece.item, answers)
                 else:
                     self._say(piece.item, answers)
+            now_s = time.monotonic()
+            self._s_per_image += 0.2 * ((now_s - start_s) / len(batch) - self._s_per_image)
+            end_s = now_s if self._window else 0.0
 
     async def _alone(self, piece: Piece) -> Answers | Exception:
         """One image by itself, so that one that fails takes no others with it."""
         try:
-            return (await asyncio.get_running_loop().run_in_executor(self._engine, self._pass, [piece]))[0]
+            return (await self.aside(partial(self._pass, [piece])))[0]
         except Exception as error:
             return error
 
@@ -237,8 +260,17 @@ class Batcher:
                     await self._wake.wait()
 
     def _take(self, size: int) -> list[Piece]:
+        """The next batch. Nothing that would be late is computed while others wait that would not be."""
         alive = [piece for piece in self._ready.pop(size) if not piece.item.answer.done()]
-        batch, rest = alive[: self._settings.batch_size], alive[self._settings.batch_size :]
+        batch_size = min(self._settings.batch_size, max(1, self._in_time() // 2))  # one pass may run, and one follow
+        answered_s = time.monotonic() + self._s_per_image * min(len(alive), batch_size)
+        in_time = [piece for piece in alive if piece.item.end_s >= answered_s]
+        if in_time and self._waiting:
+            for piece in alive:
+                if piece.item.end_s < answered_s:
+                    self._fail(piece.item, self._late())
+            alive = in_time
+        batch, rest = alive[:batch_size], alive[batch_size:]
         if rest:
             self._ready[size] = rest
         return batch
@@ -256,39 +288,11 @@ class Batcher:
             logits = answer.logits.float().cpu()
             probabilities = logits.softmax(1)
             for place, row in enumerate(own_rows):
-                said[row][answer.task.name] = TaskAnswer(answer.task, logits[place], probabilities[place])
+                pixels = batch[row].pixels
+                said[row][answer.task.name] = TaskAnswer(answer.task, logits[place], probabilities[place], pixels)
         self._metrics.batch_size.observe(len(batch))
         self._metrics.passes.inc()
         return said
-
-
-class FairOrder:
-    """Places in a queue that give every task the same share, however many images ask for it.
-
-    A task's next image gets the place after its own last one, or the present one if it has none waiting; an image for
-    several tasks gets the latest of theirs. So images of a task that is asked for rarely overtake those of a hot one.
-    """
-
-    def __init__(self) -> None:
-        self._present = 0.0
-        self._next: dict[str, float] = {}  # by task; only places that lie ahead
-
-    def place(self, names: Sequence[str]) -> float:
-        """The place of a new image for these tasks."""
-        places = [max(self._present, self._next.get(name, 0.0)) for name in names]
-        self._next.update({name: place + 1 for name, place in zip(names, places, strict=True)})
-        return max(places, default=self._present)
-
-    def forget(self, names: Sequence[str]) -> None:
-        """The last image for these tasks has left without being served."""
-        for name in names:
-            if name in self._next:
-                self._next[name] -= 1
-
-    def reached(self, place: float) -> None:
-        """An image is served from this place."""
-        self._present = max(self._present, place)
-        self._next = {name: place for name, place in self._next.items() if place > self._present}
 
 
 def _place(item: Item) -> float:

@@ -15,6 +15,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import File, FormParser, parse_options_header
 from starlette.requests import Request
 
+from torchsnow.serving.pictures import Picture, picture
 from torchsnow.serving.refusal import ClientGone, Refusal
 from torchsnow.serving.settings import ServeSettings
 from torchsnow.task_file.json_shape import check_shape, parse_json
@@ -27,11 +28,13 @@ _MAX_FIELD_BYTES = 256
 
 @dataclass(frozen=True)
 class Asked:
-    """Pictures, the names that the client has for them, and the tasks that are asked for; None for all of them."""
+    """Pictures, the names that the client has for them, the tasks that are asked for (None for all of them), and
+    whether the answers shall be explained."""
 
-    images: list[bytes]
+    images: list[Picture]
     image_names: list[str | None]
     tasks: list[str] | None
+    explain: bool
 
 
 class Bodies:
@@ -100,7 +103,8 @@ def _too_large(max_bytes: int) -> Refusal:
 
 
 def read_asked(content: bytes, content_type: str, settings: ServeSettings) -> Asked:
-    """What a body asks for: a form with files `image` and fields `task`, or JSON {"images": [base64], "tasks": [...]}.
+    """What a body asks for: a form with files `image` and fields `task` and `explain`, or JSON {"images": [base64],
+    "tasks": [...], "explain": true}.
 
     Raises Refusal: 415 for another content type, 400 for a body that is not what it says, 413 for too many images.
     """
@@ -154,34 +158,42 @@ def from_base64(text: str) -> bytes:
 def _json(content: bytes, settings: ServeSettings) -> Asked:
     values = strict_json(content, settings.max_json_depth)
     try:
-        check_shape({"tasks": None, **values} if isinstance(values, dict) else values, _SHAPE, "body")
+        check_shape({**_UNSAID, **values} if isinstance(values, dict) else values, _SHAPE, "body")
     except ValueError as error:
         raise Refusal(400, "bad_request", str(error)) from error
     refuse_many(len(values["images"]), settings)
-    return Asked([from_base64(text) for text in values["images"]], [None] * len(values["images"]), values.get("tasks"))
+    images = [picture(from_base64(text), None, number) for number, text in enumerate(values["images"])]
+    return Asked(images, [None] * len(images), values.get("tasks"), values.get("explain", False))
 
 
-_SHAPE = {"images": [str], "tasks": (None, [str])}
+_SHAPE = {"images": [str], "tasks": (None, [str]), "explain": bool}
+_UNSAID = {"tasks": None, "explain": False}
 
 
 def _form(content: bytes, boundary: bytes, settings: ServeSettings) -> Asked:
-    images: list[bytes] = []
+    images: list[Picture] = []
     image_names: list[str | None] = []
     tasks: list[str] = []
+    explain = False
 
     def on_file(file: File) -> None:
         if file.field_name != b"image":
             raise Refusal(400, "bad_request", "an unknown file; pictures are named 'image'")
         refuse_many(len(images) + 1, settings)
         file.file_object.seek(0)
-        images.append(file.file_object.read())
-        image_names.append((file.file_name or b"").decode("utf-8", "replace") or None)
+        name = (file.file_name or b"").decode("utf-8", "replace") or None
+        images.append(picture(file.file_object.read(), name, len(images)))
+        image_names.append(name)
 
     def on_field(given: Any) -> None:
+        nonlocal explain
         if given.field_name == b"image":
             raise Refusal(400, "bad_request", "'image' is a file: with curl, -F image=@photo.jpg")
+        if given.field_name == b"explain" and given.value in (b"true", b"false"):
+            explain = given.value == b"true"
+            return
         if given.field_name != b"task" or len(given.value or b"") > _MAX_FIELD_BYTES:
-            raise Refusal(400, "bad_request", "an unknown field; the fields of the form are 'image' and 'task'")
+            raise Refusal(400, "bad_request", "the fields of the form are 'image', 'task' and 'explain', true or false")
         if len(tasks) >= settings.max_tasks:
             raise Refusal(413, "too_many_parts", f"more than {settings.max_tasks} tasks")
         tasks.append((given.value or b"").decode("utf-8", "replace"))
@@ -195,4 +207,4 @@ def _form(content: bytes, boundary: bytes, settings: ServeSettings) -> Asked:
         raise Refusal(400, "bad_form", "the body is not a valid multipart form") from error
     if not content.rstrip().endswith(b"--" + boundary + b"--"):
         raise Refusal(400, "bad_form", "the form is cut off before its end")
-    return Asked(images, image_names, tasks or None)
+    return Asked(images, image_names, tasks or None, explain)

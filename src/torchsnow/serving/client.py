@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import urllib.error
 import urllib.request
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from torchsnow.errors import ServingError
 from torchsnow.files import clear_os_errors
@@ -40,9 +41,8 @@ class Client:
         An answer has the keys `task`, `version`, `sha256`, `label` and `probabilities` (by class, the most likely
         first). Raises ServingError with the server's reason, or when it cannot be reached.
         """
-        contents = [image if isinstance(image, bytes) else _read(Path(image)) for image in images]
         boundary = secrets.token_hex(16)
-        parts = [_part("image", content, ' filename="image"') for content in contents]
+        parts = [_picture(image, f"number {number}") for number, image in enumerate(images, 1)]
         parts += [_part("task", name.encode()) for name in tasks or ()]
         body = b"".join(f"--{boundary}\r\n".encode() + part for part in parts) + f"--{boundary}--\r\n".encode()
         reply = self._call("/predict", body, f"multipart/form-data; boundary={boundary}")
@@ -67,9 +67,19 @@ class Client:
             raise ServingError(f"the server {self.url} cannot be used: {reason}") from error
 
 
+def _picture(image: Path | str | bytes, number: str) -> bytes:
+    content, name = (image, number) if isinstance(image, bytes) else (_read(Path(image)), Path(image).name)
+    escaped = re.sub(r'["\r\n]', lambda found: quote(found[0]), name)
+    return _part("image", content, f' filename="{escaped}"')
+
+
 def _part(name: str, content: bytes, more: str = "") -> bytes:
     separator = ";" if more else ""
-    return f'content-disposition: form-data; name="{name}"{separator}{more}\r\n\r\n'.encode() + content + b"\r\n"
+    return (
+        f'content-disposition: form-data; name="{name}"{separator}{more}\r\n\r\n'.encode("utf-8", "replace")
+        + content
+        + b"\r\n"
+    )
 
 
 def _read(path: Path) -> bytes:

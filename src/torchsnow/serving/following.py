@@ -12,6 +12,7 @@ from types import MappingProxyType
 from torchsnow.errors import HubError, TorchsnowError
 from torchsnow.hub import Entry
 from torchsnow.live import LiveHub, LiveTask
+from torchsnow.serving.file_watch import FileWatch
 from torchsnow.serving.logs import log, log_trouble
 from torchsnow.serving.metrics import Metrics
 from torchsnow.serving.refusal import Refusal
@@ -38,11 +39,17 @@ class Following:
         self._trouble: str | None = None
         self.listed: Mapping[str, Listed] = MappingProxyType({})
         self._looked = False
+        self._watch = FileWatch(live.hub)
 
     @property
     def faults(self) -> Mapping[str, str]:
         """Why tasks cannot be used, by name; the words hold paths and are for the log."""
         return self.live.now.faults
+
+    @property
+    def damaged(self) -> frozenset[str]:
+        """Tasks whose files were damaged since they were loaded; what was loaded goes on answering."""
+        return self._watch.damaged
 
     @property
     def unloaded(self) -> frozenset[str]:
@@ -64,13 +71,14 @@ class Following:
             try:
                 if self.live.follow() or not self._looked:
                     self._take_over()
+                self._watch.look({name: listed.entry for name, listed in self.listed.items()})
                 self._looked, self._trouble = True, None
             except TorchsnowError as error:
                 if str(error) != self._trouble:
                     log_trouble("the hub cannot be read", reason=str(error))
                 self._trouble = str(error)
             self._metrics.tasks.set(len(self.listed))
-            self._metrics.unusable.set(len(self.faults))
+            self._metrics.unusable.set(len(self.faults.keys() | self.damaged))
             self._metrics.keep(self.live.now.entries)
 
     def _take_over(self) -> None:

@@ -18,7 +18,7 @@ class Metrics:
         registry = self._registry = CollectorRegistry()
         self.queue = Gauge("torchsnow_queue_images", "Images that wait or are being worked on", registry=registry)
         self.tasks = Gauge("torchsnow_tasks", "Tasks that answer", registry=registry)
-        self.unusable = Gauge("torchsnow_unusable_tasks", "Tasks whose files cannot be used", registry=registry)
+        self.unusable = Gauge("torchsnow_unusable_tasks", "Tasks whose files are damaged", registry=registry)
         self.passes = Counter("torchsnow_source_passes", "Passes through the source", registry=registry)
         self.batch_size = Histogram("torchsnow_batch_images", "Images of a pass", registry=registry, buckets=_IMAGES)
         self.latency_s = Histogram(

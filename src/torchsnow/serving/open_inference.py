@@ -11,15 +11,16 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from torchsnow.serving.batcher import Answers, TaskAnswer
+from torchsnow.serving.answers import Answers, TaskAnswer
 from torchsnow.serving.bodies import from_base64, refuse_many, strict_json
+from torchsnow.serving.pictures import Picture, picture
 from torchsnow.serving.refusal import Refusal
 from torchsnow.serving.replies import as_json
 from torchsnow.serving.service import Service, named
@@ -58,7 +59,7 @@ def routes(service: Service) -> list[Route]:
         def read(content: bytes) -> Inference:
             return _read(content, length, name, request.path_params.get("version"), service)
 
-        return await service.answer(request, read, _reply)
+        return await service.answer(request, read, _reply, {name})
 
     async def index(request: Request) -> Response:
         with service.bodies.holding() as read_body:
@@ -130,12 +131,13 @@ class Inference:
     `version` is the only one that may answer, if it is given.
     """
 
-    images: list[bytes]
+    images: list[Picture]
     tasks: list[str]
     version: str | None
     outputs: list[str]
     binary: frozenset[str]
     id: str | None
+    explain: ClassVar[bool] = False  # the protocol has no word for it
 
 
 def _read(content: bytes, header_length: str | None, name: str, version: str | None, service: Service) -> Inference:
@@ -155,7 +157,8 @@ def _read(content: bytes, header_length: str | None, name: str, version: str | N
             "bad_request",
             "expected one input 'image' of datatype BYTES and shape [n], as GET /v2/models/NAME says",
         ) from error
-    return Inference(images, [name], version, outputs, binary, given_id if isinstance(given_id, str) else None)
+    pictures = [picture(content, None, number) for number, content in enumerate(images)]
+    return Inference(pictures, [name], version, outputs, binary, given_id if isinstance(given_id, str) else None)
 
 
 def _images(values: Any, binary: bytes, service: Service) -> list[bytes]:

@@ -26,6 +26,7 @@ _ERRORS = {
 }
 _NAME = {"name": "name", "in": "path", "required": True, "schema": _TEXT, "description": "Name of a task"}
 _VERSION = {"name": "version", "in": "path", "required": True, "schema": _TEXT, "description": "Its version"}
+_EXPLAIN = "Whether the answers have a `lead`: what the likeliest class owes to which tap; takes one more source pass"
 _DEADLINE = {
     "name": "x-deadline-s",
     "in": "header",
@@ -67,13 +68,20 @@ def _own_paths(settings: ServeSettings) -> dict[str, Any]:
     image = _object(name={"type": ["string", "null"]}, answers=_list(answer))
     picture, task = {"type": "string", "format": "binary"}, {"type": "string", "maxLength": 64}
     form = {"type": "object", "required": ["image"], "additionalProperties": False}
-    form |= {"properties": {"image": _list(picture, settings.max_images, 1), "task": _list(task, settings.max_tasks)}}
+    form |= {
+        "properties": {
+            "image": _list(picture, settings.max_images, 1),
+            "task": _list(task, settings.max_tasks),
+            "explain": {"type": "string", "enum": ["true", "false"], "description": _EXPLAIN},
+        }
+    }
     encoded = {"type": "string", "contentEncoding": "base64"}
     body = {"type": "object", "required": ["images"], "additionalProperties": False}
     body |= {
         "properties": {
             "images": _list(encoded, settings.max_images, 1),
             "tasks": {"anyOf": [_list(task, settings.max_tasks, 1), {"type": "null"}]},
+            "explain": {"type": "boolean", "description": _EXPLAIN},
         }
     }
     return {

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from torchsnow.serving.refusal import ClientGone, Refusal
 
-_CLOSING = {408, 413, 415, 429}  # the body may not have been read: what is left of it must not be taken for a request
+_CLOSING = {408, 413, 415}  # what is left of the body is not waited for; after other errors it is read and dropped
 
 
 def as_json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -26,26 +26,29 @@ def as_error(status: int, code: str, message: str, headers: Mapping[str, str] | 
     return as_json({"error": message, "code": code}, status, {**closing, **(headers or {})})
 
 
-def on_refusal(request: Request, error: Exception) -> Response:
+# Handlers are coroutines: Starlette would send plain functions to a thread, which costs more than the reply.
+
+
+async def on_refusal(request: Request, error: Exception) -> Response:
     """For Starlette: a Refusal as a reply."""
     assert isinstance(error, Refusal)
     wait = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
     return as_error(error.status, error.code, error.message, wait)
 
 
-def on_client_gone(request: Request, error: Exception) -> Response:
+async def on_client_gone(request: Request, error: Exception) -> Response:
     """For Starlette: nobody reads this."""
     assert isinstance(error, ClientGone)
     return as_error(499, "client_gone", "the client has closed the connection")
 
 
-def on_http_error(request: Request, error: Exception) -> Response:
+async def on_http_error(request: Request, error: Exception) -> Response:
     """For Starlette: an unknown address or method."""
     assert isinstance(error, HTTPException)
     codes = {404: "not_found", 405: "method_not_allowed"}
     return as_error(error.status_code, codes.get(error.status_code, "bad_request"), error.detail, error.headers)
 
 
-def on_fault(request: Request, error: Exception) -> Response:
+async def on_fault(request: Request, error: Exception) -> Response:
     """For Starlette: a mistake of ours, which the guard logs."""
     return as_error(500, "internal", "our mistake; the server's log has it under this reply's X-Request-Id")

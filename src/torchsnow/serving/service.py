@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence, Set
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -12,10 +12,14 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
+from torchsnow.compile import AutoEngine
 from torchsnow.live import LiveHub, LiveTask
-from torchsnow.serving.batcher import Answers, Batcher, TaskAnswer
+from torchsnow.serving.answers import Answers, TaskAnswer
+from torchsnow.serving.batcher import Batcher
 from torchsnow.serving.bodies import Bodies
+from torchsnow.serving.explaining import Explainer
 from torchsnow.serving.following import Following
+from torchsnow.serving.logs import log
 from torchsnow.serving.metrics import Metrics
 from torchsnow.serving.pictures import decode
 from torchsnow.serving.refusal import ClientGone, Refusal
@@ -38,12 +42,15 @@ class Service:
         self.following = Following(live, self.metrics)
         to_tensors = partial(decode, config=live.hub.source.input_config, max_pixels=settings.max_pixels)
         self.batcher = Batcher(live, to_tensors, settings, self.metrics)
+        self.explainer = Explainer(live)
         self.ready = False
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Answer and follow the hub, until the block ends."""
         await asyncio.to_thread(self.following.look)
+        if isinstance(self.live.engine, AutoEngine):
+            log("engine", note=self.live.engine.note or "chosen with the first task")
         follower = asyncio.create_task(self.following.run(self.settings.follow_s))
         self.batcher.start()
         self.ready = True
@@ -56,13 +63,21 @@ class Service:
                 await follower
             await self.batcher.close()
 
-    async def answer(self, request: Request, read: Callable[[bytes], Any], reply: Callable[..., Response]) -> Response:
+    async def answer(
+        self,
+        request: Request,
+        read: Callable[[bytes], Any],
+        reply: Callable[..., Response],
+        names: Set[str],
+    ) -> Response:
         """Read a request's body, ask the tasks, and reply.
 
-        `read` turns the body, in a thread, into what has `images` and `tasks` (None for all); `reply` takes that, the
-        answers of each image, and the seconds since the request began.
+        `read` turns the body, in a thread, into what has `images`, `tasks` (None for all) and `explain`; `reply` takes
+        that, the answers of each image, and the seconds since the request began. A request is refused unread when the
+        queue has no room for any of the tasks that it may ask for, `names`.
         """
         start_s, timeout_s = time.monotonic(), _deadline_s(request, self.settings.deadline_s)
+        self.batcher.refuse_if_full(names)
         with self.bodies.holding() as read_body:
             content = await read_body(request, self.settings.max_body_bytes)
             arrived_s = time.monotonic()
@@ -74,14 +89,24 @@ class Service:
             tasks = self.following.tasks_at_hand(asked.tasks)
             if tasks is None:
                 tasks = await asyncio.to_thread(self.following.tasks, asked.tasks)
-            left_s = timeout_s - (time.monotonic() - arrived_s)
-            answers = await _unless_gone(request, self.batcher.ask(asked.images, tasks, left_s))
+            answers = await _unless_gone(request, self._ask(asked, tasks, arrived_s + timeout_s))
         seconds = time.monotonic() - start_s
         self.metrics.answered((task.name for task in tasks), seconds)
         request.state.tasks = [task.name for task in tasks][:8]
         if len(answers) * len(tasks) <= _QUICK_ANSWERS:
             return reply(asked, answers, seconds)
         return await asyncio.to_thread(reply, asked, answers, seconds)
+
+    async def _ask(self, asked: Any, tasks: Sequence[LiveTask], end_s: float) -> list[Answers]:
+        heads = await asyncio.to_thread(self.explainer.heads, tasks, end_s) if asked.explain else None
+        answers = await self.batcher.ask(asked.images, tasks, end_s - time.monotonic())
+        if heads is None:
+            return answers
+        try:
+            async with asyncio.timeout(end_s - time.monotonic()):
+                return await self.batcher.aside(partial(self.explainer.explain, answers, heads))
+        except TimeoutError:
+            raise Refusal(429, "deadline", "answered, but not explained before the deadline", 1) from None
 
 
 def named(task: LiveTask) -> dict[str, str]:
@@ -92,17 +117,18 @@ def named(task: LiveTask) -> dict[str, str]:
 def predictions(asked: Any, answers: Sequence[Answers], seconds: float) -> Response:
     """The reply of POST /predict."""
     images = [
-        {"name": name, "answers": [_spoken(answer) for _, answer in sorted(own.items())]}
+        {"name": name, "answers": [_spoken(answer, asked.explain) for _, answer in sorted(own.items())]}
         for name, own in zip(asked.image_names, answers, strict=True)
     ]
     return as_json({"images": images, "seconds": round(seconds, 4)})
 
 
-def _spoken(answer: TaskAnswer) -> dict[str, Any]:
+def _spoken(answer: TaskAnswer, explain: bool) -> dict[str, Any]:
     order = answer.probabilities.argsort(descending=True).tolist()
     numbers = answer.probabilities.tolist()
     shares: Mapping[str, float] = {answer.task.classes[i]: numbers[i] for i in order}
-    return {**named(answer.task), "label": next(iter(shares)), "probabilities": shares}
+    spoken = {**named(answer.task), "label": next(iter(shares)), "probabilities": shares}
+    return {**spoken, "lead": answer.lead and answer.lead.to_dict()} if explain else spoken
 
 
 def _deadline_s(request: Request, longest_s: float) -> float:

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from torchsnow.data import ImageSet
+from torchsnow.delta.head import LAST
 from torchsnow.plots import new_figure
 from torchsnow.source import FeatureMaps, InputConfig, Request, Source
 from torchsnow.source.features import unique
-from torchsnow.visualize.subscriptions import LAST, Channel, TapSubscription
+from torchsnow.visualize.subscriptions import Channel, TapSubscription
 
 Progress = Callable[[int, int], None]
 NUM_IMAGES = 8  # top images of a channel

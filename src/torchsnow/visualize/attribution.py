@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from torchsnow.delta import Delta
-from torchsnow.delta.head import Head
+from torchsnow.delta.head import Head, split_by_tap
 from torchsnow.delta.layers import SubscribedConv2d, SubscribedLayer
 from torchsnow.pooling import Picked
 from torchsnow.source import Source
-from torchsnow.visualize.subscriptions import split_by_tap
 
 
 @dataclass(frozen=True, eq=False)

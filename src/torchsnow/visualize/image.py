@@ -12,11 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from torchsnow.delta.head import LAST
 from torchsnow.plots import new_figure
 from torchsnow.source import InputConfig, Request, Source
 from torchsnow.visualize.activations import visible
 from torchsnow.visualize.attribution import Attribution
-from torchsnow.visualize.subscriptions import LAST, Channel, TapSubscription
+from torchsnow.visualize.subscriptions import Channel, TapSubscription
 
 MOST_TAPS, MOST_MAPS = 6, 5  # in the picture of feature maps
 OWN = "the delta's own features"

@@ -11,13 +11,10 @@ from torch import Tensor
 
 from torchsnow.delta import Delta
 from torchsnow.delta.derive import key_of
-from torchsnow.delta.head import Head
+from torchsnow.delta.head import LAST, Head, split_by_tap
 from torchsnow.delta.layers import SubscribedLayer
 from torchsnow.pooling import Subscription
 from torchsnow.source import Source
-
-LAST = "last features"
-"""Beside tap names: the source's pooled features at its end, which a head may read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,20 +97,6 @@ def read_subscription(source: Source, task: str, delta: Delta) -> TaskSubscripti
     ]
     head = tuple(_head_subscriptions(source, delta.head)) if isinstance(delta.head, Head) else ()
     return TaskSubscription(task, tuple(layers), head)
-
-
-def split_by_tap(source: Source, head: Head) -> Iterator[tuple[str, int, Tensor, Tensor]]:
-    """What a settled head reads, part by part: (tap or LAST, its number of channels, which of them the head reads,
-    where these stand among the values that the head reads). Parts that it reads nothing of are left out."""
-    index = _settled(head.pool).index.cpu()
-    sizes = {name: source.taps[name].num_chs for name in head.taps} | ({LAST: source.num_features} if head.last else {})
-    first = 0
-    for name, num_chs in sizes.items():
-        at = ((index >= first) & (index < first + num_chs)).nonzero().flatten()
-        at = at[index[at].argsort()]
-        if len(at):
-            yield name, num_chs, index[at] - first, at
-        first += num_chs
 
 
 def _settled(pool: Any) -> Subscription:

@@ -1,0 +1,47 @@
+"""What tasks say of an image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from torchsnow.live import LiveTask
+
+
+@dataclass(frozen=True)
+class Lead:
+    """`logits` by which the likeliest class is above the class `over`, and what adds up to them.
+
+    `taps` are the parts of what the head reads of the source, by tap, the largest first; `own` is the part of the
+    task's own layers. In a task of one class, `over` is None and `logits` is that class's logit.
+    """
+
+    over: str | None
+    logits: float
+    taps: dict[str, float]
+    own: float
+    bias: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        taps = {name: round(share, 4) for name, share in self.taps.items()}
+        numbers = {name: round(getattr(self, name), 4) for name in ("logits", "own", "bias")}
+        return {"over": self.over, "taps": taps, **numbers}
+
+
+@dataclass(frozen=True)
+class TaskAnswer:
+    """Logits and probabilities (num_classes,) of one version of a task for one image, `pixels` (3, S, S); and what
+    they rest on, where that was asked for."""
+
+    task: LiveTask
+    logits: Tensor
+    probabilities: Tensor
+    pixels: Tensor
+    lead: Lead | None = None
+
+
+Answers = dict[str, TaskAnswer]
+"""Of one image, by task name."""

@@ -1,0 +1,108 @@
+"""What an answer rests on: parts that add up, and are those of the version that answered."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import io
+import json
+from typing import Any
+
+import pytest
+import torch
+from running_server import Running, form, picture
+
+from sample_tasks import logits, sample_task
+from torchsnow.data import eval_transform, read_image
+from torchsnow.delta.head import LAST, Head
+from torchsnow.hub import Hub
+from torchsnow.serving.explaining import Explainer
+from torchsnow.source import Source
+from torchsnow.task_file import Task
+from torchsnow.visualize.attribution import attribute
+
+
+def explained(server: Running, images: list[bytes], *tasks: str) -> list[list[dict[str, Any]]]:
+    parts = [("image", image, "x.png") for image in images] + [("task", name.encode(), None) for name in tasks]
+    body, kind = form([*parts, ("explain", b"true", None)])
+    reply = server.call("POST", "/predict", body, {"content-type": kind})
+    assert reply.status == 200, reply.body
+    return [image["answers"] for image in reply.json["images"]]
+
+
+def pixels(source: Source, task: Task, image: bytes) -> torch.Tensor:
+    return eval_transform(source.input_config, task.image_size)(read_image(io.BytesIO(image)))[None]
+
+
+def above(of_classes: torch.Tensor, by: torch.Tensor) -> float:
+    first, second = by.argsort(descending=True)[:2].tolist()
+    return float(of_classes[first] - of_classes[second])
+
+
+def test_the_parts_are_those_of_the_head_and_add_up(steady: Running, source: Source) -> None:
+    images = [picture(1), picture(2)]
+    for image, answers in zip(images, explained(steady, images), strict=True):
+        assert [answer["task"] for answer in answers] == ["a", "b", "c"]
+        for answer in answers:
+            task, lead = steady.service.live.hub.task(answer["task"]), answer["lead"]
+            x = pixels(source, task, image)
+            expected = logits(source, task, x)[0]
+            assert lead["over"] == list(answer["probabilities"])[1]
+            assert lead["logits"] == pytest.approx(above(expected, expected), abs=1e-3)
+            parts = [*lead["taps"].values(), lead["own"], lead["bias"]]
+            assert sum(parts) == pytest.approx(lead["logits"], abs=0.01)
+            assert list(lead["taps"].values()) == sorted(lead["taps"].values(), reverse=True)
+            own = copy.deepcopy(task)  # without what it reads of the source, a head says what its own layers say
+            torch.nn.init.zeros_(own.delta.head.fc.columns)  # type: ignore[union-attr, arg-type]
+            torch.nn.init.zeros_(own.delta.head.fc.local.bias)  # type: ignore[union-attr, arg-type]
+            assert lead["own"] == pytest.approx(above(logits(source, own, x)[0], expected), abs=0.01)
+
+
+def test_a_tap_has_the_part_that_goes_when_it_is_not_read(steady: Running, source: Source) -> None:
+    (answers,) = explained(steady, [picture(1)], "b")
+    task, (answer,) = steady.service.live.hub.task("b"), answers
+    x = pixels(source, task, picture(1))
+    before, found = logits(source, task, x)[0], attribute(source, task.delta, x).head.parts
+    assert set(answer["lead"]["taps"]) == set(found) == {*source.taps, LAST}
+    head, first = task.delta.head, 0
+    assert isinstance(head, Head)
+    index = head.pool.index
+    for name in head.taps:
+        without = copy.deepcopy(task)
+        num_chs = source.taps[name].num_chs
+        with torch.no_grad():
+            without.delta.head.fc.columns[:, (index >= first) & (index < first + num_chs)] = 0  # type: ignore[union-attr]
+        first += num_chs
+        lost = above(before - logits(source, without, x)[0], before)
+        assert answer["lead"]["taps"][name] == pytest.approx(lost, abs=1e-3)
+
+
+def test_nothing_is_explained_unless_asked(steady: Running) -> None:
+    plain = steady.predict([picture()], ["a"]).json["images"][0]["answers"][0]
+    assert "lead" not in plain
+    body = {"images": [base64.b64encode(picture()).decode()], "tasks": ["a"], "explain": True}
+    reply = steady.call("POST", "/predict", json.dumps(body), {"content-type": "application/json"})
+    assert reply.json["images"][0]["answers"][0]["lead"]["logits"] > 0
+    for odd in ("yes", 1, None):
+        body["explain"] = odd  # type: ignore[assignment]
+        assert steady.call("POST", "/predict", json.dumps(body), {"content-type": "application/json"}).status == 400
+    content, kind = form([("image", picture(), "x"), ("explain", b"yes", None)])
+    assert steady.call("POST", "/predict", content, {"content-type": kind}).status == 400
+
+
+def test_heads_that_read_nothing_of_the_source_and_other_sizes(server: Running, hub: Hub) -> None:
+    hub.add(sample_task(hub.source, "d", seed=5, head_taps=(), head_last=False))
+    server.wait_until(lambda: len(server.call("GET", "/tasks").json["tasks"]) == 4)
+    (answers,) = explained(server, [picture(1)])
+    lead = answers[3]["lead"]
+    assert lead["taps"] == {}
+    assert lead["own"] + lead["bias"] == pytest.approx(lead["logits"], abs=1e-3)
+    assert all(answer["lead"]["taps"] for answer in answers[:3])
+
+
+def test_a_version_that_was_replaced_is_not_explained_by_its_successor(server: Running, hub: Hub) -> None:
+    explainer, (task,) = Explainer(server.service.live), server.service.live.tasks(["a"])
+    assert list(explainer.heads([task], float("inf"))) == [task.sha256]
+    hub.add(sample_task(hub.source, "a", seed=9), replace=True)
+    server.service.live.follow()
+    assert explainer.heads([task], float("inf")) == {}
