@@ -36,9 +36,9 @@ def source() -> Source:
 
 @pytest.fixture(scope="module")
 def hub(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Hub:
-    """Four tasks at 64 px; "images" reads no taps but their averages, "twin" has the numbers of "relu"."""
+    """Four tasks at 64 px; "images" is a head alone, "twin" has the numbers of "relu"."""
     hub = Hub.create(tmp_path_factory.mktemp("hubs") / "hub", source)
-    hub.add(sample_task(source, "images", 2, seed=1, taps=()))
+    hub.add(sample_task(source, "images", 2, seed=1, width_divisor=None))
     hub.add(sample_task(source, "small-cats.v1", 4, seed=2))
     for name in ("relu", "twin"):
         hub.add(sample_task(source, name, 3, seed=3))

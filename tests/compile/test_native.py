@@ -12,6 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from sample_tasks import sample_task
 from torchsnow.compile import EagerEngine, Work
 from torchsnow.compile.backends import TOLERANCES
 from torchsnow.compile.native import NativeEngine, build
@@ -126,6 +127,20 @@ def test_deltas_of_several_shapes_share_a_pass(source: Source) -> None:
     together = engine.run(images, [Work(one, (0, 1)) for one in prepared])
     for one, logits in zip(prepared, together, strict=True):
         torch.testing.assert_close(engine.run(images, [Work(one, (0, 1))])[0], logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_head_alone_needs_no_maps(source: Source, beside: bool) -> None:
+    alone = sample_task(source, width_divisor=None, head_divisor=4).delta
+    deltas = [alone, *random_deltas(source, DeltaSpec(3), int(beside))]
+    images = torch.randn(3, 3, 32, 32)
+    for num_images in (1, 3):  # shared by the threads, and in parts
+        given, expected = (
+            engine.run(images[:num_images], [Work(engine.prepare(delta), tuple(range(num_images))) for delta in deltas])
+            for engine in (NativeEngine(source), EagerEngine(source))
+        )
+        for own, eagers in zip(given, expected, strict=True):
+            torch.testing.assert_close(own, eagers, rtol=1e-4, atol=1e-4 * float(eagers.abs().max()))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -89,8 +89,7 @@ class Lowered:
 
 def lower(delta: Delta, source: Source) -> Lowered:
     """Raises CompileError for a folded delta with an operation that the kernel does not know, naming it."""
-    reader = _Reader(delta, source)
-    steps, result = reader.read()
+    steps, result = _Reader(delta.body, delta, source).read() if delta.body else ([], IMAGE)
     slots, num_slots = _slots(steps, result)
     ops = (Op * len(steps))(*(_op(step, slots) for step in steps))
     params, kept = _params(steps)
@@ -101,8 +100,8 @@ def lower(delta: Delta, source: Source) -> Lowered:
         bytes(ops),
         ops,
         len(steps),
-        num_slots,
-        slots[result],
+        max(1, num_slots),
+        max(0, slots[result]),  # a head alone reads no map
         params,
         head,
         averaged,
@@ -117,9 +116,9 @@ def lower(delta: Delta, source: Source) -> Lowered:
 class _Reader:
     """Reads a folded body's graph, node by node."""
 
-    def __init__(self, delta: Delta, source: Source) -> None:
-        self.body = delta.body
-        self.modules = dict(delta.body.named_modules())
+    def __init__(self, body: fx.GraphModule, delta: Delta, source: Source) -> None:
+        self.body = body
+        self.modules = dict(body.named_modules())
         self.tap_numbers = {name: i for i, name in enumerate(source.taps)}
         self.taps = {PICKED + key_of(name): name for name in delta.taps}
         self.indices = {name: delta.pools[key_of(name)] for name in delta.taps}
