@@ -56,6 +56,12 @@ class TrainedTask:
     size_bytes: int
     seconds: float
 
+    @property
+    def alone(self) -> bool:
+        """Whether the delta ended without layers of its own."""
+        model = self.fit.model
+        return isinstance(model, SnowModel) and model.delta.body is None
+
     def summary(self) -> dict[str, Any]:
         """The main figures as plain JSON values."""
         return {
@@ -69,6 +75,7 @@ class TrainedTask:
             "test_balanced_accuracy": None if self.test is None else self.test.balanced_accuracy,
             "test_images": 0 if self.test is None else self.test.num_images,
             "size_bytes": self.size_bytes,
+            "head_alone": self.alone,
             "seconds": round(self.seconds, 1),
             "warning": self.warning,
         }

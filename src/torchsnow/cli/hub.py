@@ -92,7 +92,7 @@ def show(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
         ["classes", ", ".join(info.classes)],
         ["source", info.source_info],
         ["image size", f"{info.image_size} px"],
-        ["K, M", _divisors(info.spec)],
+        ["layers", _divisors(info.spec)],
         ["subscribes to", f"{sum(info.subscription.values())} channels of {len(info.subscription)} pools"],
         ["accuracy", ", ".join(f"{split} {value}" for split, value in accuracies.items()) or "-"],
         ["created", f"{info.created} by torchsnow {info.versions.get('torchsnow', '?')}"],
@@ -174,7 +174,7 @@ def verify(hub: HubFolder, json: AsJson = False) -> None:
 
 
 def _divisors(spec: DeltaSpec) -> str:
-    return "the head alone" if spec.width_divisor is None else f"{spec.width_divisor}, {spec.pool_divisor}"
+    return "none: a head alone" if spec.width_divisor is None else f"K {spec.width_divisor}, M {spec.pool_divisor}"
 
 
 def _sums(versions: Iterable[Entry]) -> list[str]:

@@ -143,6 +143,8 @@ def train(
     say(f"a linear probe on the source's last features: {percent(summary['probe_val_accuracy'])} on validation")
     place = "what was trained" if hub is None else f"task {task!r} is in the hub {hub}"
     say(f"{place} ({shown_size(result.size_bytes)}); the run is in {run.path}")
+    if result.alone:
+        say("its layers added nothing on the validation split: the task is a head alone, free beside the source's pass")
     if result.warning is not None:
         note(f"warning: {result.warning}")
 
