@@ -50,7 +50,7 @@ def test_bars_over_depth(source: Source, task: Task, image: Tensor) -> None:
 
 
 def test_a_task_without_subscribed_layers_has_the_head_alone(source: Source, image: Tensor) -> None:
-    for settings in ({"taps": ()}, {"taps": (), "head_taps": (), "head_last": False}):
+    for settings in ({"taps": ()}, {"width_divisor": None}, {"taps": (), "head_taps": (), "head_last": False}):
         found = attribute(source, sample_task(source, **settings).delta, image)
         (head,) = attribution_figure("pets", "cat", found, places(source)).axes
         assert head.get_title().startswith("head: exact parts")

@@ -102,6 +102,15 @@ def test_a_task_without_a_subscription_says_so(hub: Hub, data: LoadedData, tmp_p
     assert "subscribes to no channel of the source" in Reader((tmp_path / "index.html").read_text()).words
 
 
+def test_a_head_alone_shows_what_it_reads(hub: Hub, data: LoadedData, tmp_path: Path) -> None:
+    alone = Hub.create(tmp_path / "hub", hub.source)
+    alone.add(sample_task(hub.source, "alone", head_divisor=4, width_divisor=None))
+    names = drawn(alone, tmp_path / "out", "alone", data=data, image=data.examples[0].path)
+    assert {"alone-depth.png", "alone-attribution.png"} <= set(names)
+    page = Reader((tmp_path / "out" / "index.html").read_text())
+    assert "Its layers subscribe to nothing of the source." in page.words
+
+
 def test_other_files_of_the_folder_stay_and_older_pictures_are_replaced(hub: Hub, tmp_path: Path) -> None:
     out = tmp_path / "new" / "folder"
     first = drawn(hub, out, "cats")

@@ -80,7 +80,7 @@ def attribute(source: Source, delta: Delta, image: Tensor) -> Attribution:
     choice = delta.choose()
     features = source(image, delta.request(choice))
     inputs: dict[str, tuple[Tensor, Tensor]] = {}
-    heads: list[Tensor] = []
+    heads: list[Tensor | None] = []
     with torch.enable_grad(), _listening(delta, inputs, heads):
         logits = delta(features, choice)[0]
         label = int(logits.argmax())
@@ -101,7 +101,7 @@ def attribute(source: Source, delta: Delta, image: Tensor) -> Attribution:
 
 
 @contextmanager
-def _listening(delta: Delta, inputs: dict[str, tuple[Tensor, Tensor]], heads: list[Tensor]) -> Iterator[None]:
+def _listening(delta: Delta, inputs: dict[str, tuple[Tensor, Tensor]], heads: list[Tensor | None]) -> Iterator[None]:
     """Keep what every subscribed layer reads, as tensors that no other layer reads, and what the head reads."""
 
     def keep(name: str) -> Any:
@@ -145,13 +145,17 @@ def _tap_share(
     return TapShare(name, index.cpu()[order], local, source[order])
 
 
-def _head_shares(source: Source, head: nn.Module, given: list[Tensor], label: int) -> HeadShares:
+def _head_shares(source: Source, head: nn.Module, given: list[Tensor | None], label: int) -> HeadShares:
+    """`given` are the delta's own features (1, own_chs), None for a head alone, and what a Head reads (1, num_read)."""
     linear = head.fc.local if isinstance(head, Head) else head
     assert isinstance(linear, nn.Linear)
-    own = (linear.weight[label] * given[0][0]).cpu()
+    features, *read = given
+    weight = linear.weight.detach()[label]
+    own = (weight if features is None else weight * features[0]).cpu()
     parts = {}
     if isinstance(head, Head):
+        assert read[0] is not None
         columns = head.fc.columns[label] * head.pool.weight
-        values = (columns * given[1][0]).cpu()
+        values = (columns * read[0][0]).cpu()
         parts = {name: (index, values[at]) for name, _, index, at in split_by_tap(source, head)}
     return HeadShares(own, parts, float(linear.bias[label]))
