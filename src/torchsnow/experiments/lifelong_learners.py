@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torchsnow.data import ImageSet
+from torchsnow.delta.cost import delta_cost
 from torchsnow.experiments.lifelong_settings import LifelongSettings
 from torchsnow.experiments.lifelong_tasks import SequenceTask
 from torchsnow.hub import Hub
@@ -104,8 +105,8 @@ class SnowLearner:
     def added(self, task: SequenceTask) -> tuple[int, int]:
         """A task file, and a delta."""
         info = self.hub.infos()[task.name]
-        cost = make_method(self.name, self.source, info.num_classes).multiply_adds()
-        return info.size_bytes, cost.added
+        cost = delta_cost(self.source, self.hub.task(task.name).spec)  # of what shipped, which may be a head alone
+        return info.size_bytes, cost.multiply_adds
 
 
 class SequentialLearner:
