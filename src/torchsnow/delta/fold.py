@@ -21,14 +21,14 @@ from torchsnow.source.plan import FOLDABLE
 def fold(delta: Delta) -> Delta:
     """A copy of a settled delta that gives the same logits in fewer steps; it can neither be trained nor stored.
 
-    A folded delta is returned as it is. Raises DeltaError for a delta that is not settled.
+    A folded delta with a body is returned as it is. Raises DeltaError for a delta that is not settled.
     """
     if not delta.fixed:
         raise DeltaError("this delta is not settled, so its choice may change; settle it before folding it")
     if any(isinstance(layer, FoldedLayer) for layer in delta.modules()):
         return delta
     folded = copy.deepcopy(delta).eval().requires_grad_(False)
-    if folded.body is None:
+    if folded.body is None:  # a head alone has nothing to fold
         return folded
     for name, tap in folded.taps.items():
         pool = folded.pools[key_of(name)]

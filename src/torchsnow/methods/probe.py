@@ -18,7 +18,7 @@ MAX_IMAGES = 20_000  # more make the fit slow and hardly better
 _MAX_DENSE = 4_000  # images: the time grows with the cube of their number
 _RIDGE = 3.0  # of the average squared length of an image's values
 _FOLDS = 5
-_FEWEST = 100
+_FEWEST = 100  # images: fewer cannot tell how many values are worth reading
 _ENOUGH = 1_000  # images held out in all: more do not tell penalties apart any better
 _MAX_STEPS = 200
 
@@ -51,9 +51,9 @@ def choose_penalty(x: np.ndarray, y: np.ndarray, num_classes: int) -> float:
 
 
 def choose_reading(values: Tensor, labels: Tensor, num_classes: int, nums: Sequence[int]) -> tuple[int, float | None]:
-    """How many of the values (n, N), the strongest first, a probe should read, and with which inverse penalty.
+    """How many of the strongest of the values (n, N) a probe should read, and with which inverse penalty.
 
-    `nums` are the numbers to choose from. Those with the lowest cross-entropy in cross-validation are taken; which
+    `nums` are the numbers to choose from. The pair with the lowest cross-entropy in cross-validation is taken; which
     values are the strongest (`probe_strengths`) is found anew without the images that are held out. Fewer than 100
     images cannot say: the first number then, and no penalty.
     """

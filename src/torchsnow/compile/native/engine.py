@@ -134,7 +134,7 @@ def _hand_over(plan: fx.GraphModule, numbers: Sequence[int]) -> fx.GraphModule:
     with plan.graph.inserting_after(images):
         part = plan.graph.placeholder("part")
     values = output.args[0]
-    for number, value in zip(numbers, values, strict=False):
+    for number, value in zip(numbers, values[: len(numbers)], strict=True):
         with plan.graph.inserting_after(value if value is not images else part):
             plan.graph.call_function(_see, (part, number, value))
     output.args = (tuple(values[len(numbers) :]),)
