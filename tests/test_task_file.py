@@ -258,7 +258,7 @@ def change_metadata(key: str, value: Any) -> Callable[[dict[str, torch.Tensor], 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("schema_version", 2, "schema version is 2, this torchsnow reads 1; upgrade"),
+        ("schema_version", 3, "schema version is 3, this torchsnow reads 2; upgrade"),
         ("schema_version", True, "does not say its schema version"),
         ("name", "../x", "cannot be a task's name"),
         ("name", 3, "metadata.name is 3; expected a text"),
@@ -280,6 +280,7 @@ def change_metadata(key: str, value: Any) -> Callable[[dict[str, torch.Tensor], 
         ("spec.width_divisor", 10**9, "leaves no channel"),
         ("spec.width_divisor", 4, "has shape .*, expected"),
         ("spec.head_divisor", 0, "head_divisor is 0"),
+        ("spec.entry_reduction", 8, "missing|unexpected|lacks|has no|tensor"),
         ("spec.slots", "diagonal", "slots is 'diagonal'"),
         ("spec.taps", ["nowhere"], "nowhere"),
         ("spec.taps", ["layer1.0.conv1"] * 2, "names a tap twice"),
@@ -293,6 +294,17 @@ def change_metadata(key: str, value: Any) -> Callable[[dict[str, torch.Tensor], 
 def test_metadata_is_read_strictly(path: Path, source: Source, key: str, value: Any, message: str) -> None:
     rewrite(path, change_metadata(key, value))
     refused(path, source, message)
+
+
+def test_a_file_of_version_1_is_one_of_a_delta_that_begins_at_the_image(path: Path, source: Source) -> None:
+    expected = load_task(path, source)
+
+    def older(_: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+        values["schema_version"] = 1
+        assert values["spec"].pop("entry_reduction") == 1
+
+    rewrite(path, older)
+    assert load_task(path, source).spec == expected.spec
 
 
 def set_tensor(key: str, at: Any, value: Any) -> Callable[[dict[str, torch.Tensor], dict[str, Any]], None]:

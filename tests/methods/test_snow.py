@@ -132,9 +132,10 @@ def test_start_standardises_the_head_and_informs_the_pools(snow: Snow, source: S
     names = [*source.taps, "last"]
     sizes = [source.taps[name].num_chs for name in source.taps] + [source.num_features]
     strengths = dict(zip(names, probe_strengths(standard.float(), labels, 3).split(sizes), strict=True))
+    pools = snow.delta.named_pools()
     for name, strength in strengths.items():
-        if name != "last":
-            pool = snow.delta.named_pools()[name]
+        if name in pools:
+            pool = pools[name]
             assert set(pool.choose().tolist()) == set(strength.topk(pool.num_pooled).indices.tolist())
     head, of_all = snow.delta.head.pool, torch.cat(list(strengths.values()))
     best = set(of_all.topk(head.num_pooled).indices.tolist())  # wherever they stand

@@ -9,8 +9,9 @@ from itertools import count
 import torch
 from torch import Tensor, fx, nn
 
-from torchsnow.delta.derive import PICKED, derive_body, key_of, subscribed_taps, tap_names
+from torchsnow.delta.derive import PICKED, derive_body, key_of
 from torchsnow.delta.head import Head
+from torchsnow.delta.reads import subscribed_taps, tap_names
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.errors import DeltaError
 from torchsnow.pooling import ChannelPooling, Subscription, num_pooled

@@ -16,7 +16,8 @@ from torch import fx, nn
 from torchsnow.delta import channels
 from torchsnow.delta.channels import Layout
 from torchsnow.delta.follow import Flow, argument, operation, slice_dims, value
-from torchsnow.delta.layers import SubscribedConv2d, SubscribedLinear
+from torchsnow.delta.layers import Entry, SubscribedConv2d, SubscribedLinear
+from torchsnow.delta.reads import ENTRY, subscribed_taps
 from torchsnow.delta.resize import init_weight, resized_follower, resized_layer
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.errors import DeltaError
@@ -26,6 +27,7 @@ from torchsnow.source.source import Source
 from torchsnow.source.taps import Tap
 
 PICKED = "picked_"  # prefix of the body's inputs that carry pooled channels
+ENTRY_NORM = f"{ENTRY}_norm"
 
 
 def derive_body(source: Source, spec: DeltaSpec, fixed: bool) -> tuple[fx.GraphModule, int]:
@@ -76,6 +78,9 @@ class _Derivation:
                 self.made[node] = self.graph.placeholder(node.name)
         picked = {tap.name: None for tap in self.taps.values()}
         inputs = {name: self.graph.placeholder(PICKED + key_of(name)) for name in picked}
+        entry = self.taps.get(ENTRY)
+        if entry is not None:
+            nodes = self._enter(nodes, entry, inputs[entry.name])
         for node in nodes:
             if node.op == "output":
                 self.graph.output(self.made[node.args[0]])
@@ -88,6 +93,22 @@ class _Derivation:
         forget_text(body)
         body.graph.owning_module = None  # else the two keep each other alive until the garbage collector comes
         return body.train()  # followers are copies of the source's layers, which are in eval mode
+
+    def _enter(self, nodes: list[fx.Node], tap: Tap, picked: fx.Node) -> list[fx.Node]:
+        """Make the entry, which stands for the tap's own node. The nodes that remain: those behind it, and numbers."""
+        node = next(node for node in nodes if node.name == tap.node)
+        out_chs = self.width(self.flow.dims[node][tap.dim])
+        self.parts[ENTRY] = Entry(out_chs, *self._columns(tap), self.spec.slots)
+        self.parts[ENTRY_NORM] = nn.BatchNorm2d(out_chs)
+        entry = self.graph.create_node("call_module", ENTRY, (picked,), {}, ENTRY)
+        self.made[node] = self.graph.create_node("call_module", ENTRY_NORM, (entry,), {}, ENTRY_NORM)
+        at = nodes.index(node)
+        return [node for node in nodes[:at] if node.op == "get_attr"] + nodes[at + 1 :]
+
+    def _columns(self, tap: Tap) -> tuple[int, int]:
+        """How many columns the readers of a tap have, and how many channels they read."""
+        pooled = num_pooled(tap.num_chs, self.spec.pool_divisor)
+        return pooled if self.fixed or self.spec.slots == "rank" else tap.num_chs, pooled
 
     def _make(self, node: fx.Node, inputs: Mapping[str, fx.Node]) -> fx.Node:
         if node.op == "call_module":
@@ -122,10 +143,8 @@ class _Derivation:
         layer = resized_layer(module, in_chs, self.width(gives))
         if tap is None:
             return layer
-        pooled = num_pooled(tap.num_chs, self.spec.pool_divisor)
-        columns = pooled if self.fixed or self.spec.slots == "rank" else tap.num_chs
         kind = SubscribedLinear if isinstance(module, nn.Linear) else SubscribedConv2d
-        return kind(layer, columns, pooled, self.spec.slots)
+        return kind(layer, *self._columns(tap), self.spec.slots)
 
     def _follower(self, node: fx.Node, module: nn.Module) -> nn.Module:
         layouts = [layout for layout in self.flow.dims[node] if layout is not None]
@@ -157,21 +176,6 @@ class _Derivation:
             self.width(layout) if layout is not None and isinstance(size, int) and size > 1 else size
             for size, layout in zip(sizes, dims, strict=True)
         ]
-
-
-def subscribed_taps(source: Source, spec: DeltaSpec) -> dict[str, Tap]:
-    """The taps that the layers of a delta read. Raises DeltaError for a name that is no tap."""
-    if spec.width_divisor is None:
-        return {}
-    return {name: source.taps[name] for name in tap_names(source, spec.taps)}
-
-
-def tap_names(source: Source, names: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The given tap names in the order of the pass, or all of them for None."""
-    unknown = set(names or ()) - set(source.taps)
-    if unknown:
-        raise DeltaError(f"{source.name} has no tap {sorted(unknown)[0]!r}; its taps are {', '.join(source.taps)}")
-    return tuple(name for name in source.taps if names is None or name in names)
 
 
 def key_of(tap: str) -> str:

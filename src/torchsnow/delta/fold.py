@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from torchsnow.delta.delta import Delta
 from torchsnow.delta.derive import key_of
-from torchsnow.delta.layers import SubscribedConv2d, SubscribedLayer
+from torchsnow.delta.layers import Columns, SubscribedLayer, SubscribedLinear
 from torchsnow.errors import DeltaError
 from torchsnow.pooling import Picked, Subscription
 from torchsnow.source.plan import FOLDABLE
@@ -35,32 +35,34 @@ def fold(delta: Delta) -> Delta:
         assert isinstance(pool, Subscription)
         for reader in tap.readers:
             layer = folded.body.get_submodule(reader)
-            assert isinstance(layer, SubscribedLayer)
+            assert isinstance(layer, Columns)
             setattr(folded.body, reader, FoldedLayer(layer, pool))
     _fold_norms(folded.body)
     return folded.requires_grad_(False)
 
 
 class FoldedLayer(nn.Module):
-    """A subscribed layer as two plain ones: `own(x) + pooled(picked channels)`."""
+    """A subscribed layer as two plain ones, `own(x) + pooled(picked channels)`; an entry has no `own`."""
 
-    def __init__(self, layer: SubscribedLayer, pool: Subscription) -> None:
+    def __init__(self, layer: Columns, pool: Subscription) -> None:
         super().__init__()
-        self.own = layer.local
+        self.own = layer.local if isinstance(layer, SubscribedLayer) else None
         weight = layer.pooled_weight(Picked(layer.columns, pool.weight, None)).detach()
         self.pooled: nn.Conv2d | nn.Linear = (
-            _plain_conv(layer.local, weight) if isinstance(layer, SubscribedConv2d) else _plain_linear(weight)
+            _plain_linear(weight) if isinstance(layer, SubscribedLinear) else _plain_conv(self.own, weight)
         )
 
-    def forward(self, x: Tensor, picked: Picked) -> Tensor:
-        """(B, C, H, W) and the chosen channels of a tap (B, M, H, W) -> (B, C', H', W')."""
-        own: Tensor = self.own(x)
+    def forward(self, *inputs: Any) -> Tensor:
+        """(B, C, H, W), where there is `own`, and the chosen channels of a tap (B, M, H, W) -> (B, C', H', W')."""
+        *x, picked = inputs
         added: Tensor = self.pooled(picked.x)
-        return own + added
+        return added if self.own is None else self.own(*x) + added
 
 
-def _plain_conv(like: nn.Conv2d, weight: Tensor) -> nn.Conv2d:
-    """A convolution with these weights and the geometry of another."""
+def _plain_conv(like: nn.Module | None, weight: Tensor) -> nn.Conv2d:
+    """A convolution with these weights and the geometry of another, or of none but a 1x1 one."""
+    like = nn.Conv2d(1, 1, 1) if like is None else like
+    assert isinstance(like, nn.Conv2d)
     same = isinstance(like, Conv2dSame) or getattr(like, "same_pad", False)
     kind: Any = Conv2dSame if same else nn.Conv2d
     padding = 0 if same else like.padding
@@ -98,10 +100,10 @@ def _fold_norms(body: fx.GraphModule) -> None:
 
 def _fold_norm(layer: nn.Module, norm: nn.BatchNorm2d) -> bool:
     """Fold a norm into the layer before it, where that is a convolution whose weight is used as it stands."""
-    conv = layer.own if isinstance(layer, FoldedLayer) else layer
+    conv = (layer.own or layer.pooled) if isinstance(layer, FoldedLayer) else layer
     if not isinstance(conv, nn.Conv2d) or type(conv).forward not in FOLDABLE:
         return False
-    if isinstance(layer, FoldedLayer):
+    if isinstance(layer, FoldedLayer) and layer.own is not None:
         layer.pooled.weight = _folded(layer.pooled.weight, None, norm)[0]  # the shift is in the other one's bias
     conv.weight, conv.bias = _folded(conv.weight, conv.bias, norm)
     return True

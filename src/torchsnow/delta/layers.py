@@ -16,28 +16,18 @@ from torchsnow.pooling import Picked
 Slots = Literal["channel", "rank"]
 
 
-class SubscribedLayer(nn.Module):
-    """A convolution or linear layer over its own input and M pooled channels of a tap.
+class Columns(nn.Module):
+    """Weights over M pooled channels of a tap, as a layer's `columns`: (out, number of columns) and the kernel's size.
 
-    With `local` the layer over its own input x, C the columns and w the pooling weights, it computes
-    `local(x) + conv(tap[:, idx], C * w[idx])`, which is the convolution of the concatenation of x and the pooled
-    channels. Folding w into the few columns costs nothing and needs no gradient for the tap.
-
-    `columns` has one column per channel of the tap (`slots="channel"`: a channel keeps its own weights whenever it
-    is chosen), or one per rank (`slots="rank"`, as published: the j-th strongest channel meets the j-th column).
-    Once the choice is fixed there is one column per chosen channel.
+    There is one column per channel of the tap (`slots="channel"`: a channel keeps its own weights whenever it is
+    chosen), or one per rank (`slots="rank"`, as published: the j-th strongest channel meets the j-th column). Once
+    the choice is fixed there is one column per chosen channel.
     """
 
-    def __init__(self, local: nn.Module, num_columns: int, num_pooled: int, slots: Slots) -> None:
+    def __init__(self, shape: tuple[int, ...], slots: Slots) -> None:
         super().__init__()
-        self.local = local
         self.slots = slots
-        weight = local.weight
-        assert isinstance(weight, nn.Parameter)
-        self.columns: nn.Parameter = nn.Parameter(torch.empty(weight.shape[0], num_columns, *weight.shape[2:]))
-        fan_in = (weight.shape[1] + num_pooled) * math.prod(weight.shape[2:])
-        init_weight(weight, fan_in)
-        init_weight(self.columns, fan_in)
+        self.columns: nn.Parameter = nn.Parameter(torch.empty(shape))
 
     def pooled_weight(self, picked: Picked) -> Tensor:
         """The columns of the chosen channels, scaled: (out, M) and the kernel's size."""
@@ -45,6 +35,36 @@ class SubscribedLayer(nn.Module):
         if picked.idx is not None and self.slots == "channel":
             columns = columns.index_select(1, picked.idx)
         return columns * picked.weight.view(1, -1, *(1,) * (columns.ndim - 2))
+
+
+class Entry(Columns):
+    """A pooled tap (B, M, H, W) -> (B, out_chs, H, W): a 1x1 convolution, where a body begins that reads no image."""
+
+    def __init__(self, out_chs: int, num_columns: int, num_pooled: int, slots: Slots) -> None:
+        super().__init__((out_chs, num_columns, 1, 1), slots)
+        init_weight(self.columns, num_pooled)
+
+    def forward(self, picked: Picked) -> Tensor:
+        weight = self.pooled_weight(picked)
+        return F.conv2d(picked.x.to(weight.dtype), weight)
+
+
+class SubscribedLayer(Columns):
+    """A convolution or linear layer over its own input and M pooled channels of a tap.
+
+    With `local` the layer over its own input x, C the columns and w the pooling weights, it computes
+    `local(x) + conv(tap[:, idx], C * w[idx])`, which is the convolution of the concatenation of x and the pooled
+    channels. Folding w into the few columns costs nothing and needs no gradient for the tap.
+    """
+
+    def __init__(self, local: nn.Module, num_columns: int, num_pooled: int, slots: Slots) -> None:
+        weight = local.weight
+        assert isinstance(weight, nn.Parameter)
+        super().__init__((weight.shape[0], num_columns, *weight.shape[2:]), slots)
+        self.local = local
+        fan_in = (weight.shape[1] + num_pooled) * math.prod(weight.shape[2:])
+        init_weight(weight, fan_in)
+        init_weight(self.columns, fan_in)
 
 
 class SubscribedConv2d(SubscribedLayer):

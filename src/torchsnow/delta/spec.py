@@ -17,8 +17,11 @@ class DeltaSpec:
     - `width_divisor` (K in the paper): a source layer of N channels has max(1, round(N / K)) in the delta; None is a
       delta without layers of its own, its head alone.
     - `pool_divisor` (M in the paper): a layer reads max(1, round(N / M)) of the N channels of its tap.
+    - `entry_reduction`: the delta enters the source's pass at the first tap whose readers return maps of at most
+      1/entry_reduction of the image's height, and its layers leave earlier taps alone; with 1, and where the source has
+      no such tap, it begins at the image.
     - `slots`: "channel" gives every channel of a tap a weight column of its own; "rank" is as published.
-    - `taps`: the taps that the layers subscribe to; None means all.
+    - `taps`: the taps that the layers subscribe to; None means all from the entry on.
     - `head_last`, `head_taps`: the head reads the source's last features, and the averages of these taps (None: all).
     - `head_divisor`: the head reads max(1, round(N / head_divisor)) of those N values; 1 reads all.
     """
@@ -26,6 +29,7 @@ class DeltaSpec:
     num_classes: int
     width_divisor: int | None = 8
     pool_divisor: int = 8
+    entry_reduction: int = 1
     slots: Slots = "channel"
     taps: tuple[str, ...] | None = None
     head_last: bool = True
@@ -35,7 +39,7 @@ class DeltaSpec:
     def __post_init__(self) -> None:
         if not isinstance(self.num_classes, int) or self.num_classes < 2:
             raise DeltaError(f"a task needs at least 2 classes; {self.num_classes!r} given")
-        for name in ("width_divisor", "pool_divisor", "head_divisor"):
+        for name in ("width_divisor", "pool_divisor", "entry_reduction", "head_divisor"):
             divisor = getattr(self, name)
             if name == "width_divisor" and divisor is None:
                 continue

@@ -16,7 +16,7 @@ from torchsnow.source.families import CONVOLUTIONAL, OTHER, family_of
 from torchsnow.source.load import make_source, refuse_unknown
 
 _CLASSES = 10
-_SPEC = DeltaSpec(_CLASSES, head_divisor=4)
+_SPEC = DeltaSpec(_CLASSES, entry_reduction=8, head_divisor=4)
 
 
 @dataclass(frozen=True)

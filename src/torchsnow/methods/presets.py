@@ -91,7 +91,7 @@ class Preset:
 
 
 PRESETS: Mapping[str, Preset] = {
-    "default": Preset({"head_divisor": 4}, PoolTraining()),
+    "default": Preset({"entry_reduction": 8, "head_divisor": 4}, PoolTraining()),
     # As published and reproduced, with its warts: the j-th strongest channel meets the j-th column of the layer
     # behind, so a channel changes columns whenever the noise changes the order; the noise never ends, so the choice
     # that evaluation makes, by w itself, is not the one that was trained with; and nothing tells w where to start.

@@ -12,7 +12,7 @@ from torchsnow.task_file.json_shape import check_shape, check_version, parse_jso
 from torchsnow.task_file.source_info import SourceInfo
 from torchsnow.task_file.task import TaskInfo, check_classes, check_task_name
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _TAPS = (None, [str])
 _SHAPE = {
@@ -23,6 +23,7 @@ _SHAPE = {
         "num_classes": int,
         "width_divisor": (None, int),
         "pool_divisor": int,
+        "entry_reduction": int,
         "slots": str,
         "taps": _TAPS,
         "head_last": bool,
@@ -49,7 +50,7 @@ def encode_info(info: TaskInfo) -> str:
 def decode_info(text: str) -> TaskInfo:
     """Read what `encode_info` wrote. Raises TaskFileError for another version, shape or contradictory values."""
     try:
-        values = parse_json(text)
+        values = _from_version_1(parse_json(text))
         check_version(values, SCHEMA_VERSION)
         check_shape(values, _SHAPE, "metadata")
         values["source_info"] = SourceInfo.from_dict(values["source_info"])
@@ -59,6 +60,14 @@ def decode_info(text: str) -> TaskInfo:
         raise TaskFileError(str(error)) from error
     del values["schema_version"]
     return TaskInfo(**{**values, "classes": tuple(values["classes"])})
+
+
+def _from_version_1(values: Any) -> Any:
+    """Version 1 had no entry: every delta began at the image."""
+    version, spec = (values.get(key) if isinstance(values, dict) else None for key in ("schema_version", "spec"))
+    if type(version) is int and version == 1 and isinstance(spec, dict):
+        return {**values, "schema_version": 2, "spec": {**spec, "entry_reduction": 1}}
+    return values
 
 
 def _check_values(values: dict[str, Any]) -> None:

@@ -41,17 +41,23 @@ static Map shape_of(const Op &o, const Map &x) {
     }
 }
 
+// What an operation reads of its own: a map in a slot, the image, or, where a body begins at a tap, nothing of its size.
+static Map read_by(const Op &o, const std::vector<Map> &maps, const Tap *taps, int h, int w) {
+    if (o.x >= 0) return maps[o.x];
+    return o.x == IMAGE ? Map{nullptr, h, w, 3} : Map{nullptr, taps[o.tap].h, taps[o.tap].w, 0};
+}
+
 // The shapes of all outputs, and where a piece's memory holds what. A slot is as large as the largest map in it.
 struct Layout {
     std::vector<Map> inputs, outputs;  // of every operation
     std::vector<int64_t> starts;       // of every slot
     int64_t size = 0;
 
-    Layout(const Op *ops, int num_ops, int num_slots, int h, int w) : starts(num_slots, 0) {
+    Layout(const Op *ops, int num_ops, int num_slots, const Tap *taps, int h, int w) : starts(num_slots, 0) {
         std::vector<Map> maps(num_slots);
         std::vector<int64_t> sizes(num_slots, 0);
         for (int i = 0; i < num_ops; i++) {
-            inputs.push_back(ops[i].x == IMAGE ? Map{nullptr, h, w, 3} : maps[ops[i].x]);
+            inputs.push_back(read_by(ops[i], maps, taps, h, w));
             Map out = shape_of(ops[i], inputs.back());
             outputs.push_back(maps[ops[i].out] = out);
             sizes[ops[i].out] = std::max(sizes[ops[i].out], (int64_t)out.h * out.w * out.stride);
@@ -59,6 +65,8 @@ struct Layout {
         for (int s = 0; s < num_slots; s++) starts[s] = size, size += (sizes[s] + 15) / 16 * 16;
     }
 };
+
+static Layout layout_of(const Job &j) { return Layout(j.ops, j.num_ops, j.num_slots, j.taps, j.h, j.w); }
 
 // Threads that share every operation wait here for each other before the next.
 class Barrier {
@@ -108,7 +116,7 @@ struct Worker {
         const Op &o = j.ops[i];
         if (o.x >= 0) return placed(p, o.x, layout.inputs[i]);
         Map map = layout.inputs[i];
-        map.data = const_cast<float *>(j.images) + (int64_t)p.image * j.h * j.w * 3;
+        map.data = o.x == IMAGE ? const_cast<float *>(j.images) + (int64_t)p.image * j.h * j.w * 3 : p.memory;
         return map;
     }
 
@@ -254,15 +262,13 @@ void pack(const float *from, int32_t depth, int32_t chs, float *to) {
     });
 }
 
-// Floats that one piece needs for its maps.
-int64_t memory_size(const Op *ops, int32_t num_ops, int32_t num_slots, int32_t h, int32_t w) {
-    return Layout(ops, num_ops, num_slots, h, w).size;
-}
+// Floats that one piece needs for its maps. A body that begins at a tap must have that.
+int64_t memory_size(const Job *job) { return layout_of(*job).size; }
 
 // Runs operations `first` up to `last`, then takes the averages that are wanted of taps `first_tap` up to `last_tap`.
 // With several threads, each makes a part of every map.
 void advance(const Job *job, int32_t first, int32_t last, int32_t first_tap, int32_t last_tap, int32_t num_threads) {
-    Layout layout(job->ops, job->num_ops, job->num_slots, job->h, job->w);
+    Layout layout = layout_of(*job);
     Barrier barrier(num_threads);
     auto work = [&](int thread) {
         Worker worker{*job, layout, barrier, thread, num_threads};
@@ -278,7 +284,7 @@ void advance(const Job *job, int32_t first, int32_t last, int32_t first_tap, int
 
 // The logits of all pieces, after all operations.
 void finish(const Job *job) {
-    Layout layout(job->ops, job->num_ops, job->num_slots, job->h, job->w);
+    Layout layout = layout_of(*job);
     for (int k = 0; k < job->num_pieces; k++) {
         const Piece &p = job->pieces[k];
         run_head(*p.head, p.memory + layout.starts[job->result], job->values + (int64_t)p.image * job->num_values,

@@ -24,7 +24,7 @@ from torchsnow.source import Source
 
 CONV, DEPTHWISE, ACT, ADD, MUL, MAXPOOL, AVGPOOL, MEAN, NORM = range(9)
 NONE, RELU, RELU6, SILU, SIGMOID, HARDSWISH, HARDSIGMOID, GELU, GELU_TANH = range(9)
-IMAGE = -2  # in place of a slot
+NOTHING, IMAGE = -1, -2  # in place of a slot
 CONSTANTS = -3  # the first of the values that are numbers of the delta
 _FUSED_ACTS = (NONE, RELU, RELU6)
 
@@ -179,7 +179,7 @@ class _Reader:
         return 3 if value == IMAGE else next(step.chs for step in reversed(self.steps) if step.out == value)
 
     def _step(self, kind: int, node: fx.Node, **more: Any) -> int:
-        x = self._in(node)
+        x = more.pop("x", None) or self._in(node)
         chs = more.pop("chs", None) or self._chs(x)
         if kind in (MEAN, MUL, ADD, ACT) and x == IMAGE:
             raise CompileError("the backend 'native' reads the image by convolutions alone")
@@ -187,6 +187,8 @@ class _Reader:
         return len(self.steps) - 1
 
     def _conv(self, node: fx.Node, layer: nn.Module) -> int:
+        if isinstance(layer, FoldedLayer) and layer.own is None:
+            return self._entry(node, layer.pooled)
         own = _as_conv(layer.own if isinstance(layer, FoldedLayer) else layer)
         pooled = _as_conv(layer.pooled) if isinstance(layer, FoldedLayer) else None
         if not isinstance(own, nn.Conv2d) or isinstance(own.padding, str):
@@ -199,12 +201,7 @@ class _Reader:
             return self._step(DEPTHWISE, node, chs=own.out_channels, settings=settings, weight=weight, bias=bias)
         parts, tap, index = [_dense(own)], -1, None
         if isinstance(pooled, nn.Conv2d):
-            picked = node.args[1]
-            assert isinstance(picked, fx.Node)
-            name = self.taps[str(picked.target)]
-            pool = self.indices[name]
-            assert isinstance(pool, Subscription)
-            tap, index = self.tap_numbers[name], pool.index.numpy().astype(np.int32)
+            tap, index = self._picked(node.args[1])
             parts.append(pooled.weight)
         settings |= {"in_chs": own.in_channels, "num_pooled": 0 if index is None else len(index)}
         weight = np.concatenate([numbers(part).transpose(2, 3, 1, 0) for part in parts], axis=2)
@@ -212,6 +209,23 @@ class _Reader:
         weight = weight.reshape(-1, own.out_channels)
         more = {"settings": settings, "weight": weight, "bias": bias, "index": index}
         return self._step(CONV, node, chs=own.out_channels, tap=tap, **more)
+
+    def _picked(self, picked: Any) -> tuple[int, np.ndarray]:
+        """The number of a tap, and the channels of it that the delta reads."""
+        name = self.taps[str(picked.target)]
+        pool = self.indices[name]
+        assert isinstance(pool, Subscription)
+        return self.tap_numbers[name], pool.index.numpy().astype(np.int32)
+
+    def _entry(self, node: fx.Node, conv: nn.Module) -> int:
+        """A body's beginning at a tap: a 1x1 convolution without input of its own."""
+        assert isinstance(conv, nn.Conv2d)
+        assert conv.bias is not None  # of the norm that is folded into it
+        tap, index = self._picked(node.args[0])
+        settings = _window(1, 1, 0, 1) | {"same": 0, "in_chs": 0, "num_pooled": len(index), "depth": len(index)}
+        weight = numbers(conv.weight).reshape(conv.out_channels, -1).T
+        more = {"settings": settings, "weight": weight, "bias": numbers(conv.bias), "index": index}
+        return self._step(CONV, node, x=NOTHING, chs=conv.out_channels, tap=tap, **more)
 
     def _act(self, node: fx.Node, act: int) -> int:
         value = self._in(node)
@@ -318,7 +332,7 @@ def _slots(steps: list[_Step], result: int) -> tuple[dict[int, int], int]:
     """A place in memory for every value; places are used again once nobody reads what is there."""
     last_read = {value: i for i, step in enumerate(steps) for value in (step.x, step.y)}
     last_read[result] = len(steps)
-    slots, free, count = {IMAGE: IMAGE, -1: -1}, list[int](), 0
+    slots, free, count = {IMAGE: IMAGE, NOTHING: NOTHING}, list[int](), 0
     for i, step in enumerate(steps):
         if not free:
             free.append(count)

@@ -122,18 +122,8 @@ class _Run:
     def __init__(self, part: Part, kernel: ctypes.CDLL, memory: Memory, asks: Sequence[Ask]) -> None:
         self._delta, self._kernel, self._asks, self._memory = asks[0].delta, kernel, asks, memory
         self._done = 0
-        h, w = part._images.shape[2:]
-        size = kernel.memory_size(self._delta.ops, self._delta.num_ops, self._delta.num_slots, h, w)
-        self._room = memory.take(size * len(asks))
+        self._room: np.ndarray | None = None
         self._pieces = (mirrors.Piece * len(asks))()
-        for i, ask in enumerate(asks):
-            self._pieces[i] = mirrors.Piece(
-                params=ctypes.addressof(ask.delta.params),
-                head=ctypes.addressof(ask.delta.head),
-                memory=self._room.ctypes.data + 4 * size * i,
-                logits=ask.logits.data_ptr(),
-                image=ask.image,
-            )
         self._job = part.job(self._delta, self._pieces)
 
     @property
@@ -146,12 +136,28 @@ class _Run:
         first, reads = self._done, self._delta.reads
         while self._done < len(reads) and reads[self._done] in arrived:
             self._done += 1
+        if self._done and self._room is None:
+            self._take_room()
         self._kernel.advance(ctypes.byref(self._job), first, self._done, first_tap, last_tap, num_threads)
 
     def finish(self) -> None:
         """Write the logits."""
+        if self._room is None:  # a head alone
+            self._take_room()
         self._kernel.finish(ctypes.byref(self._job))
         self._memory.give_back(self._room)
+
+    def _take_room(self) -> None:
+        size = self._kernel.memory_size(ctypes.byref(self._job))
+        self._room = self._memory.take(size * len(self._asks))
+        for i, ask in enumerate(self._asks):
+            self._pieces[i] = mirrors.Piece(
+                params=ctypes.addressof(ask.delta.params),
+                head=ctypes.addressof(ask.delta.head),
+                memory=self._room.ctypes.data + 4 * size * i,
+                logits=ask.logits.data_ptr(),
+                image=ask.image,
+            )
 
 
 def channels_last(x: Tensor) -> Tensor:
