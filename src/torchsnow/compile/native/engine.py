@@ -13,14 +13,14 @@ from torchsnow.compile.engine import Work
 from torchsnow.compile.native.build import kernel
 from torchsnow.compile.native.fused import fuse
 from torchsnow.compile.native.lower import Lowered, lower
-from torchsnow.compile.native.part import Ask, Memory, Part, channels_last
+from torchsnow.compile.native.part import Ask, Memory, Part, TapLayout, channels_last
 from torchsnow.delta import Delta
 from torchsnow.delta.fold import fold
 from torchsnow.errors import CompileError, SourceError
 from torchsnow.source import Source
 from torchsnow.source.plan import FoldedPass, PlanOutput
 
-PART_SIZE = 2  # images that a thread takes at once: more pushes their taps out of the cache before deltas read them
+PART_SIZE = 4  # images that a thread takes at once: fewer have weights come from memory more often, more leave the cache
 
 _MAX_PLANS = 4  # each has the source's weights laid out anew; tasks of one preset need one
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -47,7 +47,7 @@ class NativeEngine:
             )
         self.source = source
         self._dtype = _DTYPES[source.precision]
-        self._kernel, self._memory = kernel(), Memory()
+        self._kernel, self._memory, self._layout = kernel(), Memory(), TapLayout(source)
         self._folded = FoldedPass(source.model, source.traced, self._dtype)
         self._plans: dict[tuple[PlanOutput, ...], fx.GraphModule] = {}
         self._lock = threading.Lock()
@@ -116,7 +116,7 @@ class NativeEngine:
         if not asks:
             return
         images = channels_last(images)
-        part = Part(self._kernel, self._memory, self.source, images, asks, num_threads)
+        part = Part(self._kernel, self._memory, self._layout, images, asks, num_threads)
         with torch.no_grad():
             try:
                 last = plan(images.to(self._dtype), part)

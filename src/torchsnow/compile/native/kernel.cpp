@@ -27,7 +27,7 @@ struct Job {
     const Tap *taps;
     uint8_t *averaged;
     float *values;
-    int32_t num_ops, num_slots, result, num_pieces, num_images, h, w, num_values;
+    int32_t num_ops, num_slots, result, num_taps, num_pieces, num_images, h, w, num_values;
 };
 
 static Map shape_of(const Op &o, const Map &x) {
@@ -129,7 +129,7 @@ struct Worker {
 
     // Averages of a whole tap, where they are wanted; every thread takes some of the channels.
     void see(int tap) {
-        if (!j.averaged[tap]) return;
+        if (!j.averaged[tap] || !j.taps[tap].data) return;
         Span chs = share({0, j.taps[tap].chs}, thread, num_threads, WIDE);
         for (int image = 0; image < j.num_images; image++)
             average(j, j.taps[tap], image, 0, j.taps[tap].pixels(), chs);
@@ -265,21 +265,22 @@ void pack(const float *from, int32_t depth, int32_t chs, float *to) {
 // Floats that one piece needs for its maps. A body that begins at a tap must have that.
 int64_t memory_size(const Job *job) { return layout_of(*job).size; }
 
-// Runs operations `first` up to `last`, then takes the averages that are wanted of taps `first_tap` up to `last_tap`.
-// With several threads, each makes a part of every map.
-void advance(const Job *job, int32_t first, int32_t last, int32_t first_tap, int32_t last_tap, int32_t num_threads) {
+// Runs operations `first` up to `last`, then takes the averages that are wanted of all taps that are there. With several
+// threads, each makes a part of every map.
+void advance(const Job *job, int32_t first, int32_t last, int32_t num_threads) {
     Layout layout = layout_of(*job);
     Barrier barrier(num_threads);
     auto work = [&](int thread) {
         Worker worker{*job, layout, barrier, thread, num_threads};
         for (int i = first; i < last; i++) worker.run(i);
-        for (int t = first_tap; t < last_tap; t++) worker.see(t);
+        for (int t = 0; t < job->num_taps; t++) worker.see(t);
     };
     std::vector<std::thread> others;
     for (int thread = 1; thread < num_threads; thread++) others.emplace_back(work, thread);
     work(0);
     for (auto &other : others) other.join();
-    std::fill(job->averaged + first_tap, job->averaged + last_tap, 0);
+    for (int t = 0; t < job->num_taps; t++)
+        if (job->taps[t].data) job->averaged[t] = 0;
 }
 
 // The logits of all pieces, after all operations.

@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torchsnow.compile.native import mirrors
 from torchsnow.compile.native.lower import Lowered
 from torchsnow.source import Source
 
+_ENOUGH_BYTES = 2 << 20  # of taps: fewer are not worth a start of the kernel, more leave the cache
 _SPARE = 4  # times as large as what is needed: larger memory of an earlier run is given back
 
 
@@ -47,54 +49,77 @@ class Memory:
             self._free.append(room)
 
 
+class TapLayout:
+    """What does not change from part to part: in which dimension every tap has its channels, and where its averages
+    stand among an image's `num_values` values, the source's last features at the end."""
+
+    def __init__(self, source: Source) -> None:
+        taps = source.taps.values()
+        self.dims = [tap.dim for tap in taps]
+        *self.starts, self.num_averages = accumulate((tap.num_chs for tap in taps), initial=0)
+        self.num_values = self.num_averages + source.num_features
+
+
 class Part:
     """Some images of a batch, and what is asked of them.
 
-    `see` takes the source's taps as they are made, by number, and runs what of the deltas can be run then. With
-    several threads everything waits for `finish`, as the source's pass uses the same processors: each operation is
-    shared by the threads then.
+    `see` takes the source's taps as they are made, by number, and runs what of the deltas can be run as soon as some
+    megabytes are there. With several threads everything waits for `finish`, as the source's pass uses the same
+    processors: each operation is shared by the threads then.
     """
 
     def __init__(
-        self, kernel: ctypes.CDLL, memory: Memory, source: Source, images: Tensor, asks: Sequence[Ask], num_threads: int
+        self,
+        kernel: ctypes.CDLL,
+        memory: Memory,
+        layout: TapLayout,
+        images: Tensor,
+        asks: Sequence[Ask],
+        num_threads: int,
     ) -> None:
-        chs = [tap.num_chs for tap in source.taps.values()]
-        self._kernel, self._images, self._num_threads = kernel, images, num_threads
-        self._dims = [tap.dim for tap in source.taps.values()]
-        self._starts = [0, *np.cumsum(chs).tolist()]
-        self._taps = (mirrors.Tap * len(chs))()
+        self._images, self._layout, self._num_threads = images, layout, num_threads
+        self._taps = (mirrors.Tap * len(layout.dims))()
         self._maps: dict[int, Tensor] = {}
+        self._new: list[int] = []
+        self._new_bytes = 0
         self._arrived: set[int] = {-1}
-        wanted = [ask.delta.averaged for ask in asks]
-        self._averaged = np.bitwise_or.reduce(wanted, axis=0) if wanted else np.zeros(len(chs), np.uint8)
-        self._values = np.zeros((len(images), self._starts[-1] + source.num_features), np.float32)
+        self._averaged = np.bitwise_or.reduce([ask.delta.averaged for ask in asks], axis=0)
+        self._values = np.zeros((len(images), layout.num_values), np.float32)
         self._runs = [_Run(self, kernel, memory, own) for own in _alike(asks)]
 
     def see(self, number: int, x: Tensor) -> None:
         """A tap of all images of the part, in float32 or bfloat16."""
-        chs_first = self._dims[number] == 1
-        x = channels_last(x) if chs_first else x.contiguous()
-        chs, h, *width = x.shape[1:] if chs_first else (x.shape[-1], *x.shape[1:-1])
-        bf16 = int(x.dtype == torch.bfloat16)
-        self._taps[number] = mirrors.Tap(x.data_ptr(), h, math.prod(width), chs, self._starts[number], bf16)
         self._maps[number] = x
-        self._arrived.add(number)
-        if self._num_threads == 1:
-            self._advance(number, number + 1)
+        self._new.append(number)
+        self._new_bytes += x.nbytes
+        if self._num_threads == 1 and self._new_bytes >= _ENOUGH_BYTES:
+            self._advance()
             read = frozenset().union(*(run.still_reads for run in self._runs))
             self._maps = {key: kept for key, kept in self._maps.items() if key in read}
 
     def finish(self, last: Tensor | None) -> None:
         """The rest, with the source's last features (len(images), num_features), if they are wanted."""
         if last is not None:
-            self._values[:, self._starts[-1] :] = last.float().numpy()
-        self._advance(0, len(self._taps))
+            self._values[:, self._layout.num_averages :] = last.float().numpy()
+        self._advance()
         for run in self._runs:
             run.finish()
 
-    def _advance(self, first_tap: int, last_tap: int) -> None:
+    def _advance(self) -> None:
+        """Run what the taps that came since the last time allow."""
+        for number in self._new:
+            self._place(number)
+        self._arrived.update(self._new)
+        self._new, self._new_bytes = [], 0
         for run in self._runs:
-            run.advance(self._arrived, first_tap, last_tap, self._num_threads)
+            run.advance(self._arrived, self._num_threads)
+
+    def _place(self, number: int) -> None:
+        x, chs_first = self._maps[number], self._layout.dims[number] == 1
+        self._maps[number] = x = channels_last(x) if chs_first else x.contiguous()
+        chs, h, *width = x.shape[1:] if chs_first else (x.shape[-1], *x.shape[1:-1])
+        bf16 = x.dtype == torch.bfloat16
+        self._taps[number] = mirrors.Tap(x.data_ptr(), h, math.prod(width), chs, self._layout.starts[number], bf16)
 
     def job(self, delta: Lowered, pieces: ctypes.Array[mirrors.Piece]) -> mirrors.Job:
         """The kernel's view of some pieces of the part."""
@@ -108,11 +133,12 @@ class Part:
             num_ops=delta.num_ops,
             num_slots=delta.num_slots,
             result=delta.result,
+            num_taps=len(self._taps),
             num_pieces=len(pieces),
             num_images=len(self._images),
             h=self._images.shape[2],
             w=self._images.shape[3],
-            num_values=self._values.shape[1],
+            num_values=self._layout.num_values,
         )
 
 
@@ -131,14 +157,14 @@ class _Run:
         """The taps that operations to come read."""
         return self._delta.reads_from[self._done]
 
-    def advance(self, arrived: set[int], first_tap: int, last_tap: int, num_threads: int) -> None:
-        """Run all operations up to the first that reads a tap which is not there yet."""
+    def advance(self, arrived: set[int], num_threads: int) -> None:
+        """Run all operations up to the first that reads a tap which is not there yet, and average taps."""
         first, reads = self._done, self._delta.reads
         while self._done < len(reads) and reads[self._done] in arrived:
             self._done += 1
         if self._done and self._room is None:
             self._take_room()
-        self._kernel.advance(ctypes.byref(self._job), first, self._done, first_tap, last_tap, num_threads)
+        self._kernel.advance(ctypes.byref(self._job), first, self._done, num_threads)
 
     def finish(self) -> None:
         """Write the logits."""
