@@ -212,9 +212,24 @@ def test_tune_sets_the_share_that_the_loss_favours(source: Source, batches: Batc
         snow.delta.head.share.fill_(share)
         logits = torch.cat([model(images) for images, _ in batches])
         labels = torch.cat([labels for _, labels in batches])
-        losses[share] = min(float(nn.functional.cross_entropy(logits / heat, labels)) for heat in (0.5, 1, 2, 4))
+        heated = [nn.functional.cross_entropy(logits / heat, labels, reduction="none") for heat in (0.5, 1, 2, 4)]
+        losses[share] = min(heated, key=lambda loss: float(loss.mean()))
     snow.tune(batches, CPU)
-    assert float(snow.delta.head.share) == min(losses, key=losses.__getitem__)
+    best = min(losses, key=lambda share: float(losses[share].mean()))
+    gain = losses[0.0] - losses[best]
+    clear = float(gain.mean()) > float(gain.std(correction=0)) / len(gain) ** 0.5
+    assert float(snow.delta.head.share) == (best if clear else 0.0)
+
+
+def test_a_gain_that_a_few_images_make_is_none() -> None:
+    labels = torch.zeros(100, dtype=torch.long)
+    probe = torch.tensor([[0.5, -0.5]]).repeat(100, 1)
+    body = torch.zeros(100, 2)
+    body[:3] = torch.tensor([[1.0, -1.0]])
+    body[3:5] = -body[0] / 2
+    assert best_share(probe, body, labels) == 0.0  # three images of a hundred, and two the other way
+    body[:20] = body[0]
+    assert best_share(probe, body, labels) == 2.0
 
 
 def test_a_body_counts_as_much_as_it_helps() -> None:

@@ -94,7 +94,7 @@ def test_run_folder_is_complete(trained: tuple[Path, FitResult, Snow]) -> None:
     with (path / "selection.csv").open(newline="") as file:
         selection = list(csv.DictReader(file))
     assert {row["epoch"] for row in selection} == {"1", "2", "3"}
-    assert {row["tap"] for row in selection if row["epoch"] == "2"} >= {"layer1.0.conv1", "head"}
+    assert {row["tap"] for row in selection if row["epoch"] == "2"} >= {"layer3.0.conv1", "head"}
 
 
 def test_it_learns(trained: tuple[Path, FitResult, Snow]) -> None:
@@ -122,7 +122,7 @@ def test_subscription_is_that_of_the_model(trained: tuple[Path, FitResult, Snow]
     subscription = json.loads((path / "subscription.json").read_text())
     state = result.model.state_dict()
     assert sorted(state["delta.head.pool.index"].tolist()) == subscription["head"]["index"]
-    assert len(subscription["layer1.0.conv1"]["weight"]) == round(subscription["layer1.0.conv1"]["channels"] / 8)
+    assert len(subscription["layer3.0.conv1"]["weight"]) == round(subscription["layer3.0.conv1"]["channels"] / 8)
 
 
 def test_checkpoints_hold_nothing_of_the_source(trained: tuple[Path, FitResult, Snow]) -> None:

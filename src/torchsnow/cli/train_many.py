@@ -31,7 +31,7 @@ def train_many(
         str | None, typer.Option(help="'pretrained', the default; 'random'; or a .safetensors file.")
     ] = None,
     method: Annotated[str, typer.Option(help="snow, scratch, random or side.")] = "snow",
-    preset: Annotated[str, typer.Option(help="'default'; 'paper' (snow).")] = "default",
+    preset: Annotated[str, typer.Option(help="'default', 'small', 'large' or 'paper' (snow).")] = "default",
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the training images; by default as many as 2,000 steps, 5 to 40.")
     ] = None,

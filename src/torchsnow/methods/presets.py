@@ -90,8 +90,12 @@ class Preset:
         return Preset({**self.shape, **of_shape}, replace(self.pools, **of_pools))
 
 
+_SHAPE = {"entry_reduction": 8, "head_divisor": 4}
+
 PRESETS: Mapping[str, Preset] = {
-    "default": Preset({"entry_reduction": 8, "head_divisor": 4}, PoolTraining()),
+    "default": Preset(_SHAPE, PoolTraining()),
+    "small": Preset({**_SHAPE, "width_divisor": 16, "pool_divisor": 16}, PoolTraining()),
+    "large": Preset({**_SHAPE, "width_divisor": 4, "pool_divisor": 4}, PoolTraining()),
     # As published and reproduced, with its warts: the j-th strongest channel meets the j-th column of the layer
     # behind, so a channel changes columns whenever the noise changes the order; the noise never ends, so the choice
     # that evaluation makes, by w itself, is not the one that was trained with; and nothing tells w where to start.

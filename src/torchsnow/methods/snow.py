@@ -248,16 +248,22 @@ def start_as_probe(head: Head, values: Tensor, labels: Tensor, inverse_penalty: 
 
 
 def best_share(probe: Tensor, body: Tensor, labels: Tensor) -> float:
-    """The share s for which `probe + s * body`, logits (n, num_classes) each, has the lowest cross-entropy.
+    """The share s for which `probe + s * body`, logits (n, num_classes) each, has the lowest cross-entropy; 0 unless
+    that is below the probe's own by more than the standard error of the difference.
 
     Each sum is taken at the temperature that suits it best, and of equal shares the smallest.
     """
 
-    def loss(share: float) -> float:
+    def losses(share: float) -> Tensor:
         logits = probe + share * body
-        return min(float(F.cross_entropy(logits / temperature, labels)) for temperature in _TEMPERATURES)
+        tried = [F.cross_entropy(logits / temperature, labels, reduction="none") for temperature in _TEMPERATURES]
+        return min(tried, key=lambda loss: float(loss.mean()))
 
-    return min(_SHARES, key=loss)
+    own = losses(0.0)
+    share = min(_SHARES, key=lambda share: float(losses(share).mean()))
+    gains = own - losses(share)
+    error = float(gains.std(correction=0)) / len(labels) ** 0.5
+    return share if float(gains.mean()) > error else 0.0
 
 
 def still_changing(pool: ChannelPooling) -> float:
