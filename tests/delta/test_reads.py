@@ -55,7 +55,7 @@ def test_layers_read_nothing_before_the_entry(source: Source) -> None:
     assert tuple(taps) == late
     assert taps[entry.name].readers == (ENTRY, *source.taps[entry.name].readers)
     assert all(taps[name] == source.taps[name] for name in late[1:])
-    early = tuple(source.taps)[0]
+    early = next(iter(source.taps))
     with pytest.raises(DeltaError, match=f"'{early}' is before '{entry.name}', where .* entry_reduction=8 enters"):
         Delta(source, DeltaSpec(3, entry_reduction=8, taps=(early,)))
     assert Delta(source, spec).head.taps == tuple(source.taps)

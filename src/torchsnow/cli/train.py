@@ -35,7 +35,9 @@ def train(
     method: Annotated[
         str, typer.Option(help="snow, scratch, random, side (with --hub); full, features, head, taps, bn, lora.")
     ] = "snow",
-    preset: Annotated[str, typer.Option(help="'default'; 'small', 'large', 'paper' (snow); 'probe' (head).")] = "default",
+    preset: Annotated[
+        str, typer.Option(help="'default'; 'small', 'large', 'paper' (snow); 'probe' (head).")
+    ] = "default",
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the training images; by default as many as 2,000 steps, 5 to 40.")
     ] = None,

@@ -20,7 +20,9 @@ from torchsnow.errors import CompileError, SourceError
 from torchsnow.source import Source
 from torchsnow.source.plan import FoldedPass, PlanOutput
 
-PART_SIZE = 4  # images that a thread takes at once: fewer have weights come from memory more often, more leave the cache
+PART_SIZE = (
+    4  # images that a thread takes at once: fewer have weights come from memory more often, more leave the cache
+)
 
 _MAX_PLANS = 4  # each has the source's weights laid out anew; tasks of one preset need one
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

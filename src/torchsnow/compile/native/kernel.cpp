@@ -34,6 +34,7 @@ static Map shape_of(const Op &o, const Map &x) {
     switch (o.kind) {
         case MEAN: return {nullptr, 1, 1, x.stride};
         case ACT: case ADD: case MUL: case NORM: return {nullptr, x.h, x.w, x.stride};
+        case CAT: case SLICE: return {nullptr, x.h, x.w, stride_of(o.out_chs)};
         default: {
             Geometry g = geometry(o, x.h, x.w);
             return {nullptr, g.h, g.w, o.kind == CONV ? stride_of(o.out_chs) : x.stride};
@@ -195,6 +196,8 @@ struct Worker {
             case DEPTHWISE: return depthwise(o, p.params[i], x, out, rows);
             case MAXPOOL: case AVGPOOL: return windows(o, x, out, rows);
             case NORM: return norm(o, p.params[i], x, out, rows);
+            case CAT: case SLICE:
+                return move_channels(o, x, o.y >= 0 ? &y : nullptr, out, {rows.first * out.w, rows.last * out.w});
             case MEAN: return thread == 0 ? mean(x, out) : void();
             default: elementwise(o, x, o.y >= 0 ? &y : nullptr, out, rows);
         }

@@ -18,12 +18,12 @@ constexpr int NARROW = 8;  // floats that the stride of every map is a multiple 
 
 constexpr int IMAGE = -2;  // in place of a slot
 
-enum Kind : int32_t { CONV, DEPTHWISE, ACT, ADD, MUL, MAXPOOL, AVGPOOL, MEAN, NORM };
+enum Kind : int32_t { CONV, DEPTHWISE, ACT, ADD, MUL, MAXPOOL, AVGPOOL, MEAN, NORM, CAT, SLICE };
 enum Act : int32_t { NONE, RELU, RELU6, SILU, SIGMOID, HARDSWISH, HARDSIGMOID, GELU, GELU_TANH };
 
 struct Op {
     int32_t kind, act, x, y, out, tap;            // slots of inputs and output (-1: none), and a tap
-    int32_t in_chs, out_chs, num_pooled;
+    int32_t in_chs, out_chs, num_pooled;          // in_chs of SLICE: channels before the slice
     int32_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
     int32_t same, count_pad, ceil, depth;         // TF's padding; pools: padding counts, sizes round up; weights' depth
     float epsilon;                                // of a norm

@@ -58,6 +58,16 @@ class Job(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("ops", "pieces", "images", "taps", "averaged", "values")),
         *(
             (name, ctypes.c_int32)
-            for name in ("num_ops", "num_slots", "result", "num_taps", "num_pieces", "num_images", "h", "w", "num_values")
+            for name in (
+                "num_ops",
+                "num_slots",
+                "result",
+                "num_taps",
+                "num_pieces",
+                "num_images",
+                "h",
+                "w",
+                "num_values",
+            )
         ),
     ]

@@ -130,6 +130,18 @@ static void mean(const Map &x, const Map &out) {
     for (int c = 0; c < x.stride; c++) out.data[c] /= x.h * x.w;
 }
 
+// ---------------------------------------------------------------- channels moved
+
+// CAT: the channels of two maps, one after the other. SLICE: some channels of one. `pixels` of the output.
+static void move_channels(const Op &o, const Map &x, const Map *y, const Map &out, Span pixels) {
+    int own = y ? o.in_chs : o.out_chs, skipped = y ? 0 : o.in_chs;
+    for (int64_t i = pixels.first; i < pixels.last; i++) {
+        float *to = out.data + i * out.stride;
+        std::memcpy(to, x.data + i * x.stride + skipped, sizeof(float) * own);
+        if (y) std::memcpy(to + own, y->data + i * y->stride, sizeof(float) * (o.out_chs - own));
+    }
+}
+
 // ---------------------------------------------------------------- one value at a time
 
 // e to the power of v, to 1e-7 of itself: a polynomial, for compilers to make vectors of. Beyond what a float can hold

@@ -162,18 +162,20 @@ class _Run:
         first, reads = self._done, self._delta.reads
         while self._done < len(reads) and reads[self._done] in arrived:
             self._done += 1
-        if self._done and self._room is None:
+        if self._done:
             self._take_room()
         self._kernel.advance(ctypes.byref(self._job), first, self._done, num_threads)
 
     def finish(self) -> None:
         """Write the logits."""
-        if self._room is None:  # a head alone
-            self._take_room()
+        room = self._take_room()  # for a head alone it was not taken yet
         self._kernel.finish(ctypes.byref(self._job))
-        self._memory.give_back(self._room)
+        self._memory.give_back(room)
 
-    def _take_room(self) -> None:
+    def _take_room(self) -> np.ndarray:
+        """Room for the maps of all pieces. How much is known once the tap is there that a body begins at."""
+        if self._room is not None:
+            return self._room
         size = self._kernel.memory_size(ctypes.byref(self._job))
         self._room = self._memory.take(size * len(self._asks))
         for i, ask in enumerate(self._asks):
@@ -184,6 +186,7 @@ class _Run:
                 logits=ask.logits.data_ptr(),
                 image=ask.image,
             )
+        return self._room
 
 
 def channels_last(x: Tensor) -> Tensor:
