@@ -19,7 +19,7 @@ from torchsnow.report import Results
 
 HERE = Path(__file__).parent / "recipe"
 PAGE = HERE.parent.parent / "docs" / "recipe.md"
-PICTURE = PAGE.parent / "images" / "recipe" / "choosing.png"
+PICTURES = PAGE.parent / "images" / "recipe"
 ORDER = ("start", "head", "reads", "slots", "learned")
 WORDS = {
     "start": {
@@ -72,6 +72,62 @@ def ablation_table(table: Sequence[Row]) -> str:
     return markdown_table(lines)
 
 
+def body_rows(body: dict[str, Any]) -> list[tuple[str, list[list[float]]]]:
+    """Per variant and data set: accuracy of the probe, of the body alone, and of both, means over the seeds."""
+    found = []
+    for name, cells in body["rows"].items():
+        by_data = [[cell[1:] for cell in cells if cell[0] == data] for data in body["data"]]
+        if all(by_data):
+            found.append((name, [[mean(values) for values in zip(*own, strict=True)] for own in by_data]))
+    return found
+
+
+def body_table(body: dict[str, Any]) -> str:
+    """The body alone, and with its probe, by variant and data set."""
+    lines = [["", "multiply-adds, %", *body["data"].values(), "mean"]]
+    for name, cells in body_rows(body):
+        overall = [mean(values) for values in zip(*cells, strict=True)]
+        cost = body["multiply_adds"].get(name, body["multiply_adds"]["default"])
+        lines.append(
+            [body["words"][name], f"{cost:.2f}", *(f"{alone:.1f} / {both:.1f}" for _, alone, both in (*cells, overall))]
+        )
+    return markdown_table(lines)
+
+
+def body_probes(body: dict[str, Any]) -> str:
+    """What the probe alone reaches on each data set, in words."""
+    cells = dict(body_rows(body))["default"]
+    return ", ".join(f"{cell[0]:.1f} ({data})" for cell, data in zip(cells, body["data"].values(), strict=True))
+
+
+def limits_table(body: dict[str, Any]) -> str:
+    """The default preset by the number of images."""
+    lines = [["", "images", "a class", "probe", "body alone", "both", "the body ships in, % of halvings"]]
+    for data, images, classes, *figures, ships in body["limits"]:
+        lines.append(
+            [data, f"{images:,}", f"{images / classes:.0f}", *(f"{v:.1f}" for v in figures), f"{100 * ships:.0f}"]
+        )
+    return markdown_table(lines)
+
+
+def frontier_figure(body: dict[str, Any]) -> Figure:
+    """What a body of each size reaches alone and with its probe, beside the probe, by data set."""
+    found = dict(body_rows(body))
+    sizes = sorted((body["multiply_adds"][name], name) for name in body["sizes"])
+    figure = new_figure(13, 3.2)
+    for place, (axes, data) in enumerate(zip(figure.subplots(1, len(body["data"])), body["data"].values(), strict=True)):
+        costs = [cost for cost, _ in sizes]
+        for part, (words, color) in enumerate((("body alone", "#7a8a99"), ("with its probe", "#c8501e")), start=1):
+            axes.plot(costs, [found[name][place][part] for _, name in sizes], "o-", color=color, label=words)
+        axes.axhline(found["default"][place][0], color="#333333", linestyle=":", label="the probe: 0%")
+        axes.set_xscale("log")
+        axes.set_title(data, fontsize=10)
+        axes.set_xlabel("multiply-adds, % of the source's")
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def longer_table(results: Results) -> str:
     """Test accuracy of every method, mean and standard deviation over the seeds."""
     found: dict[str, dict[str, list[float]]] = {}
@@ -120,17 +176,29 @@ def choosing_figure() -> Figure:
     return figure
 
 
+def stored_body() -> dict[str, Any]:
+    """The study of the body."""
+    found: dict[str, Any] = json.loads((HERE / "body.json").read_text(encoding="utf-8"))
+    return found
+
+
 def page_text() -> str:
     """The whole page."""
+    body = stored_body()
     explored = json.loads((HERE / "explored.json").read_text(encoding="utf-8"))
     return INTRODUCTION.format(
         ablations=ablation_table(rows(stored())),
+        body=body_table(body),
+        probes=body_probes(body),
+        seeds=body["seeds"],
+        limits=limits_table(body),
         longer=longer_table(Results.load(HERE / "recipe-more.json")),
         explored=explored_tables(explored),
     )
 
 
 if __name__ == "__main__":
-    PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    PICTURE.write_bytes(png_bytes(choosing_figure()))
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    for name, figure in (("choosing", choosing_figure()), ("frontier", frontier_figure(stored_body()))):
+        (PICTURES / f"{name}.png").write_bytes(png_bytes(figure))
     PAGE.write_text(page_text(), encoding="utf-8")
