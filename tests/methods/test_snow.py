@@ -115,7 +115,8 @@ def test_informed_weights_follow_the_scores() -> None:
     assert single.weight.item() == 1
 
 
-def test_start_standardises_the_head_and_informs_the_pools(snow: Snow, source: Source, batches: Batches) -> None:
+def test_start_standardises_the_head_and_informs_the_pools(source: Source, batches: Batches) -> None:
+    snow = make_snow(source, 3, changes={"start": "probe"})
     snow.start(batches, CPU)
     images = torch.cat([images for images, _ in batches])
     labels = torch.cat([labels for _, labels in batches])
@@ -143,7 +144,7 @@ def test_start_standardises_the_head_and_informs_the_pools(snow: Snow, source: S
 
 
 def test_informed_start_ranks_each_channel_alone(source: Source, batches: Batches) -> None:
-    snow = make_snow(source, 3, changes={"start": "informed"})
+    snow = make_snow(source, 3)
     snow.start(batches, CPU)
     features = source(torch.cat([images for images, _ in batches]))
     labels = torch.cat([labels for _, labels in batches])
@@ -431,13 +432,14 @@ def test_unknown_names_are_told_apart(source: Source) -> None:
         make_method("quilt", source, 3)
     with pytest.raises(TrainingError, match="no method 'hed'; did you mean 'head'"):
         make_method("hed", source, 3)
-    with pytest.raises(TrainingError, match="'snow' has no preset 'slow'; expected one of default, paper"):
+    with pytest.raises(TrainingError, match="'snow' has no preset 'slow'; expected one of default, small, large, paper"):
         make_method("snow", source, 3, preset="slow")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"head_start": "lucky"}, "head_start is 'lucky'; expected one of probe, informed, random, equal"),
         ({"start": "lucky"}, "start is 'lucky'; expected one of probe, informed, random, equal"),
         ({"head": "off"}, "head is 'off'; expected 'apart' or 'together'"),
         ({"probe": False}, "head is 'apart', which keeps the probe, and probe is false"),

@@ -146,7 +146,7 @@ def train(
     place = "what was trained" if hub is None else f"task {task!r} is in the hub {hub}"
     say(f"{place} ({shown_size(result.size_bytes)}); the run is in {run.path}")
     if result.alone:
-        say("its layers added nothing clear on the validation split: the task is a head alone, free beside the source's pass")
+        say("its layers added nothing clear on the validation split: the task is a head alone, free beside the pass")
     if result.warning is not None:
         note(f"warning: {result.warning}")
 

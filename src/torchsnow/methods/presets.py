@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.errors import TrainingError
 
-_STARTS = ("probe", "informed", "random", "equal")
+Start = Literal["probe", "informed", "random", "equal"]
 
 
 @dataclass(frozen=True)
 class PoolTraining:
     """How the pooling weights w are started and trained.
 
-    - `start`: "probe" ranks a pool's channels by how much a dense linear probe over the averages of all taps relies on
-      each, and spreads w evenly over 0.5 to 1.5 in that order; "informed" does so by how well each tells the classes
-      apart alone (analysis of variance); "random" draws w from Normal(1, 0.1); "equal" leaves it at 1.
+    - `start`, `head_start`: how the weights of the layers' pools and of the head's start. "probe" ranks channels by
+      how much a dense linear probe over the averages of all taps relies on each, and spreads w evenly over 0.5 to 1.5
+      in that order; "informed" does so by how well each tells the classes apart alone (analysis of variance);
+      "random" draws w from Normal(1, 0.1); "equal" leaves it at 1.
     - `learned`: whether w trains; if not, the choice that it starts with stays.
     - `sigma`: standard deviation of the noise on w, as a share of the present standard deviation of w in its pool.
     - `quiet_from`: share of the training after which there is no noise; until then it falls linearly. None keeps it.
@@ -31,7 +32,8 @@ class PoolTraining:
     - `pool_lr`, `head_lr`: learning rates of the pooling weights and of the head, as multiples of the others'.
     """
 
-    start: Literal["probe", "informed", "random", "equal"] = "probe"
+    start: Start = "informed"
+    head_start: Start = "probe"
     learned: bool = True
     sigma: float = 0.5
     quiet_from: float | None = 0.7
@@ -41,8 +43,9 @@ class PoolTraining:
     head_lr: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.start not in _STARTS:
-            raise TrainingError(f"start is {self.start!r}; expected one of {', '.join(_STARTS)}")
+        for name in ("start", "head_start"):
+            if getattr(self, name) not in get_args(Start):
+                raise TrainingError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(Start))}")
         if self.head not in ("apart", "together"):
             raise TrainingError(f"head is {self.head!r}; expected 'apart' or 'together'")
         if self.head == "apart" and self.probe is False:
@@ -101,6 +104,6 @@ PRESETS: Mapping[str, Preset] = {
     # that evaluation makes, by w itself, is not the one that was trained with; and nothing tells w where to start.
     "paper": Preset(
         {"slots": "rank", "head_taps": (), "head_divisor": 8},
-        PoolTraining(start="random", quiet_from=None, probe=False, head="together"),
+        PoolTraining(start="random", head_start="random", quiet_from=None, probe=False, head="together"),
     ),
 }

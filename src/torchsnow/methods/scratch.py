@@ -10,7 +10,8 @@ from torchsnow.methods.snow import Snow
 from torchsnow.source.source import Source
 
 _ALONE = Preset(
-    {"taps": (), "head_taps": (), "head_last": False}, PoolTraining(start="equal", probe=False, head="together")
+    {"taps": (), "head_taps": (), "head_last": False},
+    PoolTraining(start="equal", head_start="equal", probe=False, head="together"),
 )
 
 

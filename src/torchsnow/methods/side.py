@@ -15,7 +15,7 @@ from torchsnow.source.source import Source
 
 _BESIDE = Preset(
     {"taps": (), "head_taps": (), "head_last": True, "head_divisor": 1},
-    PoolTraining(start="equal", learned=False, sigma=0.0, probe=False, head="together"),
+    PoolTraining(start="equal", head_start="equal", learned=False, sigma=0.0, probe=False, head="together"),
 )
 
 

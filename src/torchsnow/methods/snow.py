@@ -45,8 +45,8 @@ class Snow:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.delta = Delta(source, spec)
-            if pools.start == "random":
-                for pool in self.delta.named_pools().values():
+            for pool_name, pool in self.delta.named_pools().items():
+                if self._start_of(pool_name) == "random":
                     nn.init.normal_(pool.weight, mean=1.0, std=0.1)
         for pool in self.delta.named_pools().values():
             pool.weight.requires_grad_(pools.learned)
@@ -73,22 +73,31 @@ class Snow:
         if isinstance(head, Head):
             head.center.copy_(torch.cat([seen.sums[name].center for name in self._head_names]))
             head.spread.copy_(torch.cat([seen.sums[name].spread for name in self._head_names]))
-        if self.pools.start in ("probe", "informed"):
-            scores = seen.strengths() if self.pools.start == "probe" else seen.f_statistics()
-            for name, pool in self.delta.named_pools().items():
-                read = self._head_names if name == "head" else (name,)
-                inform(pool, torch.cat([scores[part] for part in read]))
+        scorings = {"probe": seen.strengths, "informed": seen.f_statistics}
+        scores = {start: scoring() for start, scoring in scorings.items() if start in self._starts}
+        for name, pool in self.delta.named_pools().items():
+            if self._start_of(name) in scores:
+                of_pool = scores[self._start_of(name)]
+                inform(pool, torch.cat([of_pool[part] for part in (self._head_names if name == "head" else (name,))]))
         if self.pools.probe and isinstance(head, Head):
             self._start_head(head, seen.standardised(self._head_names), seen.labels)
 
     def _start_head(self, head: Head, values: Tensor, labels: Tensor) -> None:
         """As a probe; which, if it reads the values that a dense one relies on, says too how many are worth reading."""
         penalty = None
-        if self.pools.start == "probe" and self.spec.slots == "channel":
+        if self.pools.head_start == "probe" and self.spec.slots == "channel":
             nums = [num_pooled(head.pool.num_chs, self.spec.head_divisor * fewer) for fewer in _FEWER]
             num_read, penalty = choose_reading(values, labels, self.spec.num_classes, nums)
             head.read_fewer(num_read)
         start_as_probe(head, values, labels, penalty)
+
+    def _start_of(self, pool: str) -> str:
+        return self.pools.head_start if pool == "head" else self.pools.start
+
+    @property
+    def _starts(self) -> set[str]:
+        """How the pools of this delta start."""
+        return {self._start_of(name) for name in self.delta.named_pools()}
 
     def _head(self) -> Head:
         head = self.delta.head
@@ -110,7 +119,7 @@ class Snow:
         sizes = {name: self.source.taps[name].num_chs for name in taps}
         if last:
             sizes[LAST] = self.source.num_features
-        return SeenValues(sizes, self.spec.num_classes, device, keep=self.pools.probe or self.pools.start == "probe")
+        return SeenValues(sizes, self.spec.num_classes, device, keep=self.pools.probe or "probe" in self._starts)
 
     def tune(self, images: Batches, device: torch.device) -> None:
         """With the head apart: the body's share by the cross-entropy on the validation images, at the best temperature
