@@ -72,32 +72,32 @@ def ablation_table(table: Sequence[Row]) -> str:
     return markdown_table(lines)
 
 
-def body_rows(body: dict[str, Any]) -> list[tuple[str, list[list[float]]]]:
-    """Per variant and data set: accuracy of the probe, of the body alone, and of both, means over the seeds."""
-    found = []
+def body_rows(body: dict[str, Any]) -> dict[str, list[list[float] | None]]:
+    """Per variant and data set: accuracy of the probe, of the body alone, and of both, means over the seeds; None for
+    what was not run."""
+    found: dict[str, list[list[float] | None]] = {}
     for name, cells in body["rows"].items():
         by_data = [[cell[1:] for cell in cells if cell[0] == data] for data in body["data"]]
-        if all(by_data):
-            found.append((name, [[mean(values) for values in zip(*own, strict=True)] for own in by_data]))
+        found[name] = [[mean(values) for values in zip(*own, strict=True)] if own else None for own in by_data]
     return found
 
 
 def body_table(body: dict[str, Any]) -> str:
     """The body alone, and with its probe, by variant and data set."""
     lines = [["", "multiply-adds, %", *body["data"].values(), "mean"]]
-    for name, cells in body_rows(body):
-        overall = [mean(values) for values in zip(*cells, strict=True)]
+    for name, cells in body_rows(body).items():
+        known = [cell for cell in cells if cell is not None]
+        overall = [mean(values) for values in zip(*known, strict=True)] if len(known) == len(cells) else None
         cost = body["multiply_adds"].get(name, body["multiply_adds"]["default"])
-        lines.append(
-            [body["words"][name], f"{cost:.2f}", *(f"{alone:.1f} / {both:.1f}" for _, alone, both in (*cells, overall))]
-        )
+        figures = ["" if cell is None else f"{cell[1]:.1f} / {cell[2]:.1f}" for cell in (*cells, overall)]
+        lines.append([body["words"][name], f"{cost:.2f}", *figures])
     return markdown_table(lines)
 
 
 def body_probes(body: dict[str, Any]) -> str:
     """What the probe alone reaches on each data set, in words."""
-    cells = dict(body_rows(body))["default"]
-    return ", ".join(f"{cell[0]:.1f} ({data})" for cell, data in zip(cells, body["data"].values(), strict=True))
+    cells = body_rows(body)["default"]
+    return ", ".join(f"{cell[0]:.1f} ({data})" for cell, data in zip(cells, body["data"].values(), strict=True) if cell)
 
 
 def limits_table(body: dict[str, Any]) -> str:
@@ -112,14 +112,16 @@ def limits_table(body: dict[str, Any]) -> str:
 
 def frontier_figure(body: dict[str, Any]) -> Figure:
     """What a body of each size reaches alone and with its probe, beside the probe, by data set."""
-    found = dict(body_rows(body))
+    found = body_rows(body)
     sizes = sorted((body["multiply_adds"][name], name) for name in body["sizes"])
     figure = new_figure(13, 3.2)
     for place, (axes, data) in enumerate(zip(figure.subplots(1, len(body["data"])), body["data"].values(), strict=True)):
         costs = [cost for cost, _ in sizes]
         for part, (words, color) in enumerate((("body alone", "#7a8a99"), ("with its probe", "#c8501e")), start=1):
-            axes.plot(costs, [found[name][place][part] for _, name in sizes], "o-", color=color, label=words)
-        axes.axhline(found["default"][place][0], color="#333333", linestyle=":", label="the probe: 0%")
+            reached = [cell[part] for _, name in sizes if (cell := found[name][place])]
+            axes.plot(costs, reached, "o-", color=color, label=words)
+        default = found["default"][place]
+        axes.axhline(default[0] if default else 0, color="#333333", linestyle=":", label="the probe: 0%")
         axes.set_xscale("log")
         axes.set_title(data, fontsize=10)
         axes.set_xlabel("multiply-adds, % of the source's")
