@@ -39,6 +39,17 @@ def test_the_figure_has_a_panel_for_each_quantity(script: ModuleType) -> None:
     assert all(len(axes.lines) > 2 for axes in panels)
 
 
+def test_the_study_of_the_body_is_whole(script: ModuleType) -> None:
+    body = script.stored_body()
+    rows = script.body_rows(body)
+    assert rows.keys() == body["words"].keys()
+    assert all(rows["default"])
+    assert all(words in script.page_text() for words in body["words"].values())
+    panels = script.frontier_figure(body).axes
+    assert [axes.get_title() for axes in panels] == list(body["data"].values())
+    assert all([len(line.get_xdata()) for line in axes.lines] == [4, 4, 2] for axes in panels)
+
+
 @pytest.mark.parametrize("file", STORED, ids=lambda file: file.stem)
 def test_stored_ablations_are_of_the_stored_experiments(file: Path) -> None:
     """Same budget for all, and every cell finished."""

@@ -96,6 +96,63 @@ def test_odd_shapes_and_activations() -> None:
         torch.testing.assert_close(own, eagers, rtol=1e-4, atol=1e-4)
 
 
+class Parts(nn.Module):
+    """Splits with a part named from the end, slices, concatenations, and norms that stand alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 32, 3, 2, 1), nn.BatchNorm2d(32)
+        self.a, self.b, self.out = nn.Conv2d(12, 20, 3, padding=1), nn.Conv2d(40, 40, 1), nn.Conv2d(56, 40, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = self.norm(torch.relu(x) + x)
+        parts = torch.split(x, [8, 12, 12], 1)
+        x = torch.cat([parts[-1], self.a(parts[1]), parts[0]], 1)
+        x = self.b(x)
+        return self.out(torch.cat((x[:, :24], torch.sigmoid(x[:, 8:])), dim=1)).mean((2, 3))
+
+
+def test_channels_that_move() -> None:
+    torch.manual_seed(0)
+    source = Source(Parts(), "parts", InputConfig((3, 32, 32), (0.5,) * 3, (0.2,) * 3, "bilinear", 1.0), "random")
+    images = torch.randn(2, 3, 32, 32)
+    spec = DeltaSpec(5, width_divisor=2, pool_divisor=2, head_divisor=2)
+    for own, eagers in zip(*(answers(e(source), spec, images) for e in (NativeEngine, EagerEngine)), strict=True):
+        torch.testing.assert_close(own, eagers, rtol=1e-4, atol=1e-4)
+
+
+class Broadcasting(nn.Module):
+    """Adds one value per channel to a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.gate, self.out = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 24, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        return self.out(x + self.gate(x.mean((2, 3), keepdim=True))).mean((2, 3))
+
+
+class NormFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.stem, self.out = nn.BatchNorm2d(3), nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 24, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.stem(self.norm(x)))).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"), [(Broadcasting, "does not know"), (NormFirst, "by convolutions alone")]
+)
+def test_what_would_read_beyond_a_map_is_refused(network: type[nn.Module], message: str) -> None:
+    source = Source(network(), "odd", InputConfig((3, 32, 32), (0.5,) * 3, (0.2,) * 3, "bilinear", 1.0), "random")
+    (delta,) = random_deltas(source, DeltaSpec(3, width_divisor=2, pool_divisor=2), 1)
+    with pytest.raises(CompileError, match=message):
+        NativeEngine(source).prepare(delta)
+
+
 def test_what_it_does_not_know_is_named() -> None:
     source = load_source("convnextv2_atto", "random")
     (delta,) = random_deltas(source, PRESETS["default"].spec(3), 1)

@@ -126,3 +126,24 @@ def test_a_map_that_something_goes_around_is_no_entry() -> None:
     source = Source(Skip(), "skip", config, "random")
     assert entry_tap(source, 8) is source.taps["a"]  # it reads maps of 1/4 and returns maps of 1/8
     assert entry_tap(source, 16) is None  # b reads what x goes around; the tail's maps are half as high
+
+
+class Gated(nn.Module):
+    """A number of the network's own, prepared at the beginning and used at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(1))
+        self.stem, self.a, self.b = nn.Conv2d(3, 16, 4, 4), nn.Conv2d(16, 16, 2, 2), nn.Conv2d(16, 24, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.factor)
+        return self.b(torch.relu(self.a(torch.relu(self.stem(images))) * gate)).mean((2, 3))
+
+
+def test_what_does_not_come_from_the_image_is_kept() -> None:
+    config = InputConfig((3, 64, 64), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear", 1.0)
+    source = Source(Gated(), "gated", config, "random")
+    delta = Delta(source, DeltaSpec(3, 2, 2, entry_reduction=8))
+    assert not delta.reads_images
+    assert delta(source(torch.randn(2, 3, 64, 64))).shape == (2, 3)

@@ -213,13 +213,23 @@ def test_tune_sets_the_share_that_the_loss_favours(source: Source, batches: Batc
         snow.delta.head.share.fill_(share)
         logits = torch.cat([model(images) for images, _ in batches])
         labels = torch.cat([labels for _, labels in batches])
-        heated = [nn.functional.cross_entropy(logits / heat, labels, reduction="none") for heat in (0.5, 1, 2, 4)]
+        heated = [
+            nn.functional.cross_entropy(logits / heat, labels, reduction="none") for heat in (0.125, 0.25, 0.5, 1, 2, 4)
+        ]
         losses[share] = min(heated, key=lambda loss: float(loss.mean()))
     snow.tune(batches, CPU)
     best = min(losses, key=lambda share: float(losses[share].mean()))
     gain = losses[0.0] - losses[best]
-    clear = float(gain.mean()) > float(gain.std(correction=0)) / len(gain) ** 0.5
+    clear = float(gain.mean()) > max(float(gain.std(correction=0)) / len(gain) ** 0.5, 1 / len(gain))
     assert float(snow.delta.head.share) == (best if clear else 0.0)
+
+
+def test_a_body_that_says_what_the_probe_says_is_no_gain() -> None:
+    labels = torch.arange(60) % 3
+    right = nn.functional.one_hot(labels, 3).float()
+    for scale in (1.0, 4.0, 20.0):
+        assert best_share(scale * right, scale * right, labels) == 0.0
+    assert best_share(20 * right[:1], right[:1], labels[:1]) == 0.0
 
 
 def test_a_gain_that_a_few_images_make_is_none() -> None:
@@ -229,6 +239,7 @@ def test_a_gain_that_a_few_images_make_is_none() -> None:
     body[:3] = torch.tensor([[1.0, -1.0]])
     body[3:5] = -body[0] / 2
     assert best_share(probe, body, labels) == 0.0  # three images of a hundred, and two the other way
+    probe[:20] *= -1
     body[:20] = body[0]
     assert best_share(probe, body, labels) == 2.0
 
@@ -432,7 +443,9 @@ def test_unknown_names_are_told_apart(source: Source) -> None:
         make_method("quilt", source, 3)
     with pytest.raises(TrainingError, match="no method 'hed'; did you mean 'head'"):
         make_method("hed", source, 3)
-    with pytest.raises(TrainingError, match="'snow' has no preset 'slow'; expected one of default, small, large, paper"):
+    with pytest.raises(
+        TrainingError, match="'snow' has no preset 'slow'; expected one of default, small, large, paper"
+    ):
         make_method("snow", source, 3, preset="slow")
 
 

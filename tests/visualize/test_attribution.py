@@ -84,6 +84,19 @@ def test_shares_of_the_source_are_the_slope_of_the_logit_in_w(source: Source, ta
         assert torch.equal(share.index, pool.index.sort().values)
 
 
+def test_an_entry_has_a_share_of_what_its_tap_gives(source: Source, image: Tensor) -> None:
+    """It has no input of its own; the slope of the logit in w counts it with the other layers that read the tap."""
+    task = sample_task(source, entry_reduction=8)
+    found = attribute(source, task.delta, image)
+    assert [share.tap for share in found.taps] == list(task.delta.taps)
+    entry, pool = found.taps[0], task.delta.pools[key_of(found.taps[0].tap)]
+    value = task.delta(source(image))[0, found.label]
+    (slope,) = torch.autograd.grad(value, pool.weight)
+    expected = (slope * pool.weight).detach()[pool.index.argsort()]
+    torch.testing.assert_close(entry.source, expected, rtol=1e-3, atol=1e-5)
+    assert len(read_subscription(source, task.name, task.delta).body) == len(task.delta.taps)
+
+
 def test_parts_of_the_head_add_up_exactly(source: Source, task: Task, image: Tensor) -> None:
     found = attribute(source, task.delta, image)
     parts = found.head.parts

@@ -176,8 +176,7 @@ def verify(hub: HubFolder, json: AsJson = False) -> None:
 def _divisors(spec: DeltaSpec) -> str:
     if spec.width_divisor is None:
         return "none: a head alone"
-    entry = "the image" if spec.entry_reduction == 1 else f"maps of 1/{spec.entry_reduction} of the image"
-    return f"K {spec.width_divisor}, M {spec.pool_divisor}, from {entry} on"
+    return f"K {spec.width_divisor}, M {spec.pool_divisor}, entry reduction {spec.entry_reduction}"
 
 
 def _sums(versions: Iterable[Entry]) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from torchsnow.delta.derive import PICKED, derive_body, key_of
 from torchsnow.delta.head import Head
-from torchsnow.delta.reads import subscribed_taps, tap_names
+from torchsnow.delta.reads import ENTRY, subscribed_taps, tap_names
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.errors import DeltaError
 from torchsnow.pooling import ChannelPooling, Subscription, num_pooled
@@ -35,6 +35,7 @@ class Delta(nn.Module):
         own_chs = 0
         if spec.width_divisor is not None:
             self.body, own_chs = derive_body(source, spec, fixed)
+        self.reads_images = self.body is not None and ENTRY not in dict(self.body.named_children())
         pooling = Subscription if fixed else ChannelPooling
         self.pools = nn.ModuleDict(
             {
@@ -61,7 +62,8 @@ class Delta(nn.Module):
             PICKED + key_of(name): self._pool(name).take(features.channels(name, idx), idx)
             for name, idx in choice.items()
         }
-        own = None if self.body is None else self.body(_as_read(features.images), **picked)
+        images = _as_read(features.images) if self.reads_images else features.images
+        own = None if self.body is None else self.body(images, **picked)
         logits: Tensor = self.head(own, features) if isinstance(self.head, Head) else self.head(own)
         return logits
 

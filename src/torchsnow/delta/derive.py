@@ -95,7 +95,7 @@ class _Derivation:
         return body.train()  # followers are copies of the source's layers, which are in eval mode
 
     def _enter(self, nodes: list[fx.Node], tap: Tap, picked: fx.Node) -> list[fx.Node]:
-        """Make the entry, which stands for the tap's own node. The nodes that remain: those behind it, and numbers."""
+        """Make the entry, which stands for the tap's own node. Returns the nodes that remain to be made."""
         node = next(node for node in nodes if node.name == tap.node)
         out_chs = self.width(self.flow.dims[node][tap.dim])
         self.parts[ENTRY] = Entry(out_chs, *self._columns(tap), self.spec.slots)
@@ -103,7 +103,11 @@ class _Derivation:
         entry = self.graph.create_node("call_module", ENTRY, (picked,), {}, ENTRY)
         self.made[node] = self.graph.create_node("call_module", ENTRY_NORM, (entry,), {}, ENTRY_NORM)
         at = nodes.index(node)
-        return [node for node in nodes[:at] if node.op == "get_attr"] + nodes[at + 1 :]
+        seen: set[fx.Node] = set()  # values of the image, which the entry stands for
+        for earlier in nodes[:at]:
+            if earlier.op == "placeholder" or not seen.isdisjoint(earlier.all_input_nodes):
+                seen.add(earlier)
+        return [earlier for earlier in nodes[:at] if earlier not in seen] + nodes[at + 1 :]
 
     def _columns(self, tap: Tap) -> tuple[int, int]:
         """How many columns the readers of a tap have, and how many channels they read."""

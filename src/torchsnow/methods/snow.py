@@ -26,7 +26,14 @@ from torchsnow.source.source import Source
 from torchsnow.train.contract import Batches, TaskCost
 
 _SHARES = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0)  # of the body's logits beside the probe's
-_TEMPERATURES = (0.5, 1.0, 2.0, 4.0)  # at which the sums are compared: over-confidence is no reason for or against
+_TEMPERATURES = (
+    0.125,
+    0.25,
+    0.5,
+    1.0,
+    2.0,
+    4.0,
+)  # at which the sums are compared: over-confidence is no reason for or against
 _FEWER = (1, 2, 4, 8)  # times fewer values for the head than the spec allows, if cross-validation says so
 _DRAWS = 16  # of noise, to see how many channels would still change
 
@@ -258,7 +265,8 @@ def start_as_probe(head: Head, values: Tensor, labels: Tensor, inverse_penalty: 
 
 def best_share(probe: Tensor, body: Tensor, labels: Tensor) -> float:
     """The share s for which `probe + s * body`, logits (n, num_classes) each, has the lowest cross-entropy; 0 unless
-    that is below the probe's own by more than the standard error of the difference.
+    that is below the probe's own by more than the standard error of the difference, and in sum by more than 1: the
+    price of a number that is chosen (Akaike, "A new look at the statistical model identification", 1974).
 
     Each sum is taken at the temperature that suits it best, and of equal shares the smallest.
     """
@@ -272,7 +280,7 @@ def best_share(probe: Tensor, body: Tensor, labels: Tensor) -> float:
     share = min(_SHARES, key=lambda share: float(losses(share).mean()))
     gains = own - losses(share)
     error = float(gains.std(correction=0)) / len(labels) ** 0.5
-    return share if float(gains.mean()) > error else 0.0
+    return share if float(gains.mean()) > max(error, 1 / len(labels)) else 0.0
 
 
 def still_changing(pool: ChannelPooling) -> float:

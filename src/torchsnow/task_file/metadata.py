@@ -65,7 +65,7 @@ def decode_info(text: str) -> TaskInfo:
 def _from_version_1(values: Any) -> Any:
     """Version 1 had no entry: every delta began at the image."""
     version, spec = (values.get(key) if isinstance(values, dict) else None for key in ("schema_version", "spec"))
-    if type(version) is int and version == 1 and isinstance(spec, dict):
+    if type(version) is int and version == 1 and isinstance(spec, dict) and "entry_reduction" not in spec:
         return {**values, "schema_version": 2, "spec": {**spec, "entry_reduction": 1}}
     return values
 

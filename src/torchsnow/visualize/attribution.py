@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from torchsnow.delta import Delta
 from torchsnow.delta.head import Head, split_by_tap
-from torchsnow.delta.layers import SubscribedConv2d, SubscribedLayer
+from torchsnow.delta.layers import Columns, Entry, SubscribedConv2d
 from torchsnow.pooling import Picked
 from torchsnow.source import Source
 
@@ -105,10 +105,11 @@ def _listening(delta: Delta, inputs: dict[str, tuple[Tensor, Tensor]], heads: li
     """Keep what every subscribed layer reads, as tensors that no other layer reads, and what the head reads."""
 
     def keep(name: str) -> Any:
-        def hook(module: nn.Module, given: tuple[Tensor, Picked]) -> tuple[Tensor, Picked]:
-            x, picked = given
-            inputs[name] = x.clone().requires_grad_(), picked.x.clone().requires_grad_()
-            return inputs[name][0], picked._replace(x=inputs[name][1])
+        def hook(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+            *own, picked = given  # an entry has no input of its own
+            x = own[0].clone() if own else picked.x.new_zeros(len(picked.x), 0)
+            inputs[name] = x.requires_grad_(), picked.x.clone().requires_grad_()
+            return (*inputs[name][: len(own)], picked._replace(x=inputs[name][1]))
 
         return hook
 
@@ -118,7 +119,7 @@ def _listening(delta: Delta, inputs: dict[str, tuple[Tensor, Tensor]], heads: li
     linear = delta.head.fc if isinstance(delta.head, Head) else delta.head
     hooks = [linear.register_forward_pre_hook(keep_linear)]
     for name, layer in delta.body.named_modules() if delta.body else ():
-        if isinstance(layer, SubscribedLayer):
+        if isinstance(layer, Columns):
             hooks.append(layer.register_forward_pre_hook(keep(name)))
     try:
         yield
@@ -130,7 +131,7 @@ def _listening(delta: Delta, inputs: dict[str, tuple[Tensor, Tensor]], heads: li
 def _per_channel(delta: Delta, reader: str, x: Tensor, gradient: Tensor | None) -> Tensor:
     """Value times gradient, (channels,); zero where the logit does not depend on the layer."""
     assert delta.body is not None
-    dim = 1 if isinstance(delta.body.get_submodule(reader), SubscribedConv2d) else x.ndim - 1
+    dim = 1 if isinstance(delta.body.get_submodule(reader), SubscribedConv2d | Entry) else x.ndim - 1
     if gradient is None:
         return x.new_zeros(x.shape[dim])
     return (x.detach() * gradient).sum([other for other in range(x.ndim) if other != dim])
@@ -140,7 +141,10 @@ def _tap_share(
     name: str, delta: Delta, readers: tuple[str, ...], index: Tensor, shares: dict[str, tuple[Tensor, ...]]
 ) -> TapShare:
     """The sum over all layers that read the tap: these read the same tensor of the delta too."""
-    local, source = (torch.stack(parts).sum(0).cpu() for parts in zip(*(shares[r] for r in readers), strict=True))
+    locals_, sources = zip(*(shares[reader] for reader in readers), strict=True)
+    widest = max(locals_, key=len)
+    local = sum((part for part in locals_ if len(part)), torch.zeros_like(widest)).cpu()
+    source = torch.stack(sources).sum(0).cpu()
     order = index.argsort().cpu()
     return TapShare(name, index.cpu()[order], local, source[order])
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchsnow.delta import Delta
 from torchsnow.delta.derive import key_of
 from torchsnow.delta.head import LAST, Head, split_by_tap
-from torchsnow.delta.layers import SubscribedLayer
+from torchsnow.delta.layers import Columns
 from torchsnow.pooling import Subscription
 from torchsnow.source import Source
 
@@ -116,7 +116,7 @@ def _column_norms(delta: Delta, readers: tuple[str, ...]) -> Tensor:
     assert delta.body is not None
     for reader in readers:
         layer = delta.body.get_submodule(reader)
-        assert isinstance(layer, SubscribedLayer)
+        assert isinstance(layer, Columns)
         squares.append(layer.columns.detach().float().transpose(0, 1).flatten(1).square().sum(1))
     return torch.stack(squares).sum(0).sqrt()
 

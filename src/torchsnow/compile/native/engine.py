@@ -130,7 +130,7 @@ class NativeEngine:
 
 
 def _hand_over(plan: fx.GraphModule, numbers: Sequence[int]) -> fx.GraphModule:
-    """Let a plan give its first outputs, the taps of these numbers, to a Part as soon as they are there."""
+    """Let a plan give its first outputs, the taps of these numbers, to a Part as they are made."""
     (output,) = plan.graph.find_nodes(op="output")
     (images,) = plan.graph.find_nodes(op="placeholder")
     with plan.graph.inserting_after(images):

@@ -2,7 +2,7 @@
 //
 // A delta is many narrow layers, so what costs time in a general runtime is everything around its arithmetic:
 // gathering channels, changing layouts, starting thousands of small steps. Here the taps are read where the source
-// left them, as soon as it has made them, and every tap is read by all tasks while it is in the cache.
+// left them, soon after it has made them, and every tap is read by all tasks while it is in the cache.
 
 #include <atomic>
 #include <memory>
@@ -18,7 +18,7 @@ constexpr int64_t CHUNK_BYTES = 32768;  // of a tap that all tasks read before t
 // One task on one image: where its numbers are, room for its maps, and where its logits go.
 struct Piece { const Params *params; const HeadParams *head; float *memory, *logits; int32_t image; };
 
-// Pieces of one shape, those of a task side by side. `averaged` says which taps' averages are wanted and not there yet,
+// Pieces of one shape, those of an image side by side. `averaged` says which taps' averages are wanted and not there yet,
 // and `values` is (num_images, num_values): room for the averages of all taps, the source's last features at the end.
 struct Job {
     const Op *ops;

@@ -1,4 +1,4 @@
-"""A part of a batch on its way through the source: deltas go on with it as soon as a tap is there."""
+"""A part of a batch on its way through the source: deltas go on with it soon after a tap is there."""
 
 from __future__ import annotations
 

@@ -16,9 +16,11 @@ from torchsnow.compile.native.packing import numbers
 from torchsnow.delta import Delta
 from torchsnow.delta.derive import PICKED, key_of
 from torchsnow.delta.fold import FoldedLayer
+from torchsnow.delta.follow import argument
 from torchsnow.errors import CompileError
 from torchsnow.pooling import Subscription
 from torchsnow.source import Source
+from torchsnow.source.graph import VALUE
 
 CONV, DEPTHWISE, ACT, ADD, MUL, MAXPOOL, AVGPOOL, MEAN, NORM, CAT, SLICE = range(11)
 NONE, RELU, RELU6, SILU, SIGMOID, HARDSWISH, HARDSIGMOID, GELU, GELU_TANH = range(9)
@@ -70,6 +72,11 @@ class Reader:
         self.tap_numbers = {name: i for i, name in enumerate(source.taps)}
         self.taps = {PICKED + key_of(name): name for name in delta.taps}
         self.indices = {name: delta.pools[key_of(name)] for name in delta.taps}
+        self.sizes = {
+            node.name: node.meta[VALUE].shape[2:]
+            for node in source.traced.graph.nodes
+            if isinstance(node.meta.get(VALUE), Tensor) and node.meta[VALUE].ndim == 4
+        }
         self.values: dict[fx.Node, int] = {}
         self.constants: dict[int, np.ndarray] = {}
         self.steps: list[Step] = []
@@ -135,7 +142,7 @@ class Reader:
     def _step(self, kind: int, node: fx.Node, **more: Any) -> int:
         x = more.pop("x", None) or self._in(node)
         chs = more.pop("chs", None) or self._chs(x)
-        if kind in (MEAN, MUL, ADD, ACT) and x == IMAGE:
+        if kind != CONV and x == IMAGE:
             raise CompileError("the backend 'native' reads the image by convolutions alone")
         self.steps.append(Step(kind, x, len(self.steps), chs, **more))
         return len(self.steps) - 1
@@ -193,6 +200,7 @@ class Reader:
 
     def _add(self, node: fx.Node) -> int:
         """An addition, done by the convolution that makes the later of its two sides where nobody else reads that."""
+        self._refuse_broadcast(node)
         one, other = self._in(node, 0), self._in(node, 1)
         later, earlier = max(one, other), min(one, other)
         before = self._only_for(node, later)
@@ -200,6 +208,12 @@ class Reader:
             before.y = earlier
             return later
         return self._step(ADD, node, y=other)
+
+    def _refuse_broadcast(self, node: fx.Node) -> None:
+        """The kernel adds maps of one size; a delta's are those of the source's nodes of the same names."""
+        sizes = {self.sizes[side.name] for side in node.args if isinstance(side, fx.Node) and side.name in self.sizes}
+        if len(sizes) > 1:
+            raise _unknown(node, node.target)
 
     def _mul(self, node: fx.Node) -> int:
         """A product; one with a number for each channel is done by the convolution that makes the other side."""
@@ -237,8 +251,8 @@ class Reader:
 
     def _batch_norm(self, node: fx.Node, norm: nn.BatchNorm2d) -> int:
         """One that no convolution could take over: a factor and a shift for each channel, and an activation."""
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
+        if norm.running_mean is None or norm.running_var is None:
+            raise _unknown(node, norm)
         factor = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
         shift = (0 if norm.bias is None else norm.bias) - norm.running_mean * factor
         act = norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity()
@@ -254,9 +268,7 @@ class Reader:
 
     def _cat(self, node: fx.Node) -> int:
         """Maps side by side, two at a time."""
-        parts = node.args[0]
-        assert isinstance(parts, Sequence)
-        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        parts, dim = argument(node, 0, "tensors"), argument(node, 1, "dim", 0)
         values = [self.values.get(part, IMAGE) for part in parts if isinstance(part, fx.Node)]
         if dim != 1 or self._reordered or min(values) < 0:
             raise _unknown(node, node.target)
@@ -314,12 +326,17 @@ def _span_of(whole: Any, index: Any) -> tuple[int, int] | None:
     anything else than whole runs of channels."""
     if isinstance(index, int) and len(whole.args) == 3 and whole.args[2] == 1:  # torch.split(x, sizes, 1)
         sizes = whole.args[1]
-        return (sum(sizes[:index]), sum(sizes[: index + 1])) if isinstance(sizes, Sequence) else None
+        if not isinstance(sizes, Sequence):
+            return None
+        place = index % len(sizes)
+        return sum(sizes[:place]), sum(sizes[: place + 1])
     if not isinstance(index, tuple) or len(index) < 2 or not isinstance(index[1], slice):
         return None
     first, last, step = index[1].start, index[1].stop, index[1].step
     others = all(part in (slice(None), ...) for part in (index[0], *index[2:]))
-    return (first, last) if others and step is None and type(first) is type(last) is int else None
+    if not others or step is not None or not (type(first) is type(last) is int):
+        return None
+    return (first, last) if 0 <= first < last else None
 
 
 def _act_of(node: fx.Node, what: Any, kind: Any) -> int:
