@@ -94,7 +94,7 @@ def test_an_entry_has_a_share_of_what_its_tap_gives(source: Source, image: Tenso
     (slope,) = torch.autograd.grad(value, pool.weight)
     expected = (slope * pool.weight).detach()[pool.index.argsort()]
     torch.testing.assert_close(entry.source, expected, rtol=1e-3, atol=1e-5)
-    assert len(read_subscription(source, task.name, task.delta).body) == len(task.delta.taps)
+    assert len(read_subscription(source, task.name, task.delta).layers) == len(task.delta.taps)
 
 
 def test_parts_of_the_head_add_up_exactly(source: Source, task: Task, image: Tensor) -> None:
