@@ -115,7 +115,8 @@ def frontier_figure(body: dict[str, Any]) -> Figure:
     found = body_rows(body)
     sizes = sorted((body["multiply_adds"][name], name) for name in body["sizes"])
     figure = new_figure(13, 3.2)
-    for place, (axes, data) in enumerate(zip(figure.subplots(1, len(body["data"])), body["data"].values(), strict=True)):
+    panels = figure.subplots(1, len(body["data"]))
+    for place, (axes, data) in enumerate(zip(panels, body["data"].values(), strict=True)):
         costs = [cost for cost, _ in sizes]
         for part, (words, color) in enumerate((("body alone", "#7a8a99"), ("with its probe", "#c8501e")), start=1):
             reached = [cell[part] for _, name in sizes if (cell := found[name][place])]

@@ -394,7 +394,7 @@ def test_a_task_file_that_was_changed_or_lost(trained: Trained) -> None:
         (["--seed", "-1"], "seed is -1; expected a whole number of 0 or more"),
         (["--num-workers", "-1"], "num_workers is -1; expected a whole number of 0 or more"),
         (["--method", "magic"], "there is no method 'magic'; expected one of full, features"),
-        (["--preset", "best"], "the method 'snow' has no preset 'best'; expected one of default, paper"),
+        (["--preset", "best"], "the method 'snow' has no preset 'best'; expected one of default, small"),
         (["--lr", "1e30"], "the loss is no longer a finite number in epoch"),
     ],
     ids=lambda value: "=".join(value) if isinstance(value, list) else "",

@@ -63,10 +63,11 @@ def test_a_run_leaves_everything_that_it_promises(pristine: Trained) -> None:
     assert Hub.open(pristine.hub).verify() == []
 
 
-def test_a_person_gets_three_lines_on_stdout_and_progress_on_stderr(photos: Path) -> None:
+def test_a_person_gets_a_few_lines_on_stdout_and_progress_on_stderr(photos: Path) -> None:
     outcome = train(photos, *TINY, "--epochs", "1")
     assert outcome.code == 0
-    result, probe, place = outcome.out.splitlines()
+    result, probe, place, *alone = outcome.out.splitlines()
+    assert all("the task is a head alone" in line for line in alone)
     assert "validation accuracy" in result
     assert "on 6 images" in result
     assert re.fullmatch(r"a linear probe on the source's last features: \d+\.\d% on validation", probe)
