@@ -27,10 +27,11 @@ hard on those that train a whole network. Three seeds make wide intervals. The p
 one command, and what it looks like; it does not say which method is best for your images at your budget.
 
 In offline-lite0 `snow`, `random`, `taps` and `head:probe` are of the present recipe, trained with torch 2.14; what the
-recipe does not touch was trained before, with torch 2.15 (and the times and memory of all were taken before the delta's late
-entry). The comparison offline-lite2 and the sweeps were made with an
-earlier recipe of SNOW (channels ranked by analysis of variance, head and body trained by one loss); [recipe.md](recipe.md)
-has the ablations. Costs are of the shapes: a task that ended as a head alone stores less and adds next to nothing.
+recipe does not touch was trained before, with torch 2.15, and the times and memory of all were taken before the delta's
+late entry. The sweeps of width and shots are of the present recipe; offline-lite2 and the sweep of the noise are of an
+earlier one (head and body trained by one loss, from the image on). [recipe.md](recipe.md) has the ablations. At 320 images
+nearly every task here ends as a head alone, so the width changes nothing. Costs are of the shapes: a head alone stores
+less and adds next to nothing.
 
 ## Beside the publications
 
