@@ -17,7 +17,7 @@ from torchsnow.delta import channels
 from torchsnow.delta.channels import Layout
 from torchsnow.delta.follow import Flow, argument, operation, slice_dims, value
 from torchsnow.delta.layers import Entry, SubscribedConv2d, SubscribedLinear
-from torchsnow.delta.reads import ENTRY, subscribed_taps
+from torchsnow.delta.reads import ENTRY, subscribed_taps, values_of_image
 from torchsnow.delta.resize import init_weight, resized_follower, resized_layer
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.errors import DeltaError
@@ -103,11 +103,8 @@ class _Derivation:
         entry = self.graph.create_node("call_module", ENTRY, (picked,), {}, ENTRY)
         self.made[node] = self.graph.create_node("call_module", ENTRY_NORM, (entry,), {}, ENTRY_NORM)
         at = nodes.index(node)
-        seen: set[fx.Node] = set()  # values of the image, which the entry stands for
-        for earlier in nodes[:at]:
-            if earlier.op == "placeholder" or not seen.isdisjoint(earlier.all_input_nodes):
-                seen.add(earlier)
-        return [earlier for earlier in nodes[:at] if earlier not in seen] + nodes[at + 1 :]
+        replaced = values_of_image(nodes[:at])  # the entry stands for them
+        return [earlier for earlier in nodes[:at] if earlier not in replaced] + nodes[at + 1 :]
 
     def _columns(self, tap: Tap) -> tuple[int, int]:
         """How many columns the readers of a tap have, and how many channels they read."""

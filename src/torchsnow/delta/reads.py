@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from torch import Tensor, fx
@@ -69,12 +69,20 @@ def _necks(traced: fx.GraphModule) -> Iterator[fx.Node]:
     """The tensors, computed from the image, behind which nothing that was computed before is read again."""
     nodes = list(traced.graph.nodes)
     place = {node: i for i, node in enumerate(nodes)}
-    from_image: set[fx.Node] = set()
+    images_values = values_of_image(nodes)
     read_until = -1  # by anything computed so far
     for i, node in enumerate(nodes):
-        if node.op != "placeholder" and not from_image.intersection(node.all_input_nodes):
+        if node not in images_values:
             continue
-        from_image.add(node)
         if read_until <= i and node.op != "placeholder" and isinstance(node.meta.get(VALUE), Tensor):
             yield node
         read_until = max([read_until, *(place[user] for user in node.users)])
+
+
+def values_of_image(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """The image and all that is computed from it, of nodes in the order of the pass."""
+    found: set[fx.Node] = set()
+    for node in nodes:
+        if node.op == "placeholder" or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
