@@ -124,3 +124,15 @@ def test_a_probe_takes_classes_of_very_few_images(counts: tuple[int, ...]) -> No
     assert weight.shape == (3, 10)
     assert bool(weight.isfinite().all())
     assert bool(bias.isfinite().all())
+
+
+def test_a_class_without_images_is_never_the_answer() -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(60) % 3
+    values = torch.randn(60, 8)
+    values[torch.arange(60), labels] += 6
+    weight, bias = fit_probe(values, torch.tensor([0, 2, 4])[labels], 5)
+    expected, expected_bias = fit_probe(values, labels, 3)
+    torch.testing.assert_close(weight[[0, 2, 4]], expected)
+    torch.testing.assert_close(bias[[0, 2, 4]], expected_bias)
+    assert set((values @ weight.T + bias).argmax(1).tolist()) == {0, 2, 4}

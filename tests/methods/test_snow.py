@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.feature_selection import f_classif
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedKFold
 from torch import Tensor, nn
 
 from torchsnow.delta.head import Head
@@ -82,14 +84,16 @@ def test_perfect_values_score_highest() -> None:
 # the probes
 
 
-def test_strengths_are_those_of_a_ridge_regression() -> None:
+@pytest.mark.parametrize(("num_images", "ridge"), [(40, 75.0), (1500, 3.0)])
+def test_strengths_are_those_of_a_ridge_regression(num_images: int, ridge: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    values, labels = torch.randn(40, 60, generator=generator), torch.arange(40) % 3
-    penalty = 3.0 * float(values.square().sum(1).mean())
-    targets = nn.functional.one_hot(labels, 3).double() - torch.tensor([14.0, 13.0, 13.0]).double() / 40
+    values, labels = torch.randn(num_images, 60, generator=generator), torch.arange(num_images) % 3
+    penalty = ridge * float(values.square().sum(1).mean())
+    indicators = nn.functional.one_hot(labels, 3).double()
+    targets = indicators - indicators.mean(0)
     reference = Ridge(alpha=penalty, fit_intercept=False).fit(values.double().numpy(), targets.numpy())
-    found = probe_strengths(values, labels, 3)
-    np.testing.assert_allclose(found.numpy(), np.linalg.norm(reference.coef_, axis=0), rtol=1e-3)
+    found, expected = probe_strengths(values, labels, 3).numpy(), np.linalg.norm(reference.coef_, axis=0)
+    np.testing.assert_allclose(found, expected / np.sqrt(np.mean(expected**2)), rtol=1e-3)
 
 
 def test_a_value_that_repeats_others_is_worth_less_than_one_that_adds() -> None:
@@ -325,10 +329,36 @@ def test_the_head_starts_as_a_linear_probe_and_gets_no_noise(source: Source, bat
     assert head.pool.sigma == 0
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     with torch.no_grad():
-        values, _ = head.read(snow.source(images))
+        values, idx = head.read(snow.source(images))
         logits = snow.model.eval()(images)
-    weight, bias = fit_probe(values, labels, 3)
-    torch.testing.assert_close(logits, values @ weight.T + bias, rtol=1e-4, atol=1e-4)
+        of_all = (snow.source(images).vector(head.taps, last=True) - head.center) / head.spread
+    weight, bias = fit_probe(values, labels, 3, strengths=probe_strengths(of_all, labels, 3)[idx])
+    torch.testing.assert_close(logits, values @ weight.T + bias, rtol=1e-3, atol=1e-3)
+
+
+def test_a_stronger_value_is_penalised_less() -> None:
+    """Penalising w_i by 1/s_i^2 is penalising the weights of s_i x_i alike: two equal values share by s^2."""
+    torch.manual_seed(0)
+    labels = torch.arange(60) % 2
+    value = torch.randn(60, 1) + 2.0 * labels[:, None]
+    values = value.expand(-1, 2) - value.mean()
+    weight, _ = fit_probe(values, labels, 2, 0.01, torch.tensor([1.0, 3.0]))
+    torch.testing.assert_close(weight[:, 1], 9 * weight[:, 0], rtol=1e-3, atol=1e-5)
+    alone, _ = fit_probe(10**0.5 * values[:, :1], labels, 2, 0.01)
+    torch.testing.assert_close(weight.sum(1), 10**0.5 * alone[:, 0], rtol=1e-3, atol=1e-5)
+
+
+def test_with_one_image_a_class_the_values_that_vary_most_are_read(source: Source) -> None:
+    torch.manual_seed(0)
+    images, labels = torch.randn(3, 3, 64, 64), torch.arange(3)
+    snow = make_snow(source, 3)
+    snow.start([(images, labels)], CPU)
+    head = snow.delta.head
+    assert isinstance(head, Head)
+    chosen = head.pool.choose()
+    others = torch.ones(head.pool.num_chs, dtype=torch.bool)
+    others[chosen] = False
+    assert float(head.spread[chosen].min()) >= float(head.spread[others].max())
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
@@ -476,16 +506,24 @@ def test_a_saved_state_remembers_how_many_values_the_head_reads(source: Source, 
     assert torch.equal(again.model.eval()(images), first.model.eval()(images))
 
 
-def test_few_values_are_read_where_few_tell_the_classes_apart() -> None:
-    generator = torch.Generator().manual_seed(0)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_number_and_the_penalty_with_the_lowest_held_out_loss_are_taken(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(120) % 3
-    values = torch.randn(120, 400, generator=generator)
-    values[torch.arange(120), labels] += 2.5  # three of 400
-    num, _ = choose_reading(values, labels, 3, [400, 100, 25, 6])
-    assert num <= 25
-    values = torch.randn(120, 400, generator=generator) + torch.randn(3, 400, generator=generator)[labels] * 0.25
-    num, _ = choose_reading(values, labels, 3, [400, 100, 25, 6])
-    assert num >= 100
+    values = torch.randn(120, 60, generator=generator)
+    values[torch.arange(120), labels] += 1.5
+    nums, y = [60, 15, 4], labels.numpy()
+    losses = np.zeros((len(nums), len(INVERSE_PENALTIES)))
+    for fit, held in StratifiedKFold(5, shuffle=True, random_state=0).split(y, y):
+        strengths = probe_strengths(values[fit], labels[fit], 3)
+        scaled = (values * strengths).double().numpy()
+        for i, num in enumerate(nums):
+            read = scaled[:, strengths.argsort(descending=True)[:num]]
+            for j, inverse_penalty in enumerate(INVERSE_PENALTIES):
+                model = LogisticRegression(C=inverse_penalty, max_iter=1000).fit(read[fit], y[fit])
+                losses[i, j] += log_loss(y[held], model.predict_proba(read[held]), normalize=False)
+    i, j = np.unravel_index(losses.argmin(), losses.shape)
+    assert choose_reading(values, labels, 3, nums) == (nums[i], INVERSE_PENALTIES[j])
 
 
 def test_what_is_held_out_does_not_choose_the_values() -> None:

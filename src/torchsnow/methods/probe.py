@@ -16,30 +16,37 @@ from torch.nn import functional as F
 INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 MAX_IMAGES = 20_000  # more make the fit slow and hardly better
 _MAX_DENSE = 4_000  # images: the time grows with the cube of their number
-_RIDGE = 3.0  # of the average squared length of an image's values
+_RIDGE, _LEAST_RIDGE = 3000.0, 3.0  # of the average squared length of an image's values; the first over their number
 _FOLDS = 5
 _FEWEST = 100  # images: fewer cannot tell how many values are worth reading
 _ENOUGH = 1_000  # images held out in all: more do not tell penalties apart any better
 _MAX_STEPS = 200
+_UNSEEN = -20.0  # the bias of a class without images
 
 
 def fit_probe(
-    values: Tensor, labels: Tensor, num_classes: int, inverse_penalty: float | None = None
+    values: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    inverse_penalty: float | None = None,
+    strengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Logistic regression of standardised values (n, N) on labels (n,).
 
-    Returns weights (num_classes, N) and biases (num_classes,), for logits `values @ weights.T + biases`.
+    Returns weights (num_classes, N) and biases (num_classes,), for logits `values @ weights.T + biases`. With
+    `strengths` (N,) the penalty on a value's weights is divided by the square of its strength.
 
     The inverse penalty (scikit-learn's C), if it is not given, is the one of `INVERSE_PENALTIES` with the lowest
     cross-entropy in cross-validation on these values. By the loss and not by the accuracy, which a few hundred images
     cannot tell apart, and because the probe's probabilities are weighed against a body's later.
     """
     y = labels.cpu().numpy()
-    x, basis = _in_their_span(values.cpu().numpy())
+    scale = torch.ones(values.shape[1]) if strengths is None else strengths.cpu()
+    x, basis = _in_their_span((values.cpu() * scale).numpy())
     if inverse_penalty is None:
         inverse_penalty = choose_penalty(x, y, num_classes)
     weight, bias = _regress(_regression(inverse_penalty), x, y, num_classes)
-    return (weight if basis is None else weight @ from_numpy(basis).float().T), bias
+    return scale * (weight if basis is None else weight @ from_numpy(basis).float().T), bias
 
 
 def choose_penalty(x: np.ndarray, y: np.ndarray, num_classes: int) -> float:
@@ -53,9 +60,9 @@ def choose_penalty(x: np.ndarray, y: np.ndarray, num_classes: int) -> float:
 def choose_reading(values: Tensor, labels: Tensor, num_classes: int, nums: Sequence[int]) -> tuple[int, float | None]:
     """How many of the strongest of the values (n, N) a probe should read, and with which inverse penalty.
 
-    `nums` are the numbers to choose from. The pair with the lowest cross-entropy in cross-validation is taken; which
-    values are the strongest (`probe_strengths`) is found anew without the images that are held out. Fewer than 100
-    images cannot say: the first number then, and no penalty.
+    `nums` are the numbers to choose from. The pair with the lowest cross-entropy in cross-validation is taken; how
+    strong the values are (`probe_strengths`), by which they are penalised too, is found anew without the images that
+    are held out. Fewer than 100 images cannot say: the first number then, and no penalty.
     """
     if len(values) < _FEWEST:
         return nums[0], None
@@ -63,9 +70,10 @@ def choose_reading(values: Tensor, labels: Tensor, num_classes: int, nums: Seque
     y = labels.cpu().numpy()
     losses = np.zeros((len(nums), len(INVERSE_PENALTIES)))
     for fit, held in _folds(y):
-        order = probe_strengths(values[fit], labels[fit], num_classes).argsort(descending=True)
+        strengths = probe_strengths(values[fit], labels[fit], num_classes)
+        order = strengths.argsort(descending=True)
         for place, num in enumerate(nums):
-            read = values[:, order[:num]].cpu().numpy()
+            read = (values[:, order[:num]] * strengths[order[:num]]).cpu().numpy()
             x, basis = _in_their_span(read[fit])
             x_held = read[held] if basis is None else read[held] @ basis
             losses[place] += _losses(x, y[fit], x_held, y[held], num_classes)
@@ -120,9 +128,11 @@ def _regress(model: LogisticRegression, x: np.ndarray, y: np.ndarray, num_classe
         warnings.simplefilter("ignore", ConvergenceWarning)  # training goes on from here anyway
         model.fit(x, y)
     weight, bias = model.coef_, model.intercept_
-    if num_classes == 2:  # scikit-learn gives the log-odds of the second class alone
+    if len(model.classes_) == 2:  # scikit-learn gives the log-odds of the second class alone
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    return from_numpy(weight).float(), from_numpy(bias).float()
+    of_all, bias_of_all = torch.zeros(num_classes, x.shape[1]), torch.full((num_classes,), _UNSEEN)
+    of_all[model.classes_], bias_of_all[model.classes_] = from_numpy(weight).float(), from_numpy(bias).float()
+    return of_all, bias_of_all
 
 
 def _some(values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,15 +144,18 @@ def _some(values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def probe_strengths(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """How much a dense linear probe relies on each of the standardised values (n, N): its weights' norm, (N,).
+    """How much a dense linear probe relies on each of the standardised values (n, N): its weights' norm, (N,), over
+    the root of their mean square.
 
     The probe is a strong ridge regression of the classes' indicators, solved in closed form over at most 4,000
-    images. A value that tells little beyond what others tell gets little weight, however well it does alone.
+    images. A value that tells little beyond what others tell gets little weight, however well it does alone. The fewer
+    the images, the stronger the ridge, and the more every value is judged alone: few images cannot say what adds.
     """
     values, labels = _some(values, labels)
     targets = F.one_hot(labels, num_classes).to(values)
     similar = values @ values.T
-    ridge = _RIDGE * similar.diagonal().mean().clamp_min(1e-12) * torch.eye(len(values)).to(values)
-    weights: Tensor = values.T @ torch.linalg.solve(similar + ridge, targets - targets.mean(0))
+    ridge = max(_LEAST_RIDGE, _RIDGE / len(values)) * similar.diagonal().mean().clamp_min(1e-12)
+    regular = similar + ridge * torch.eye(len(values)).to(values)
+    weights: Tensor = values.T @ torch.linalg.solve(regular, targets - targets.mean(0))
     strengths: Tensor = weights.norm(dim=1)
-    return strengths
+    return strengths / strengths.square().mean().sqrt().clamp_min(1e-12)

@@ -59,9 +59,16 @@ class SeenValues:
         return {name: sums.f_statistic() for name, sums in self.sums.items()}
 
     def strengths(self) -> dict[str, Tensor]:
-        """How much one linear probe over all values relies on each, by name (see `probe_strengths`)."""
+        """How much one linear probe over all values relies on each, by name (see `probe_strengths`).
+
+        Where no class has two images, nothing says what a class has in common: how much each value varies, then.
+        """
         if not self.sums:
             return {}
         sizes = [len(sums.center) for sums in self.sums.values()]
-        strengths = probe_strengths(self.standardised(self.sums), self.labels, self.num_classes)
+        if int(self.labels.bincount().max()) < 2:
+            spread = torch.cat([sums.spread.float().cpu() for sums in self.sums.values()])
+            strengths = spread / spread.square().mean().sqrt()
+        else:
+            strengths = probe_strengths(self.standardised(self.sums), self.labels, self.num_classes)
         return dict(zip(self.sums, torch.split(strengths, sizes), strict=True))

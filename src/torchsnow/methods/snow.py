@@ -87,16 +87,18 @@ class Snow:
                 of_pool = scores[self._start_of(name)]
                 inform(pool, torch.cat([of_pool[part] for part in (self._head_names if name == "head" else (name,))]))
         if self.pools.probe and isinstance(head, Head):
-            self._start_head(head, seen.standardised(self._head_names), seen.labels)
+            strengths = scores["probe"] if self.pools.head_start == "probe" else None
+            of_head = None if strengths is None else torch.cat([strengths[part] for part in self._head_names])
+            self._start_head(head, seen.standardised(self._head_names), seen.labels, of_head)
 
-    def _start_head(self, head: Head, values: Tensor, labels: Tensor) -> None:
+    def _start_head(self, head: Head, values: Tensor, labels: Tensor, strengths: Tensor | None) -> None:
         """As a probe; which, if it reads the values that a dense one relies on, says too how many are worth reading."""
         penalty = None
-        if self.pools.head_start == "probe" and self.spec.slots == "channel":
+        if strengths is not None and self.spec.slots == "channel":
             nums = [num_pooled(head.pool.num_chs, self.spec.head_divisor * fewer) for fewer in _FEWER]
             num_read, penalty = choose_reading(values, labels, self.spec.num_classes, nums)
             head.read_fewer(num_read)
-        start_as_probe(head, values, labels, penalty)
+        start_as_probe(head, values, labels, penalty, strengths)
 
     def _start_of(self, pool: str) -> str:
         return self.pools.head_start if pool == "head" else self.pools.start
@@ -250,10 +252,18 @@ def inform(pool: ChannelPooling, scores: Tensor) -> None:
         pool.weight.copy_(0.5 + ranks / (len(ranks) - 1) if len(ranks) > 1 else torch.ones_like(ranks))
 
 
-def start_as_probe(head: Head, values: Tensor, labels: Tensor, inverse_penalty: float | None = None) -> None:
-    """Make a head's logits those of the best linear head over those of the values (n, num_values) that it chooses."""
+def start_as_probe(
+    head: Head,
+    values: Tensor,
+    labels: Tensor,
+    inverse_penalty: float | None = None,
+    strengths: Tensor | None = None,
+) -> None:
+    """Make a head's logits those of the best linear head over those of the values (n, num_values) that it chooses; see
+    `fit_probe` for the penalty and the values' strengths (num_values,)."""
     idx = head.pool.choose().cpu()
-    weight, bias = fit_probe(values[:, idx], labels, head.fc.columns.shape[0], inverse_penalty)
+    of_chosen = None if strengths is None else strengths.cpu()[idx]
+    weight, bias = fit_probe(values[:, idx], labels, head.fc.columns.shape[0], inverse_penalty, of_chosen)
     places = idx if head.fc.slots == "channel" else torch.arange(len(idx))
     with torch.no_grad():
         columns = torch.zeros_like(head.fc.columns)
