@@ -248,6 +248,16 @@ def test_a_gain_that_a_few_images_make_is_none() -> None:
     assert best_share(probe, body, labels) == 2.0
 
 
+@pytest.mark.parametrize(("mended", "ships"), [(2, False), (8, True)])
+def test_a_gain_of_one_standard_error_is_no_clear_one(mended: int, ships: bool) -> None:
+    """Alike gains on a share p of the n images are sqrt(n p / (1 - p)) of their standard errors: 1.4 and 2.9 here."""
+    labels = torch.zeros(100, dtype=torch.long)
+    probe, body = torch.tensor([[2.0, -2.0]]).repeat(100, 1), torch.zeros(100, 2)
+    probe[:mended] *= -1
+    body[:mended] = torch.tensor([[4.0, -4.0]])
+    assert (best_share(probe, body, labels) > 0) == ships
+
+
 def test_a_body_counts_as_much_as_it_helps() -> None:
     labels = torch.arange(60) % 3
     right = nn.functional.one_hot(labels, 3).float()

@@ -275,8 +275,8 @@ def start_as_probe(
 
 def best_share(probe: Tensor, body: Tensor, labels: Tensor) -> float:
     """The share s for which `probe + s * body`, logits (n, num_classes) each, has the lowest cross-entropy; 0 unless
-    that is below the probe's own by more than the standard error of the difference, and in sum by more than 1: the
-    price of a number that is chosen (Akaike, "A new look at the statistical model identification", 1974).
+    that is below the probe's own by more than twice the standard error of the difference, and in sum by more than 1:
+    the price of a number that is chosen (Akaike, "A new look at the statistical model identification", 1974).
 
     Each sum is taken at the temperature that suits it best, and of equal shares the smallest.
     """
@@ -290,7 +290,7 @@ def best_share(probe: Tensor, body: Tensor, labels: Tensor) -> float:
     share = min(_SHARES, key=lambda share: float(losses(share).mean()))
     gains = own - losses(share)
     error = float(gains.std(correction=0)) / len(labels) ** 0.5
-    return share if float(gains.mean()) > max(error, 1 / len(labels)) else 0.0
+    return share if float(gains.mean()) > max(2 * error, 1 / len(labels)) else 0.0
 
 
 def still_changing(pool: ChannelPooling) -> float:
