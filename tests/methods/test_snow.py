@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchsnow.delta.head import Head
 from torchsnow.errors import TrainingError
 from torchsnow.methods import PRESETS, PoolTraining, Snow, make_method
-from torchsnow.methods.probe import INVERSE_PENALTIES, choose_reading, fit_probe, probe_strengths
+from torchsnow.methods.probe import INVERSE_PENALTIES, Reading, choose_reading, fit_probe, probe_strengths
 from torchsnow.methods.snow import best_share, inform, make_snow, still_changing
 from torchsnow.methods.statistics import ClassSums
 from torchsnow.pooling import ChannelPooling
@@ -517,28 +517,34 @@ def test_a_saved_state_remembers_how_many_values_the_head_reads(source: Source, 
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_number_and_the_penalty_with_the_lowest_held_out_loss_are_taken(seed: int) -> None:
+@pytest.mark.parametrize("few_tell", [True, False])
+def test_the_reading_with_the_lowest_held_out_loss_is_taken(seed: int, few_tell: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(120) % 3
     values = torch.randn(120, 60, generator=generator)
-    values[torch.arange(120), labels] += 1.5
+    if few_tell:
+        values[torch.arange(120), labels] += 1.5
+    else:
+        values += 0.2 * torch.randn(3, 60, generator=generator)[labels]
     nums, y = [60, 15, 4], labels.numpy()
-    losses = np.zeros((len(nums), len(INVERSE_PENALTIES)))
+    tried = [(60, False), (60, True), (15, True), (4, True)]
+    losses = np.zeros((len(tried), len(INVERSE_PENALTIES)))
     for fit, held in StratifiedKFold(5, shuffle=True, random_state=0).split(y, y):
         strengths = probe_strengths(values[fit], labels[fit], 3)
-        scaled = (values * strengths).double().numpy()
-        for i, num in enumerate(nums):
+        for i, (num, by_strength) in enumerate(tried):
+            scaled = (values * strengths if by_strength else values).double().numpy()
             read = scaled[:, strengths.argsort(descending=True)[:num]]
             for j, inverse_penalty in enumerate(INVERSE_PENALTIES):
                 model = LogisticRegression(C=inverse_penalty, max_iter=1000).fit(read[fit], y[fit])
                 losses[i, j] += log_loss(y[held], model.predict_proba(read[held]), normalize=False)
     i, j = np.unravel_index(losses.argmin(), losses.shape)
-    assert choose_reading(values, labels, 3, nums) == (nums[i], INVERSE_PENALTIES[j])
+    expected = Reading(*tried[i], INVERSE_PENALTIES[j])
+    assert choose_reading(values, labels, 3, nums) == expected
+    assert expected.by_strength == few_tell  # so that both kinds come up
 
 
 def test_what_is_held_out_does_not_choose_the_values() -> None:
     """Of noise, no number is better than another; chosen with the held-out images, the fewest would seem so."""
     generator = torch.Generator().manual_seed(0)
     values, labels = torch.randn(100, 2000, generator=generator), torch.arange(100) % 2
-    _, penalty = choose_reading(values, labels, 2, [2000, 20])
-    assert penalty == INVERSE_PENALTIES[0]
+    assert choose_reading(values, labels, 2, [2000, 20]).inverse_penalty == INVERSE_PENALTIES[0]

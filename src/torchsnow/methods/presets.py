@@ -98,7 +98,7 @@ _SHAPE = {"entry_reduction": 8, "head_divisor": 4}
 PRESETS: Mapping[str, Preset] = {
     "default": Preset(_SHAPE, PoolTraining()),
     "small": Preset({**_SHAPE, "width_divisor": 16, "pool_divisor": 16}, PoolTraining()),
-    "large": Preset({**_SHAPE, "width_divisor": 4, "pool_divisor": 4}, PoolTraining()),
+    "large": Preset({**_SHAPE, "width_divisor": 4, "pool_divisor": 4, "head_divisor": 2}, PoolTraining()),
     # As published and reproduced, with its warts: the j-th strongest channel meets the j-th column of the layer
     # behind, so a channel changes columns whenever the noise changes the order; the noise never ends, so the choice
     # that evaluation makes, by w itself, is not the one that was trained with; and nothing tells w where to start.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -57,28 +58,40 @@ def choose_penalty(x: np.ndarray, y: np.ndarray, num_classes: int) -> float:
     return INVERSE_PENALTIES[_best(losses)]
 
 
-def choose_reading(values: Tensor, labels: Tensor, num_classes: int, nums: Sequence[int]) -> tuple[int, float | None]:
-    """How many of the strongest of the values (n, N) a probe should read, and with which inverse penalty.
+@dataclass(frozen=True)
+class Reading:
+    """What a probe should read: the `num_read` strongest values, with this inverse penalty (None: not chosen here),
+    which is divided by the square of each value's strength if `by_strength`."""
 
-    `nums` are the numbers to choose from. The pair with the lowest cross-entropy in cross-validation is taken; how
-    strong the values are (`probe_strengths`), by which they are penalised too, is found anew without the images that
-    are held out. Fewer than 100 images cannot say: the first number then, and no penalty.
+    num_read: int
+    by_strength: bool
+    inverse_penalty: float | None
+
+
+def choose_reading(values: Tensor, labels: Tensor, num_classes: int, nums: Sequence[int]) -> Reading:
+    """How many of the strongest of the values (n, N) a probe should read, and how they are penalised.
+
+    `nums` are the numbers to choose from. Taken is what has the lowest cross-entropy in cross-validation: one of these
+    numbers penalised by strength, or the first with one penalty for all. How strong the values are (`probe_strengths`)
+    is found anew without the images that are held out. Fewer than 100 images cannot say: the first number, by strength.
     """
     if len(values) < _FEWEST:
-        return nums[0], None
+        return Reading(nums[0], True, None)
     values, labels = _some(values, labels)
+    tried = [(nums[0], False), *((num, True) for num in nums)]
     y = labels.cpu().numpy()
-    losses = np.zeros((len(nums), len(INVERSE_PENALTIES)))
+    losses = np.zeros((len(tried), len(INVERSE_PENALTIES)))
     for fit, held in _folds(y):
         strengths = probe_strengths(values[fit], labels[fit], num_classes)
         order = strengths.argsort(descending=True)
-        for place, num in enumerate(nums):
-            read = (values[:, order[:num]] * strengths[order[:num]]).cpu().numpy()
+        for place, (num, by_strength) in enumerate(tried):
+            idx = order[:num]
+            read = (values[:, idx] * (strengths[idx] if by_strength else 1)).cpu().numpy()
             x, basis = _in_their_span(read[fit])
             x_held = read[held] if basis is None else read[held] @ basis
             losses[place] += _losses(x, y[fit], x_held, y[held], num_classes)
     best = int(losses.min(1).argmin())
-    return nums[best], INVERSE_PENALTIES[_best(losses[best])]
+    return Reading(*tried[best], INVERSE_PENALTIES[_best(losses[best])])
 
 
 def _losses(x: np.ndarray, y: np.ndarray, x_held: np.ndarray, y_held: np.ndarray, num_classes: int) -> np.ndarray:

@@ -96,8 +96,9 @@ class Snow:
         penalty = None
         if strengths is not None and self.spec.slots == "channel":
             nums = [num_pooled(head.pool.num_chs, self.spec.head_divisor * fewer) for fewer in _FEWER]
-            num_read, penalty = choose_reading(values, labels, self.spec.num_classes, nums)
-            head.read_fewer(num_read)
+            reading = choose_reading(values, labels, self.spec.num_classes, nums)
+            head.read_fewer(reading.num_read)
+            strengths, penalty = strengths if reading.by_strength else None, reading.inverse_penalty
         start_as_probe(head, values, labels, penalty, strengths)
 
     def _start_of(self, pool: str) -> str:
