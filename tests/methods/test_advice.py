@@ -28,6 +28,7 @@ def test_nothing_is_said_of_a_task_that_is_as_good(probe_accuracy: float) -> Non
     ("best_epoch", "augmentation", "method", "preset", "advice"),
     [
         (3, "flip", "snow", "default", "--lr 0.001 or --augmentation none"),
+        (0, "flip", "snow", "default", "more images or --image-size 448"),
         (0, "none", "full", "default", "--lr 0.001"),
         (8, "none", "full", "default", "--epochs 20"),
         (9, "light", "snow", "default", "--epochs 20 or --augmentation none"),

@@ -23,6 +23,8 @@ def below_probe(
 
 def _changes(result: FitResult, settings: TrainSettings, method: str, preset: str) -> list[str]:
     """Options for the command line, the likeliest first."""
+    if method == "snow" and preset != "paper" and result.best.epoch == 0:  # a head alone, fitted before training
+        return ["more images", f"--image-size {2 * settings.image_size}"]
     changes = []
     if METHODS[method].is_delta and (method, preset) != ("snow", "default"):
         changes.append("--method snow --preset default, which starts as a probe,")
