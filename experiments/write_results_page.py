@@ -30,9 +30,9 @@ In offline-lite0 and offline-lite2 `snow`, `taps` and `head:probe` are as the pr
 so is `random` in offline-lite0; `random` in offline-lite2 is of an earlier recipe. What the recipe does not touch was
 trained before, with torch 2.15, and times and memory were taken before the delta's late entry. The sweep of shots is of
 the present recipe; the sweep of width is older than the present head, and that of the noise older still (head and body
-trained by one loss, from the image on). [recipe.md](recipe.md) has the ablations. At 320 images every task of the default
-preset here ends as a head alone, so the width changes nothing. Costs are of the shapes: a head alone stores less and adds
-next to nothing.
+trained by one loss, from the image on). [recipe.md](recipe.md) has the ablations. In offline-lite0 and in the sweep of width
+nearly every task ends as a head alone, so the width changes nothing. Costs are of the shapes: a head alone stores less and
+adds next to nothing.
 
 ## Beside the publications
 
