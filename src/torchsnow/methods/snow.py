@@ -87,12 +87,13 @@ class Snow:
                 of_pool = scores[self._start_of(name)]
                 inform(pool, torch.cat([of_pool[part] for part in (self._head_names if name == "head" else (name,))]))
         if self.pools.probe and isinstance(head, Head):
-            strengths = scores["probe"] if self.pools.head_start == "probe" else None
-            of_head = None if strengths is None else torch.cat([strengths[part] for part in self._head_names])
-            self._start_head(head, seen.standardised(self._head_names), seen.labels, of_head)
+            ranked = self.pools.head_start == "probe"
+            strengths = torch.cat([scores["probe"][part] for part in self._head_names]) if ranked else None
+            self._start_head(head, seen.standardised(self._head_names), seen.labels, strengths)
 
     def _start_head(self, head: Head, values: Tensor, labels: Tensor, strengths: Tensor | None) -> None:
-        """As a probe; which, if it reads the values that a dense one relies on, says too how many are worth reading."""
+        """As a probe; which, where it knows how strong the values are, says too how many are worth reading, and whether
+        their penalty goes by their strength."""
         penalty = None
         if strengths is not None and self.spec.slots == "channel":
             nums = [num_pooled(head.pool.num_chs, self.spec.head_divisor * fewer) for fewer in _FEWER]
