@@ -27,7 +27,7 @@ def bench(
     batch_size: Annotated[int, typer.Option(help="Images per pass and per training step.")] = 8,
     only: Annotated[str | None, typer.Option(help="'training' or 'inference'; both by default.")] = None,
     backend: Annotated[
-        str | None, typer.Option(help="Inference: 'eager', the default, 'inductor', 'native', 'onnx' or 'openvino'.")
+        str | None, typer.Option(help="Inference: 'eager', the default, 'inductor', 'onnx' or 'openvino'.")
     ] = None,
     tasks: Annotated[
         str | None, typer.Option(help=f"Inference: {_TASKS['eager']} by default; {_TASKS['openvino']} in OpenVINO.")

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torchsnow.compile.native import NativeEngine
 from torchsnow.errors import CompileError
 from torchsnow.source import Precision
 
@@ -22,8 +21,6 @@ Runner = Callable[[Tensor], Sequence[Tensor]]
 
 TOLERANCES: Mapping[Precision, float] = {"fp32": 1e-4, "bf16": 6e-2}
 """How far outputs may be from PyTorch's, by the source's precision: of the largest output, and at least absolute."""
-
-AGREEMENT = 0.98  # of the images of a validation set, on which class it is
 
 
 def eager(network: nn.Module, images: Tensor) -> Runner:
@@ -102,19 +99,6 @@ def openvino(network: nn.Module, images: Tensor) -> Runner:
         return [torch.from_numpy(np.concatenate(outputs)) for outputs in zip(*parts, strict=True)]
 
     refuse_other_outputs("OpenVINO", run(images), expected)
-    return run
-
-
-def native(network: Any, images: Tensor) -> Runner:
-    """The native engine (see `torchsnow.compile.native`) on the CPU, for a network that can be put `on` it.
-
-    Raises CompileError when its outputs differ by more than `TOLERANCES` allow, or for operations that it does not
-    know.
-    """
-    check_backend("native", images.device.type)
-    expected = eager(network, images)(images)
-    run: Runner = network.on(NativeEngine(network.source))
-    refuse_other_outputs("the native engine", run(images), expected, network.source.precision)
     return run
 
 
@@ -209,16 +193,6 @@ def difference(given: Tensor, expected: Tensor, precision: Precision = "fp32") -
     return "" if near else f"by {apart:.1e} where the largest is {largest:.1e}"
 
 
-def refuse_other_classes(what: str, given: Tensor, expected: Tensor) -> None:
-    """Raise CompileError unless logits (B, num_classes) name PyTorch's class for at least 98% of the images."""
-    agreeing = int((given.argmax(1) == expected.argmax(1)).sum())
-    if agreeing < AGREEMENT * len(expected):
-        raise CompileError(
-            f"{what} names PyTorch's class for {agreeing} of {len(expected)} images, and {AGREEMENT:.0%} are expected; "
-            "it is not used. A source in fp32 does better, and the backend 'eager' does without"
-        )
-
-
 def _wait_for(images: Tensor) -> None:
     if images.device.type == "cuda":
         torch.cuda.synchronize()
@@ -231,14 +205,12 @@ def _first_line(error: Exception) -> str:
 BACKENDS: Mapping[str, Callable[[nn.Module, Tensor], Runner]] = {
     "eager": eager,
     "inductor": inductor,
-    "native": native,
     "onnx": onnx,
     "openvino": openvino,
 }
 """By name: (network, images like those that will come) -> what runs it."""
 
 _PACKAGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "native": ("a C++ compiler", ()),
     "onnx": ("ONNX Runtime", ("onnx", "onnxruntime", "onnxscript")),
     "openvino": ("OpenVINO", ("openvino",)),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,29 +25,8 @@ class Work:
     rows: tuple[int, ...]
 
 
-class Engine(Protocol):
-    """Runs one source and any number of deltas. Safe to be used by several threads at once."""
-
-    name: str
-    source: Source
-
-    def prepare(self, delta: Delta) -> Any:
-        """A settled delta, ready to run. Raises CompileError for one that this engine cannot run."""
-        ...
-
-    def run(self, images: Tensor, work: Sequence[Work]) -> list[Tensor]:
-        """Logits (len(rows), num_classes) for every piece of work, from one source pass.
-
-        `images` (B, 3, H, W) are normalised as the source's `input_config` says. The pass gathers and computes no
-        more than the deltas that are asked for read. Raises SourceError for images of a shape that cannot be used.
-        """
-        ...
-
-
-class EagerEngine:
-    """PyTorch, operation by operation, on the source's device."""
-
-    name = "eager"
+class Engine:
+    """Runs one source and any number of deltas, on the source's device. Safe to be used by several threads at once."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -57,7 +36,11 @@ class EagerEngine:
         return fold(delta)
 
     def run(self, images: Tensor, work: Sequence[Work]) -> list[Tensor]:
-        """See `Engine.run`."""
+        """Logits (len(rows), num_classes) for every piece of work, from one source pass.
+
+        `images` (B, 3, H, W) are normalised as the source's `input_config` says. The pass gathers and computes no
+        more than the deltas that are asked for read. Raises SourceError for images of a shape that cannot be used.
+        """
         deltas = [piece.prepared for piece in work]
         assert all(isinstance(delta, Delta) for delta in deltas)
         with torch.no_grad():

@@ -119,7 +119,8 @@ def write_export(plan: Plan, measured: Measured | None = None) -> Export:
     differ by more than 1e-4 of the largest, or the disk refuses.
     """
     expected = _expected(plan)
-    network = Network(Program(plan.hub.source, [task.delta for task in plan.tasks]), list(plan.outputs.values()))
+    program = Program(plan.hub.source, [task.delta for task in plan.tasks])
+    network = Network(program, list(plan.outputs.values()), plan.image_size)
     with _workshop(plan.out) as folder:
         file = folder / plan.out.name
         _write(plan, network, file, _description(plan, None))

@@ -31,22 +31,32 @@ class Network(nn.Module):
     It holds only what that needs: not the source itself, but its pass for these deltas.
     """
 
-    def __init__(self, program: Program, names: Sequence[str]) -> None:
+    def __init__(self, program: Program, names: Sequence[str], image_size: int) -> None:
         super().__init__()
-        self.source_pass, self.deltas = program.source.plan(program.request), program.deltas
+        self.source_pass, self.readers = program.source.plan(program.request), program.readers
         self._request, self._names = program.request, list(names)
         self._dims = {name: tap.dim for name, tap in program.source.taps.items()}
+        self._sizes = []
+        for number, (of_taps, size) in enumerate(program.source.grid_inputs(program.request, (image_size, image_size))):
+            self._sizes.append((len(of_taps), size))
+            for at, idx in enumerate(of_taps):
+                self.register_buffer(f"channels_{number}_{at}", idx)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        values, request = iter(self.source_pass(images)), self._request
+        request = self._request
+        wanted = [
+            ([getattr(self, f"channels_{number}_{at}") for at in range(count)], size)
+            for number, (count, size) in enumerate(self._sizes)
+        ]
+        values = iter(self.source_pass(images, *wanted))
         features = FeatureMaps(
             images,
             self._dims,
             taps={name: next(values) for name in request.taps},
-            averages={name: next(values) for name in request.averages},
+            grids={reduction: (idx, next(values)) for reduction, idx in request.grids.items()},
             last=next(values) if request.last else None,
         )
-        return {name: delta(features) for name, delta in zip(self._names, self.deltas, strict=True)}
+        return {name: reader(features) for name, reader in zip(self._names, self.readers, strict=True)}
 
 
 def traced(network: Network, images: Tensor) -> ExportedProgram:

@@ -2,14 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-from torchsnow.compile.engine import Engine, Work
 from torchsnow.delta import Delta
 from torchsnow.delta.fold import fold
-from torchsnow.source import Request, Source
+from torchsnow.delta.head import FoldedHead
+from torchsnow.source import FeatureMaps, Request, Source
+from torchsnow.source.grid import ONE_CELL, choose_channels
+
+
+class Reader(nn.Module):
+    """A folded delta that knows where the channels that it reads stand among those of one request.
+
+    So nothing has to be looked up while it runs, and a graph of it holds plain selections.
+    """
+
+    grid_places: Tensor
+    average_places: Tensor
+
+    def __init__(self, delta: Delta, request: Request) -> None:
+        super().__init__()
+        self.delta = delta
+        self.reduction, known = _grid_of(delta, request)
+        pool, head = delta.grid_pool, delta.head
+        none = torch.empty(0, dtype=torch.int64)
+        grid = none if pool is None else pool.index
+        averaged = head.channels if isinstance(head, FoldedHead) else none
+        self.register_buffer("grid_places", torch.searchsorted(known, grid))
+        self.register_buffer("average_places", torch.searchsorted(known, averaged))
+
+    def forward(self, features: FeatureMaps) -> Tensor:
+        logits: Tensor = self.delta(_Placed(self, features))
+        return logits
+
+
+class _Placed(FeatureMaps):
+    """A pass as one reader sees it."""
+
+    def __init__(self, reader: Reader, features: FeatureMaps) -> None:
+        super().__init__(features.images, features._dims, features.taps, grids=features.grids, last=features.last)
+        self._reader, self._means = reader, features._means
+
+    def grid(self, reduction: int, index: Tensor) -> Tensor:
+        return choose_channels(self.grids[reduction][1], self._reader.grid_places)
+
+    def averages(self, index: Tensor) -> Tensor:
+        return self.means(self._reader.reduction).index_select(1, self._reader.average_places)
+
+
+def _grid_of(delta: Delta, request: Request) -> tuple[int, Tensor]:
+    """The grid of a request that a delta reads, and its channels."""
+    own = delta.request(delta.choose()).grids
+    reduction = next((reduction for reduction in own if reduction in request.grids), None)
+    reduction = min(request.grids, default=ONE_CELL) if reduction is None else reduction
+    return reduction, request.grids.get(reduction, torch.empty(0, dtype=torch.int64))
 
 
 class Program(nn.Module):
@@ -24,16 +73,12 @@ class Program(nn.Module):
         self.source = source
         self.deltas = nn.ModuleList(fold(delta) for delta in deltas)
         self.request = Request.together(delta.request(delta.choose()) for delta in self._folded())
+        self.readers = nn.ModuleList(Reader(delta, self.request) for delta in self._folded())
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         features = self.source(images, self.request)
-        return tuple(delta(features) for delta in self._folded())
-
-    def on(self, engine: Engine) -> Callable[[Tensor], list[Tensor]]:
-        """The same by an engine, for every image through every delta."""
-        prepared = [engine.prepare(delta) for delta in self._folded()]
-        return lambda images: engine.run(images, [Work(delta, tuple(range(len(images)))) for delta in prepared])
+        return tuple(reader(features) for reader in self.readers)
 
     def _folded(self) -> list[Delta]:
         return [delta for delta in self.deltas if isinstance(delta, Delta)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -12,7 +12,11 @@ from torchsnow.delta.delta import Delta
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.source.features import FeatureMaps
 from torchsnow.source.graph import VALUE
+from torchsnow.source.grid import grid_size
 from torchsnow.source.source import Source
+
+LEAST_GRID_WIDTH = 32
+GRID_WIDTH_STEP = 8  # processors work on so many numbers at once
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,28 @@ def delta_cost(source: Source, spec: DeltaSpec) -> Cost:
     image = source.traced.graph.find_nodes(op="placeholder")[0].meta[VALUE]
     taps = {tap.name: values[tap.node] for tap in source.taps.values()}
     dims = {tap.name: tap.dim for tap in source.taps.values()}
-    features = FeatureMaps(image, dims, taps, last=source.last_node.meta[VALUE])
+    grids = {}
+    if (pool := delta.grid_pool) is not None:
+        size = grid_size(*image.shape[2:], spec.grid_reduction)
+        grids[spec.grid_reduction] = pool.index, image.new_empty(len(image), pool.num_pooled, *size)
+    features = FeatureMaps(image, dims, taps, grids=grids)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        delta(features)
-    return _cost(delta, counter, len(image))
+        delta.own_features(features, delta.choose())
+    body = _cost(delta, counter, len(image))
+    linear = sum(parameter.numel() for name, parameter in delta.head.named_parameters() if parameter.ndim > 1)
+    return replace(body, multiply_adds=body.multiply_adds + linear)
+
+
+def within_budget(source: Source, spec: DeltaSpec, budget: float) -> DeltaSpec:
+    """A grid delta of at most `budget` times the source's multiply-adds: the widest up to the spec's own width, but
+    never narrower than `LEAST_GRID_WIDTH`."""
+    assert spec.grid_width is not None
+    most = budget * source_cost(source).multiply_adds
+    for width in range(spec.grid_width, LEAST_GRID_WIDTH, -GRID_WIDTH_STEP):
+        narrower = replace(spec, grid_width=width)
+        if delta_cost(source, narrower).multiply_adds <= most:
+            return narrower
+    return replace(spec, grid_width=min(spec.grid_width, LEAST_GRID_WIDTH))
 
 
 def _cost(module: nn.Module, counter: FlopCounterMode, batch_size: int) -> Cost:

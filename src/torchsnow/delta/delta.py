@@ -10,13 +10,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from torchsnow.delta.derive import PICKED, derive_body, key_of
-from torchsnow.delta.head import Head
+from torchsnow.delta.grid import GridBody, frozen_state
+from torchsnow.delta.head import FoldedHead, Head
 from torchsnow.delta.reads import ENTRY, subscribed_taps, tap_names
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.errors import DeltaError
 from torchsnow.pooling import ChannelPooling, Subscription, num_pooled
 from torchsnow.source.features import FeatureMaps, Request
+from torchsnow.source.grid import ONE_CELL
 from torchsnow.source.source import Source
+
+GRID = "grid"
+"""The name of a grid body's pool."""
 
 
 class Delta(nn.Module):
@@ -24,14 +29,15 @@ class Delta(nn.Module):
 
     A new delta is open: its pools choose anew at every training step, and its layers have a column per channel.
     `settle` gives the delta that ships, with its choice fixed and only the chosen columns. `body` are its own layers,
-    None for a head alone.
+    None for a head alone. A grid body subscribes once, before it is trained (`subscribe`): its one pool, named `GRID`,
+    is over the channels of all taps together.
     """
 
     def __init__(self, source: Source, spec: DeltaSpec, fixed: bool = False) -> None:
         super().__init__()
         self.spec, self.fixed = spec, fixed
         self.taps = subscribed_taps(source, spec)
-        self.body: fx.GraphModule | None = None
+        self.body: fx.GraphModule | GridBody | None = None
         own_chs = 0
         if spec.width_divisor is not None:
             self.body, own_chs = derive_body(source, spec, fixed)
@@ -43,7 +49,28 @@ class Delta(nn.Module):
                 for name, tap in self.taps.items()
             }
         )
-        self.head = _make_head(source, spec, own_chs, fixed)
+        if spec.grid_width is not None:
+            num_chs = num_pooled(source.num_chs, spec.pool_divisor)
+            self.body, self.reads_images = GridBody(num_chs, spec.grid_width, spec.grid_blocks, fixed), False
+            own_chs = self.body.num_features
+            self.pools[GRID] = Subscription(source.num_chs, num_chs)
+            self.pools[GRID].requires_grad_(False)
+        self.head: Head | FoldedHead | nn.Linear = _make_head(source, spec, own_chs, fixed)
+
+    @property
+    def grid_pool(self) -> Subscription | None:
+        """The pool of a grid body."""
+        pool = self.pools[GRID] if GRID in self.pools else None
+        assert isinstance(pool, Subscription | None)
+        return pool
+
+    def subscribe(self, index: Tensor, std: Tensor) -> None:
+        """Let a grid body read the channels `index` (M,), ascending, each over its standard deviation `std` (M,)."""
+        pool = self.grid_pool
+        assert pool is not None
+        with torch.no_grad():
+            pool.index.copy_(index)
+            pool.weight.copy_(1 / std)
 
     def choose(self) -> dict[str, Tensor]:
         """The channels that the layers read, by tap: while training, a new draw; otherwise the strongest."""
@@ -51,21 +78,38 @@ class Delta(nn.Module):
 
     def request(self, choice: Mapping[str, Tensor]) -> Request:
         """What a source pass must return for this delta, with its channels chosen."""
-        head = self.head if isinstance(self.head, Head) and self.head.reads_source else None
-        return Request(channels=choice, averages=head.taps if head else (), last=head.last if head else False)
+        pool = self.grid_pool
+        reduction = ONE_CELL if pool is None else self.spec.grid_reduction
+        head = Request() if isinstance(self.head, nn.Linear) else self.head.request(reduction)
+        own = Request() if pool is None else Request(grids={reduction: pool.index})
+        return replace(Request.together([own, head]), channels=choice)
 
     def forward(self, features: FeatureMaps, choice: Mapping[str, Tensor] | None = None) -> Tensor:
         """One source pass -> logits (B, num_classes). `choice` is what `choose` returned, if the pass was asked for
         these channels alone; otherwise channels are chosen here."""
-        choice = self.choose() if choice is None else choice
+        own = self.own_features(features, self.choose() if choice is None else choice)
+        logits: Tensor = self.head(own) if isinstance(self.head, nn.Linear) else self.head(own, features)
+        return logits
+
+    def own_features(self, features: FeatureMaps, choice: Mapping[str, Tensor]) -> Tensor | None:
+        """What the body makes of a source pass, (B, own_chs); None without a body."""
+        if self.body is None:
+            return None
+        if (pool := self.grid_pool) is not None:
+            return self.body_features(features.grid(self.spec.grid_reduction, pool.index))
         picked = {
             PICKED + key_of(name): self._pool(name).take(features.channels(name, idx), idx)
             for name, idx in choice.items()
         }
-        images = _as_read(features.images) if self.reads_images else features.images
-        own = None if self.body is None else self.body(images, **picked)
-        logits: Tensor = self.head(own, features) if isinstance(self.head, Head) else self.head(own)
-        return logits
+        own: Tensor = self.body(_as_read(features.images) if self.reads_images else features.images, **picked)
+        return own
+
+    def body_features(self, maps: Tensor) -> Tensor:
+        """A grid body on the subscribed channels, not yet scaled: (B, M, Gh, Gw) -> (B, own_chs)."""
+        assert isinstance(self.body, GridBody)
+        assert self.grid_pool is not None
+        own: Tensor = self.body(maps, self.grid_pool.weight)
+        return own
 
     def _pool(self, tap: str) -> ChannelPooling | Subscription:
         pool = self.pools[key_of(tap)]
@@ -79,23 +123,36 @@ class Delta(nn.Module):
             pools["head"] = self.head.pool
         return {name: pool for name, pool in pools.items() if isinstance(pool, ChannelPooling)}
 
+    def _counts(self) -> tuple[bool, bool]:
+        """Whether the body, and what the head reads of the source, count in the logits."""
+        if not isinstance(self.head, Head) or not self.head.apart:
+            return True, True
+        return float(self.head.share) != 0, float(self.head.read_share) != 0
+
     def settle(self, source: Source) -> Delta:
         """The same delta with its choice of channels fixed, for evaluation, storage and further training.
 
         Its logits equal those of this delta in eval mode. A body whose share is 0 is left out: the settled delta is
-        its head alone. Raises DeltaError if it is settled already.
+        its head alone. So is what the head reads of the source if its share is 0: the body is alone then. Raises DeltaError if it is settled already.
         """
         if self.fixed:
             raise DeltaError("this delta is settled already")
-        idle = isinstance(self.head, Head) and self.head.apart and float(self.head.share) == 0
-        spec = replace(self.spec, width_divisor=None) if idle else self.spec
-        if isinstance(self.head, Head):
+        spec, counts_body, counts_read = self.spec, *self._counts()
+        if not counts_body:
+            spec = replace(spec, width_divisor=None, grid_width=None)
+        if not counts_read:
+            spec = replace(spec, head_last=False, head_taps=(), head_divisor=1)
+        elif isinstance(self.head, Head):
             spec = replace(spec, head_divisor=_head_divisor(spec, self.head))
         settled = Delta(source, spec, fixed=True).to(next(self.parameters()).device)
         state = _settled_state(self)
-        if idle:
+        if not counts_body:
             state = {key: tensor for key, tensor in state.items() if key.startswith("head.")}
             state["head.fc.local.weight"] = state["head.fc.local.weight"][:, :0]
+        if not counts_read:
+            weight, bias = state["head.fc.local.weight"], torch.zeros_like(state["head.fc.local.bias"])
+            state = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
+            state |= {"head.weight": weight, "head.bias": bias}
         settled.load_state_dict(state)
         return settled.train(self.training)
 
@@ -112,20 +169,24 @@ def _as_read(images: Tensor) -> Tensor:
 
 
 def _make_head(source: Source, spec: DeltaSpec, own_chs: int, fixed: bool) -> Head | nn.Linear:
-    taps = tap_names(source, spec.head_taps)
-    num_values = sum(source.taps[name].num_chs for name in taps) + (source.num_features if spec.head_last else 0)
+    channels = source.channels_of(tap_names(source, spec.head_taps))
+    num_last = source.num_features if spec.head_last else 0
+    num_values = len(channels) + num_last
     if num_values == 0:
         if own_chs == 0:
             raise DeltaError("width_divisor is None, which leaves no layers, and the head reads nothing of the source")
         return nn.Linear(own_chs, spec.num_classes)
     num_read = num_pooled(num_values, spec.head_divisor)
-    return Head(own_chs, taps, spec.head_last, num_values, num_read, spec.num_classes, spec.slots, fixed)
+    return Head(own_chs, channels, num_last, num_read, spec.num_classes, spec.slots, fixed)
 
 
 def _settled_state(delta: Delta) -> dict[str, Tensor]:
     training = delta.training
     delta.eval()
     state = {key: tensor for key, tensor in delta.state_dict().items() if not key.endswith(".times_chosen")}
+    if isinstance(delta.body, GridBody):
+        state = {key: tensor for key, tensor in state.items() if not key.startswith("body.")}
+        state |= {f"body.{key}": tensor for key, tensor in frozen_state(delta.body).items()}
     for prefix, pool, readers in _readers(delta):
         index = pool.choose()
         if delta.spec.slots == "channel":
@@ -137,6 +198,9 @@ def _settled_state(delta: Delta) -> dict[str, Tensor]:
         if prefix == "head.pool":
             state["head.center"], state["head.spread"] = state["head.center"][index], state["head.spread"][index]
             state["head.fc.local.weight"] = state["head.fc.local.weight"] * state.pop("head.share")
+            read_share = state.pop("head.read_share")
+            for key in ("head.fc.columns", "head.fc.local.bias"):
+                state[key] = state[key] * read_share
             del state["head.num_read"]
     delta.train(training)
     return state

@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from torchsnow.delta.delta import Delta
 from torchsnow.delta.derive import key_of
+from torchsnow.delta.head import FoldedHead, Head, linear_of
 from torchsnow.delta.layers import Columns, SubscribedLayer, SubscribedLinear
 from torchsnow.errors import DeltaError
 from torchsnow.pooling import Picked, Subscription
@@ -21,24 +22,29 @@ from torchsnow.source.plan import FOLDABLE
 def fold(delta: Delta) -> Delta:
     """A copy of a settled delta that gives the same logits in fewer steps; it can neither be trained nor stored.
 
-    A folded delta with a body is returned as it is. Raises DeltaError for a delta that is not settled.
+    The pooling weights of a grid body stay: they cost a multiplication of few numbers. A folded delta is returned as it is. Raises DeltaError for a delta that is not settled.
     """
     if not delta.fixed:
         raise DeltaError("this delta is not settled, so its choice may change; settle it before folding it")
-    if any(isinstance(layer, FoldedLayer) for layer in delta.modules()):
+    if any(isinstance(layer, FoldedLayer | FoldedHead) for layer in delta.modules()):
         return delta
     folded = copy.deepcopy(delta).eval().requires_grad_(False)
-    if folded.body is None:  # a head alone has nothing to fold
-        return folded
+    if isinstance(folded.head, Head):
+        folded.head = FoldedHead(folded.head)
+    if isinstance(folded.body, fx.GraphModule):
+        _fold_copy(folded, folded.body)
+    return folded.requires_grad_(False)
+
+
+def _fold_copy(folded: Delta, body: fx.GraphModule) -> None:
     for name, tap in folded.taps.items():
         pool = folded.pools[key_of(name)]
         assert isinstance(pool, Subscription)
         for reader in tap.readers:
-            layer = folded.body.get_submodule(reader)
+            layer = body.get_submodule(reader)
             assert isinstance(layer, Columns)
-            setattr(folded.body, reader, FoldedLayer(layer, pool))
-    _fold_norms(folded.body)
-    return folded.requires_grad_(False)
+            setattr(body, reader, FoldedLayer(layer, pool))
+    _fold_norms(body)
 
 
 class FoldedLayer(nn.Module):
@@ -49,7 +55,7 @@ class FoldedLayer(nn.Module):
         self.own = layer.local if isinstance(layer, SubscribedLayer) else None
         weight = layer.pooled_weight(Picked(layer.columns, pool.weight, None)).detach()
         self.pooled: nn.Conv2d | nn.Linear = (
-            _plain_linear(weight) if isinstance(layer, SubscribedLinear) else _plain_conv(self.own, weight)
+            linear_of(weight) if isinstance(layer, SubscribedLinear) else _plain_conv(self.own, weight)
         )
 
     def forward(self, *inputs: Any) -> Tensor:
@@ -70,12 +76,6 @@ def _plain_conv(like: nn.Module | None, weight: Tensor) -> nn.Conv2d:
     assert isinstance(conv, nn.Conv2d)
     conv.weight = nn.Parameter(weight)
     return conv
-
-
-def _plain_linear(weight: Tensor) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    linear.weight = nn.Parameter(weight)
-    return linear
 
 
 def _fold_norms(body: fx.GraphModule) -> None:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchsnow.delta.layers import Slots, SubscribedLinear
 from torchsnow.pooling import ChannelPooling, Subscription
 from torchsnow.source import Source
-from torchsnow.source.features import FeatureMaps
+from torchsnow.source.features import FeatureMaps, Request
 
 LAST = "last features"
 """Beside tap names: the source's pooled features at its end, which a head may read."""
@@ -20,16 +20,19 @@ LAST = "last features"
 class Head(nn.Module):
     """A linear layer over the delta's features (B, own_chs), where it has any, and some values of the source.
 
-    The `num_values` values are the averages of `taps` and, if `last`, the source's last features, of which it reads
-    `num_read`: those with the largest pooling weights. They are standardised by `center` and `spread` (num_values,),
+    The `num_values` values are the averages of the source's channels `channels` (see `Source.channels_of`) and, if
+    `last`, the source's last features, of which it reads `num_read`: those with the largest pooling weights. They are standardised by `center` and `spread` (num_values,),
     which training sets from the training images, and divided by the root of the number that it reads, so that a step
     of the optimiser moves the logits alike whatever that number is.
 
-    `share` scales what the delta's own features add to the logits. With `train_apart` the rest of the head is fixed,
-    and the logits in training are those of the delta's own features alone.
+    `share` and `read_share` weigh what the delta's own features and the source's values add to the logits; they are
+    part of the weights once the choice is fixed. With `train_apart` the rest of the head is fixed, and the logits in
+    training are those of the delta's own features alone.
     """
 
+    channels: Tensor
     share: Tensor
+    read_share: Tensor
     num_read: Tensor
     center: Tensor
     spread: Tensor
@@ -37,16 +40,17 @@ class Head(nn.Module):
     def __init__(
         self,
         own_chs: int,
-        taps: tuple[str, ...],
-        last: bool,
-        num_values: int,
+        channels: Tensor,
+        num_last: int,
         num_read: int,
         num_classes: int,
         slots: Slots,
         fixed: bool,
     ) -> None:
         super().__init__()
-        self.taps, self.last = taps, last
+        self.register_buffer("channels", channels, persistent=False)
+        self.last = num_last > 0
+        num_values = len(channels) + num_last
         pooling = Subscription if fixed else ChannelPooling
         columns = num_read if fixed or slots == "rank" else num_values
         self.pool: ChannelPooling | Subscription = pooling(num_values, num_read)
@@ -60,12 +64,18 @@ class Head(nn.Module):
         self.apart = False
         if not fixed:
             self.register_buffer("share", torch.ones(()))
+            self.register_buffer("read_share", torch.ones(()))
             self.register_buffer("num_read", torch.tensor(num_read))
 
     def read_fewer(self, num_read: int) -> None:
         """Read another number of values, at most as many as there are columns. Only while the choice is open."""
         self.num_read.fill_(num_read)
         self.pool.num_pooled, self.scale = num_read, num_read**-0.5
+
+    def mix(self, read_share: float, share: float) -> None:
+        """Set how much the source's values and the delta's own features count. Only while the choice is open."""
+        self.read_share.fill_(read_share)
+        self.share.fill_(share)
 
     def train_apart(self) -> None:
         """Train the layer over the delta's own features alone; their share is 0 until it is set."""
@@ -80,21 +90,104 @@ class Head(nn.Module):
         """Whether the logits of the present mode depend on the source's values."""
         return not (self.training and self.apart)
 
+    def request(self, reduction: int) -> Request:
+        """What a source pass must return for this head; the averages are taken from a grid of this reduction."""
+        if not self.reads_source:
+            return Request()
+        averaged = self.averaged()
+        return Request(grids={reduction: averaged} if len(averaged) else {}, last=self.last)
+
+    def averaged(self) -> Tensor:
+        """The channels whose averages are read, ascending; in training all that may be."""
+        if self._may_change:
+            return self.channels
+        index = self.pool.choose()
+        return self.channels[index[index < len(self.channels)].sort().values]
+
+    @property
+    def _may_change(self) -> bool:
+        """Whether the values are chosen only when they are there."""
+        return self.training and isinstance(self.pool, ChannelPooling)
+
     def read(self, features: FeatureMaps) -> tuple[Tensor, Tensor]:
         """The values that the pool chooses now, standardised, (B, num_read), and which they are (num_read,)."""
+        values = features.values(self.averaged(), self.last)
         idx = self.pool.choose()
-        x = features.vector(self.taps, self.last).index_select(1, idx)
+        x = values.index_select(1, self.places(idx))
         of_read = idx if isinstance(self.pool, ChannelPooling) else slice(None)
         return (x - self.center[of_read]) / self.spread[of_read], idx
+
+    def places(self, idx: Tensor) -> Tensor:
+        """Where the values `idx` (n,) stand among those that a pass was asked for, (n,)."""
+        if self._may_change:
+            return idx
+        averages = idx[idx < len(self.channels)].sort().values
+        return torch.where(
+            idx < len(self.channels), torch.searchsorted(averages, idx), idx - len(self.channels) + len(averages)
+        )
 
     def forward(self, own: Tensor | None, features: FeatureMaps) -> Tensor:
         """(B, own_chs), or None for a delta without a body, and one source pass -> logits (B, num_classes)."""
         if own is not None and not self.reads_source:
-            return F.linear(own, self.fc.local.weight)
-        x, idx = self.read(features)
-        own = own * self.share if own is not None and isinstance(self.pool, ChannelPooling) else own
-        logits: Tensor = self.fc(own, self.pool.take(self.scale * x, idx))
-        return logits
+            return self.own_logits(own)
+        return self.logits(own, *self.read(features))
+
+    def own_logits(self, own: Tensor) -> Tensor:
+        """What the delta's own features (B, own_chs) alone say, (B, num_classes)."""
+        local = self.fc.local
+        assert isinstance(local, nn.Linear)
+        return F.linear(own, local.weight)
+
+    def logits(self, own: Tensor | None, x: Tensor, idx: Tensor) -> Tensor:
+        """The same with what `read` gives."""
+        picked = self.pool.take(self.scale * x, idx)
+        if isinstance(self.pool, Subscription):
+            logits: Tensor = self.fc(own, picked)
+            return logits
+        read = self.read_share * F.linear(picked.x, self.fc.pooled_weight(picked), self.fc.local.bias)
+        return read if own is None else read + self.share * self.own_logits(own)
+
+
+class FoldedHead(nn.Module):
+    """A settled head in two plain linear layers: standardisation and pooling weights are folded into the weights.
+
+    The layer `read` is over the source's values `places` of those that a pass gives, `own` over the delta's features.
+    """
+
+    places: Tensor
+    channels: Tensor
+
+    def __init__(self, head: Head) -> None:
+        super().__init__()
+        pool, local = head.pool, head.fc.local
+        assert isinstance(pool, Subscription)
+        assert isinstance(local, nn.Linear)
+        weight = (head.fc.columns * pool.weight * head.scale / head.spread).detach()
+        self.read = linear_of(weight, (local.bias - weight @ head.center).detach())
+        self.own = linear_of(local.weight.detach()) if local.in_features else None
+        self.last = head.last
+        self.register_buffer("places", head.places(pool.index))
+        self.register_buffer("channels", head.averaged())
+
+    def request(self, reduction: int) -> Request:
+        """What a source pass must return for this head; the averages are taken from a grid of this reduction."""
+        return Request(grids={reduction: self.channels} if len(self.channels) else {}, last=self.last)
+
+    def forward(self, own: Tensor | None, features: FeatureMaps) -> Tensor:
+        """(B, own_chs), or None for a delta without a body, and one source pass -> logits (B, num_classes)."""
+        values = features.values(self.channels, self.last)
+        logits: Tensor = self.read(values.index_select(1, self.places))
+        return logits if own is None or self.own is None else logits + self.own(own)
+
+
+def linear_of(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """A linear layer with these weights (out, in) and biases (out,)."""
+    linear = nn.Linear(1, 1, bias=bias is not None)
+    linear.out_features, linear.in_features = weight.shape
+    linear.weight = nn.Parameter(weight)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias)
+    return linear
 
 
 def _linear(own_chs: int, num_classes: int) -> nn.Linear:
@@ -108,12 +201,15 @@ def split_by_tap(source: Source, head: Head) -> Iterator[tuple[str, int, Tensor,
     """What a settled head reads, part by part: (tap or LAST, its number of channels, which of them the head reads,
     where these stand among the values that the head reads). Parts that it reads nothing of are left out."""
     assert isinstance(head.pool, Subscription)
-    index = head.pool.index.cpu()
-    sizes = {name: source.taps[name].num_chs for name in head.taps} | ({LAST: source.num_features} if head.last else {})
-    first = 0
-    for name, num_chs in sizes.items():
-        at = ((index >= first) & (index < first + num_chs)).nonzero().flatten()
+    index, channels = head.pool.index.cpu(), head.channels.cpu()
+    averaged = torch.where(index < len(channels), channels[index.clamp_max(len(channels) - 1)], -1)
+    for name, tap in source.taps.items():
+        first = int(source.channels_of([name])[0])
+        at = ((averaged >= first) & (averaged < first + tap.num_chs)).nonzero().flatten()
         at = at[index[at].argsort()]
         if len(at):
-            yield name, num_chs, index[at] - first, at
-        first += num_chs
+            yield name, tap.num_chs, averaged[at] - first, at
+    at = (averaged < 0).nonzero().flatten()
+    at = at[index[at].argsort()]
+    if len(at):
+        yield LAST, source.num_features, index[at] - len(channels), at

@@ -9,14 +9,22 @@ from typing import Any
 from torchsnow.delta.layers import Slots
 from torchsnow.errors import DeltaError
 
+_WHOLE = (
+    "width_divisor", "pool_divisor", "grid_width", "grid_blocks", "grid_reduction", "entry_reduction", "head_divisor"
+)  # fmt: skip
+_OPTIONAL = ("width_divisor", "grid_width")
+
 
 @dataclass(frozen=True)
 class DeltaSpec:
-    """The shape of one task's delta.
+    """The shape of one task's delta: a grid body, a narrow copy of the source, or its head alone.
 
-    - `width_divisor` (K in the paper): a source layer of N channels has max(1, round(N / K)) in the delta; None is a
-      delta without layers of its own, its head alone.
-    - `pool_divisor` (M in the paper): a layer reads max(1, round(N / M)) of the N channels of its tap.
+    - `grid_width`: channels of a grid body; None is a delta without one. It has `grid_blocks` blocks, on a grid with one
+      cell per `grid_reduction` pixels of the image each way.
+    - `width_divisor` (K in the paper): a source layer of N channels has max(1, round(N / K)) in a narrow copy; None is
+      a delta without one.
+    - `pool_divisor` (M in the paper): a grid body reads max(1, round(N / M)) of the N channels of all taps together; a
+      layer of a narrow copy so many of its own tap.
     - `entry_reduction`: the delta enters the source's pass at the first tap whose readers return maps of at most
       1/entry_reduction of the image's height, and its layers leave earlier taps alone; with 1, and where the source has
       no such tap, it begins at the image.
@@ -29,6 +37,9 @@ class DeltaSpec:
     num_classes: int
     width_divisor: int | None = 8
     pool_divisor: int = 8
+    grid_width: int | None = None
+    grid_blocks: int = 3
+    grid_reduction: int = 32
     entry_reduction: int = 1
     slots: Slots = "channel"
     taps: tuple[str, ...] | None = None
@@ -39,12 +50,14 @@ class DeltaSpec:
     def __post_init__(self) -> None:
         if not isinstance(self.num_classes, int) or self.num_classes < 2:
             raise DeltaError(f"a task needs at least 2 classes; {self.num_classes!r} given")
-        for name in ("width_divisor", "pool_divisor", "entry_reduction", "head_divisor"):
-            divisor = getattr(self, name)
-            if name == "width_divisor" and divisor is None:
+        for name in _WHOLE:
+            value = getattr(self, name)
+            if name in _OPTIONAL and value is None:
                 continue
-            if not isinstance(divisor, int) or divisor < 1:
-                raise DeltaError(f"{name} is {divisor!r}; expected a whole number of 1 or more")
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise DeltaError(f"{name} is {value!r}; expected a whole number of 1 or more")
+        if self.grid_width is not None and self.width_divisor is not None:
+            raise DeltaError("grid_width and width_divisor are given; a delta has a grid body or a narrow copy, not both")
         if self.slots not in ("channel", "rank"):
             raise DeltaError(f"slots is {self.slots!r}; expected 'channel' or 'rank'")
         if not isinstance(self.head_last, bool):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from torchsnow.compile.native import NativeEngine
 from torchsnow.delta import Delta, DeltaSpec
 from torchsnow.source import Request, Source
 
@@ -27,16 +24,6 @@ class Heads(nn.Module):
         last = self.source(images, Request(last=True)).last
         return tuple(layer(last) for layer in self.layers)
 
-    def on(self, engine: NativeEngine) -> Callable[[Tensor], list[Tensor]]:
-        """The same by the native engine."""
-
-        def run(images: Tensor) -> list[Tensor]:
-            last = engine.last(images)
-            with torch.no_grad():
-                return [layer(last) for layer in self.layers]
-
-        return run
-
 
 def random_deltas(source: Source, spec: DeltaSpec, count: int) -> list[Delta]:
     """Settled deltas, each of which chose other channels: what a delta costs does not depend on how well it was
@@ -46,6 +33,9 @@ def random_deltas(source: Source, spec: DeltaSpec, count: int) -> list[Delta]:
         for seed in range(count):
             torch.manual_seed(seed)
             delta = Delta(source, spec).eval()
+            if (grid := delta.grid_pool) is not None:
+                index = torch.randperm(grid.num_chs)[: grid.num_pooled].sort().values
+                delta.subscribe(index, torch.ones(grid.num_pooled))
             for pool in delta.named_pools().values():
                 nn.init.uniform_(pool.weight, 0.5, 1.5)
             deltas.append(delta.settle(source))

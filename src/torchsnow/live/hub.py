@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchsnow.compile import ENGINES, Engine, Work
-from torchsnow.errors import CompileError, HubError, SourceError, TorchsnowError
+from torchsnow.compile import Engine, Work
+from torchsnow.errors import HubError, SourceError, TorchsnowError
 from torchsnow.hub import Entry, Hub
 from torchsnow.hub.residents import Residents, size_of
 
@@ -53,15 +53,13 @@ class LiveHub:
 
     Every prediction works on the tasks of one moment. A change makes a new `Snapshot` off to the side and puts it in
     place in one step; predictions that run keep the old versions until they are done. Tasks are loaded when first
-    asked for, and those used last stay, up to `resident_bytes`; `residents` says which are there. `engine` is an
-    engine or the name of one: "auto", "eager" or "native". Safe to be used by several threads at once.
+    asked for, and those used last stay, up to `resident_bytes`; `residents` says which are there. Safe to be used by several
+    threads at once.
     """
 
-    def __init__(self, hub: Hub, engine: Engine | str = "auto", resident_bytes: int = RESIDENT_BYTES) -> None:
+    def __init__(self, hub: Hub, resident_bytes: int = RESIDENT_BYTES) -> None:
         self.hub = hub
-        if isinstance(engine, str) and engine not in ENGINES:
-            raise CompileError(f"there is no engine {engine!r}; expected one of {', '.join(ENGINES)}")
-        self.engine = ENGINES[engine](hub.source) if isinstance(engine, str) else engine
+        self.engine = Engine(hub.source)
         self.residents: Residents[LiveTask] = Residents(resident_bytes)
         self._lock = threading.Lock()
         self._now = Snapshot(-1, MappingProxyType({}), MappingProxyType({}))

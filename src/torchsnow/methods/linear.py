@@ -14,6 +14,7 @@ from torchsnow.methods.plain import PlainMethod
 from torchsnow.methods.probe import MAX_IMAGES, fit_probe
 from torchsnow.methods.statistics import ClassSums
 from torchsnow.source.features import FeatureMaps, Request
+from torchsnow.source.grid import ONE_CELL
 from torchsnow.source.source import Source
 from torchsnow.train.contract import Batches, TaskCost
 
@@ -30,6 +31,7 @@ class FixedValues(nn.Module):
     They are divided by the root of their number, as in a delta's head.
     """
 
+    channels: Tensor
     index: Tensor
     center: Tensor
     spread: Tensor
@@ -37,7 +39,8 @@ class FixedValues(nn.Module):
     def __init__(self, source: Source, taps: tuple[str, ...], num_read: int | None) -> None:
         super().__init__()
         self.source, self.taps = source, taps
-        self.num_values = sum(source.taps[name].num_chs for name in taps) + source.num_features
+        self.register_buffer("channels", source.channels_of(taps), persistent=False)
+        self.num_values = len(self.channels) + source.num_features
         num_read = self.num_values if num_read is None else num_read
         self.scale: float = num_read**-0.5
         self.register_buffer("index", torch.arange(num_read))
@@ -46,8 +49,13 @@ class FixedValues(nn.Module):
 
     def all_values(self, images: Tensor) -> Tensor:
         """The averages of the taps and the last features, as they are, (B, N)."""
-        features: FeatureMaps = self.source(images, Request(averages=self.taps, last=True))
-        return features.vector(self.taps, last=True)
+        grids = {ONE_CELL: self.channels} if len(self.channels) else {}
+        features: FeatureMaps = self.source(images, Request(grids=grids, last=True))
+        return features.values(self.channels, last=True)
+
+    def chosen(self) -> dict[str, Tensor]:
+        """Which values these are, and how they are standardised."""
+        return {"index": self.index, "center": self.center, "spread": self.spread}
 
     def forward(self, images: Tensor) -> Tensor:
         standardised: Tensor = (self.all_values(images).index_select(1, self.index) - self.center) / self.spread
@@ -125,7 +133,7 @@ class LinearMethod(PlainMethod):
                 self.model.layer.weight.copy_(weight / self.values.scale)
                 self.model.layer.bias.copy_(bias)
 
-    def frozen_part(self) -> tuple[nn.Module, nn.Module]:
+    def frozen_part(self, image_size: int) -> tuple[FixedValues, nn.Module]:
         """The values, which never change once chosen, and the layer."""
         return self.values, self.model.layer
 

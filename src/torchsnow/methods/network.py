@@ -96,7 +96,7 @@ class NetworkMethod(PlainMethod):
     def start(self, images: Batches, device: torch.device) -> None:
         """Nothing to be looked at."""
 
-    def frozen_part(self) -> None:
+    def frozen_part(self, image_size: int) -> None:
         """None: the trained part has no fixed values before it that are worth keeping."""
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:

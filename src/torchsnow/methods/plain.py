@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchsnow.train.contract import Batches
 
@@ -16,7 +16,7 @@ class PlainMethod:
     def set_progress(self, fraction: float) -> None:
         """Nothing changes along the way."""
 
-    def tune(self, images: Batches, device: torch.device) -> None:
+    def tune(self, model: nn.Module, batches: Batches, device: torch.device) -> None:
         """Nothing but the best epoch is chosen by the validation split."""
 
     def record(self) -> list[dict[str, Any]]:

@@ -6,20 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+from torchsnow.delta.cost import within_budget
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.errors import TrainingError
+from torchsnow.source.source import Source
 
-Start = Literal["probe", "informed", "random", "equal"]
+Start = Literal["probe", "anova", "random", "equal"]
 
 
 @dataclass(frozen=True)
 class PoolTraining:
     """How the pooling weights w are started and trained.
 
-    - `start`, `head_start`: how the weights of the layers' pools and of the head's start. "probe" ranks channels by
-      how much a dense linear probe over the averages of all taps relies on each, and spreads w evenly over 0.5 to 1.5
-      in that order; "informed" does so by how well each tells the classes apart alone (analysis of variance);
-      "random" draws w from Normal(1, 0.1); "equal" leaves it at 1.
+    - `start`, `head_start`: how the channels of the body and the values of the head are ranked at the start. "probe"
+      does so by how much a dense linear probe over the averages of all taps relies on each, "anova" by how well each
+      tells the classes apart alone (the F statistic of an analysis of variance); "random" at random, and "equal" not at
+      all. A grid body keeps the best ones. Otherwise w is spread evenly over 0.5 to 1.5 in that order, "random" draws
+      it from Normal(1, 0.1), and "equal" leaves it at 1.
     - `learned`: whether w trains; if not, the choice that it starts with stays.
     - `sigma`: standard deviation of the noise on w, as a share of the present standard deviation of w in its pool.
     - `quiet_from`: share of the training after which there is no noise; until then it falls linearly. None keeps it.
@@ -32,7 +35,7 @@ class PoolTraining:
     - `pool_lr`, `head_lr`: learning rates of the pooling weights and of the head, as multiples of the others'.
     """
 
-    start: Start = "informed"
+    start: Start = "anova"
     head_start: Start = "probe"
     learned: bool = True
     sigma: float = 0.5
@@ -68,14 +71,24 @@ class PoolTraining:
 
 @dataclass(frozen=True)
 class Preset:
-    """A named way to make and train a delta: settings of its DeltaSpec beside `num_classes`, and of its pools."""
+    """A named way to make and train a delta: settings of its DeltaSpec beside `num_classes`, and of its pools.
+
+    `budget` is the most that a grid body may cost, as a share of the source's multiply-adds: it is as wide as that
+    allows, up to the width in `shape`.
+    """
 
     shape: Mapping[str, Any]
     pools: PoolTraining
+    budget: float | None = None
 
     def spec(self, num_classes: int) -> DeltaSpec:
         """The shape of a delta for so many classes."""
         return DeltaSpec(num_classes, **self.shape)
+
+    def spec_for(self, source: Source, num_classes: int) -> DeltaSpec:
+        """The same, as wide as the budget allows on a source."""
+        spec = self.spec(num_classes)
+        return spec if self.budget is None or spec.grid_width is None else within_budget(source, spec, self.budget)
 
     def changed(self, changes: Mapping[str, Any]) -> Preset:
         """The same with other settings of the DeltaSpec or of the pools. Raises TrainingError for an unknown one."""
@@ -90,15 +103,21 @@ class Preset:
         of_shape = {
             name: tuple(value) if isinstance(value, list) else value for name, value in changes.items() if name in shape
         }
-        return Preset({**self.shape, **of_shape}, replace(self.pools, **of_pools))
+        # Who names a width means it.
+        return Preset(
+            {**self.shape, **of_shape},
+            replace(self.pools, **of_pools),
+            None if "grid_width" in of_shape else self.budget,
+        )
 
 
-_SHAPE = {"entry_reduction": 8, "head_divisor": 4}
+_SHAPE = {"width_divisor": None, "grid_width": 96, "head_divisor": 4}
+_FIXED = PoolTraining(learned=False, sigma=0.0)
 
 PRESETS: Mapping[str, Preset] = {
-    "default": Preset(_SHAPE, PoolTraining()),
-    "small": Preset({**_SHAPE, "width_divisor": 16, "pool_divisor": 16}, PoolTraining()),
-    "large": Preset({**_SHAPE, "width_divisor": 4, "pool_divisor": 4, "head_divisor": 2}, PoolTraining()),
+    "default": Preset(_SHAPE, _FIXED, 0.04),
+    "small": Preset({**_SHAPE, "pool_divisor": 16, "grid_blocks": 2}, _FIXED, 0.01),
+    "large": Preset({**_SHAPE, "pool_divisor": 4, "grid_width": 192, "grid_blocks": 4}, _FIXED, 0.1),
     # As published and reproduced, with its warts: the j-th strongest channel meets the j-th column of the layer
     # behind, so a channel changes columns whenever the noise changes the order; the noise never ends, so the choice
     # that evaluation makes, by w itself, is not the one that was trained with; and nothing tells w where to start.

@@ -15,4 +15,4 @@ def make_random(source: Source, num_classes: int, seed: int, changes: Mapping[st
     drawn = PRESETS["default"].changed(
         {"start": "random", "head_start": "random", "learned": False, "sigma": 0.0, **changes}
     )
-    return Snow(source, drawn.spec(num_classes), drawn.pools, seed, "random")
+    return Snow(source, drawn.spec_for(source, num_classes), drawn.pools, seed, "random")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -11,29 +12,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchsnow.delta.cost import delta_cost, source_cost
-from torchsnow.delta.delta import Delta
+from torchsnow.delta.delta import GRID, Delta
 from torchsnow.delta.derive import key_of
 from torchsnow.delta.head import Head
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.errors import TrainingError
 from torchsnow.methods.presets import PRESETS, PoolTraining
+from torchsnow.methods.feature_statistics import FeatureStatistics
 from torchsnow.methods.probe import choose_reading, fit_probe
-from torchsnow.methods.seen import LAST, SeenValues
+from torchsnow.methods.stored import StoredDelta, SubscribedValues
 from torchsnow.model import SnowModel
 from torchsnow.pooling import ChannelPooling, Subscription, num_pooled
-from torchsnow.source.features import FeatureMaps, unique
+from torchsnow.source.grid import ONE_CELL
 from torchsnow.source.source import Source
 from torchsnow.train.contract import Batches, TaskCost
 
 _SHARES = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0)  # of the body's logits beside the probe's
-_TEMPERATURES = (
-    0.125,
-    0.25,
-    0.5,
-    1.0,
-    2.0,
-    4.0,
-)  # at which the sums are compared: over-confidence is no reason for or against
+_TEMPERATURES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # at which sums are compared
 _FEWER = (1, 2, 4, 8)  # times fewer values for the head than the spec allows, if cross-validation says so
 _DRAWS = 16  # of noise, to see how many channels would still change
 
@@ -67,40 +62,69 @@ class Snow:
         return {"name": self.name, "source": self.source.identity(), **made}
 
     def start(self, images: Batches, device: torch.device) -> None:
-        """One source pass over the training images: the head's standardisation and start, and informed pools."""
-        seen = self.looking(device)
-        if seen.request.averages or seen.request.last:  # otherwise the delta reads nothing of the source
+        """One source pass over the training images: the choice of channels, and the head's standardisation and start."""
+        stats = self.statistics(device)
+        if not stats.request.is_empty:  # otherwise the delta reads nothing of the source
             for batch, labels in images:
-                seen.add(self.source(batch.to(device), seen.request), labels.to(device))
-        self.start_from(seen)
+                stats.add(self.source(batch.to(device), stats.request), labels.to(device))
+        self.init_from_stats(stats)
 
-    def start_from(self, seen: SeenValues) -> None:
-        """Start with what was seen of all training images; the rest of `start`."""
+    def statistics(self, device: torch.device) -> FeatureStatistics:
+        """To be shown what the source makes of all training images: whatever has a pool or may be read by the head."""
         head = self.delta.head
+        taps = [tap for tap in self.delta.taps.values()]
+        grid = self.delta.grid_pool is not None
+        pooled = self.source.channels_of(list(self.source.taps) if grid else [tap.name for tap in taps])
+        averaged = head.channels.cpu() if isinstance(head, Head) else pooled[:0]
+        last = self.source.num_features if isinstance(head, Head) and head.last else 0
+        reduction = self.spec.grid_reduction if grid else ONE_CELL
+        keep = self.pools.probe or "probe" in self._starts
+        channels = torch.cat([pooled, averaged]).unique()
+        return FeatureStatistics(channels, last, self.spec.num_classes, reduction, device, keep)
+
+    def init_from_stats(self, stats: FeatureStatistics) -> None:
+        """Start with the statistics of all training images; the rest of `start`."""
+        head, head_places = self.delta.head, None
         if isinstance(head, Head):
-            head.center.copy_(torch.cat([seen.sums[name].center for name in self._head_names]))
-            head.spread.copy_(torch.cat([seen.sums[name].spread for name in self._head_names]))
-        scorings = {"probe": seen.strengths, "informed": seen.f_statistics}
+            head_places = stats.places(head.channels, self.source.num_features if head.last else 0)
+            head.center.copy_(stats.sums.center[head_places])
+            head.spread.copy_(stats.sums.spread[head_places])
+        scorings = {"probe": stats.importance, "anova": stats.sums.f_statistic}
         scores = {start: scoring() for start, scoring in scorings.items() if start in self._starts}
+        places = {name: stats.places(self.source.channels_of([name]), 0) for name in self.delta.taps}
+        if head_places is not None:
+            places["head"] = head_places
         for name, pool in self.delta.named_pools().items():
             if self._start_of(name) in scores:
-                of_pool = scores[self._start_of(name)]
-                inform(pool, torch.cat([of_pool[part] for part in (self._head_names if name == "head" else (name,))]))
-        if self.pools.probe and isinstance(head, Head):
+                inform(pool, scores[self._start_of(name)].cpu()[places[name].cpu()])
+        self._subscribe(stats, scores)
+        if self.pools.probe and isinstance(head, Head) and head_places is not None:
             ranked = self.pools.head_start == "probe"
-            strengths = torch.cat([scores["probe"][part] for part in self._head_names]) if ranked else None
-            self._start_head(head, seen.standardised(self._head_names), seen.labels, strengths)
+            importance = scores["probe"][head_places.cpu()] if ranked else None
+            self._start_head(head, stats.standardised(head_places), stats.labels, importance)
 
-    def _start_head(self, head: Head, values: Tensor, labels: Tensor, strengths: Tensor | None) -> None:
-        """As a probe; which, where it knows how strong the values are, says too how many are worth reading, and whether
-        their penalty goes by their strength."""
+    def _subscribe(self, stats: FeatureStatistics, scores: Mapping[str, Tensor]) -> None:
+        """Choose the channels of a grid body, of all taps together: those with the highest scores, or at random."""
+        pool = self.delta.grid_pool
+        if pool is None:
+            return
+        if self.pools.start in scores:
+            of_all = scores[self.pools.start].cpu()[: pool.num_chs]
+        else:
+            of_all = torch.rand(pool.num_chs, generator=torch.Generator().manual_seed(self.seed))
+        index = of_all.argsort(descending=True, stable=True)[: pool.num_pooled].sort().values
+        self.delta.subscribe(index.to(pool.index.device), stats.cell_std[index.to(stats.channels.device)])
+
+    def _start_head(self, head: Head, values: Tensor, labels: Tensor, importance: Tensor | None) -> None:
+        """As a probe; which, where it knows how important the values are, says too how many are worth reading, and
+        whether their penalty goes by their importance."""
         penalty = None
-        if strengths is not None and self.spec.slots == "channel":
-            nums = [num_pooled(head.pool.num_chs, self.spec.head_divisor * fewer) for fewer in _FEWER]
-            reading = choose_reading(values, labels, self.spec.num_classes, nums)
+        if importance is not None and self.spec.slots == "channel":
+            most = num_pooled(head.pool.num_chs, self.spec.head_divisor)
+            reading = choose_reading(values, labels, self.spec.num_classes, [max(1, most // few) for few in _FEWER])
             head.read_fewer(reading.num_read)
-            strengths, penalty = strengths if reading.by_strength else None, reading.inverse_penalty
-        start_as_probe(head, values, labels, penalty, strengths)
+            importance, penalty = importance if reading.by_importance else None, reading.inverse_penalty
+        start_as_probe(head, values, labels, penalty, importance)
 
     def _start_of(self, pool: str) -> str:
         return self.pools.head_start if pool == "head" else self.pools.start
@@ -108,7 +132,9 @@ class Snow:
     @property
     def _starts(self) -> set[str]:
         """How the pools of this delta start."""
-        return {self._start_of(name) for name in self.delta.named_pools()}
+        return {self._start_of(name) for name in self.delta.pools} | {
+            self._start_of(name) for name in self.delta.named_pools()
+        }
 
     def _head(self) -> Head:
         head = self.delta.head
@@ -116,55 +142,26 @@ class Snow:
             raise TrainingError("head is 'apart', and this delta's head reads nothing of the source; use 'together'")
         return head
 
-    @property
-    def _head_names(self) -> tuple[str, ...]:
-        """Where the values come from that the head may read, in their order."""
-        head = self._head()
-        return (*head.taps, LAST) if head.last else head.taps
-
-    def looking(self, device: torch.device) -> SeenValues:
-        """To be shown the averages of every tap that has a pool or that the head reads, and the last features."""
-        head = self.delta.head
-        head_taps, last = (head.taps, head.last) if isinstance(head, Head) else ((), False)
-        taps = unique((*self.delta.taps, *head_taps))
-        sizes = {name: self.source.taps[name].num_chs for name in taps}
-        if last:
-            sizes[LAST] = self.source.num_features
-        return SeenValues(sizes, self.spec.num_classes, device, keep=self.pools.probe or "probe" in self._starts)
-
-    def tune(self, images: Batches, device: torch.device) -> None:
-        """With the head apart: the body's share by the cross-entropy on the validation images, at the best temperature
-        of a few."""
-        if not self.tunes:
+    def tune(self, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> None:
+        """With the head apart: how much the probe and the body count, by the cross-entropy on the validation images."""
+        if self.pools.head != "apart":
             return
-        seen = []
-        self.model.eval()
+        head, logits, labels = self._head(), ([], []), []  # type: tuple[Head, tuple[list[Tensor], list[Tensor]], list[Tensor]]
+        model.eval()
         with torch.no_grad():
-            for batch, labels in images:
-                choice = self.delta.choose()
-                features = self.source(batch.to(device), self.delta.request(choice))
-                seen.append((*self.probe_and_whole(features, choice), labels.to(device)))
-        self.tune_by(*(torch.cat(parts) for parts in zip(*seen, strict=True)))
+            for batch, of_batch in batches:
+                labels.append(of_batch)
+                for part, shares in zip(logits, ((1.0, 0.0), (0.0, 1.0)), strict=True):
+                    head.mix(*shares)
+                    part.append(model(batch.to(device)).float().cpu())
+        head.mix(*best_shares(torch.cat(logits[0]), torch.cat(logits[1]), torch.cat(labels)))
 
-    @property
-    def tunes(self) -> bool:
-        """Whether `tune` has anything to set."""
-        return self.pools.head == "apart"
-
-    def probe_and_whole(self, features: FeatureMaps, choice: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits (B, num_classes) of the head alone and with the whole of the body's; the body's share is lost."""
-        head, logits = self._head(), []
-        for share in (0.0, 1.0):
-            head.share.fill_(share)
-            logits.append(self.delta(features, choice))
-        return logits[0], logits[1]
-
-    def tune_by(self, probe: Tensor, whole: Tensor, labels: Tensor) -> None:
-        """Set the body's share by what `probe_and_whole` gave for all validation images, with labels (n,)."""
-        self._head().share.fill_(best_share(probe, whole - probe, labels))
-
-    def frozen_part(self) -> None:
-        """None: a delta reads the images, and another choice of channels in every step."""
+    def frozen_part(self, image_size: int) -> tuple[SubscribedValues, nn.Module] | None:
+        """For a grid body: what the source gives of an image of so many pixels, and the delta on that. None for a
+        narrow copy, which reads the images, and another choice of channels in every step."""
+        if self.delta.grid_pool is None:
+            return None
+        return SubscribedValues(self.source, self.delta), StoredDelta(self.delta, image_size)
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """The delta's parameters; norms, biases and pooling weights without weight decay."""
@@ -189,7 +186,7 @@ class Snow:
             pool.sigma = share * spread
 
     def record(self) -> list[dict[str, Any]]:
-        """Per pool: how many channels it chooses of how many, has ever chosen in training, and would still change; the
+        """Per learned pool: how many channels it chooses of how many, has ever chosen in training, and would still change; the
         spread of its weights, and the norm of their gradient in the last step."""
         return [
             {
@@ -202,7 +199,7 @@ class Snow:
                 "gradient": 0.0 if pool.weight.grad is None else float(pool.weight.grad.norm()),
                 "sigma": pool.sigma,
             }
-            for name, pool in self.delta.named_pools().items()
+            for name, pool in (self.delta.named_pools() if self.pools.learned else {}).items()
         ]
 
     def trainable_state(self) -> dict[str, Tensor]:
@@ -229,7 +226,7 @@ class Snow:
     def multiply_adds(self) -> TaskCost:
         """One source pass, and a delta for each task; a delta that reads nothing of the source needs no pass."""
         own = delta_cost(self.source, self.spec).multiply_adds
-        reads = bool(self.delta.taps) or isinstance(self.delta.head, Head)
+        reads = bool(self.delta.pools) or isinstance(self.delta.head, Head)
         return TaskCost(reads * source_cost(self.source).multiply_adds + own, own)
 
     def finish(self) -> SnowModel:
@@ -244,7 +241,7 @@ def make_snow(
     if preset not in PRESETS:
         raise TrainingError(f"there is no preset {preset!r}; expected one of {', '.join(PRESETS)}")
     chosen = PRESETS[preset].changed(changes or {})
-    return Snow(source, chosen.spec(num_classes), chosen.pools, seed)
+    return Snow(source, chosen.spec_for(source, num_classes), chosen.pools, seed)
 
 
 def inform(pool: ChannelPooling, scores: Tensor) -> None:
@@ -275,24 +272,33 @@ def start_as_probe(
         head.fc.local.bias.copy_(bias)
 
 
-def best_share(probe: Tensor, body: Tensor, labels: Tensor) -> float:
-    """The share s for which `probe + s * body`, logits (n, num_classes) each, has the lowest cross-entropy; 0 unless
-    that is below the probe's own by more than twice the standard error of the difference, and in sum by more than 1:
-    the price of a number that is chosen (Akaike, "A new look at the statistical model identification", 1974).
+def best_shares(probe: Tensor, body: Tensor, labels: Tensor) -> tuple[float, float]:
+    """How much a probe and a body count, (a, s), in the logits `a * probe + s * body`, (n, num_classes) each.
 
-    Each sum is taken at the temperature that suits it best, and of equal shares the smallest.
+    A body counts if some sum has a lower cross-entropy than the probe alone, by more than twice the standard error of
+    the difference, and in all by more than 1: the price of a number that is chosen (Akaike, "A new look at the
+    statistical model identification", 1974). Then it counts alone, unless the best sum is better by more than one
+    standard error: a task without a probe reads less of the source. Each is taken at the temperature that suits it
+    best: over-confidence is no reason for or against.
     """
 
-    def losses(share: float) -> Tensor:
-        logits = probe + share * body
+    def losses(logits: Tensor) -> Tensor:
         tried = [F.cross_entropy(logits / temperature, labels, reduction="none") for temperature in _TEMPERATURES]
         return min(tried, key=lambda loss: float(loss.mean()))
 
-    own = losses(0.0)
-    share = min(_SHARES, key=lambda share: float(losses(share).mean()))
-    gains = own - losses(share)
-    error = float(gains.std(correction=0)) / len(labels) ** 0.5
-    return share if float(gains.mean()) > max(2 * error, 1 / len(labels)) else 0.0
+    by_share = {share: losses(probe + share * body) for share in _SHARES}
+    share = min(_SHARES, key=lambda share: float(by_share[share].mean()))
+    alone, joint = losses(body), by_share[share]
+    if not _clearly_better(joint, alone, 1):
+        return (0.0, 1.0) if _clearly_better(alone, by_share[0.0], 2) else (1.0, 0.0)
+    return (1.0, share) if _clearly_better(joint, by_share[0.0], 2) else (1.0, 0.0)
+
+
+def _clearly_better(losses: Tensor, others: Tensor, num_errors: float) -> bool:
+    """Whether losses (n,) are below others by more than so many standard errors, and in sum by more than 1."""
+    gain = others - losses
+    error = float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else math.inf
+    return float(gain.mean()) > num_errors * error and float(gain.sum()) > 1
 
 
 def still_changing(pool: ChannelPooling) -> float:
@@ -316,7 +322,9 @@ def chosen_channels(settled: Delta) -> dict[str, Any]:
 
     The head's own is named "head".
     """
-    pools = {name: settled.pools[key_of(name)] for name in settled.taps}
+    pools: dict[str, nn.Module] = {name: settled.pools[key_of(name)] for name in settled.taps}
+    if settled.grid_pool is not None:
+        pools[GRID] = settled.grid_pool
     if isinstance(settled.head, Head):
         pools["head"] = settled.head.pool
     return {name: _chosen(pool) for name, pool in pools.items() if isinstance(pool, Subscription)}

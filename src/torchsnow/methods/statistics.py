@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_FLOOR_SHARE = 0.01
+FLOOR_SHARE = 0.01
 
 
 class ClassSums:
@@ -38,7 +38,7 @@ class ClassSums:
         up on the first image that differs.
         """
         spread = self._raw_spread
-        return spread.clamp_min(max(_FLOOR_SHARE * float(spread.mean()), 1e-6))
+        return spread.clamp_min(max(FLOOR_SHARE * float(spread.mean()), 1e-6))
 
     @property
     def _raw_spread(self) -> Tensor:

@@ -21,6 +21,7 @@ from torchsnow.live import LiveHub, LiveTask
 from torchsnow.serving.answers import Answers, Lead, TaskAnswer
 from torchsnow.serving.refusal import Refusal
 from torchsnow.source import Request, Source
+from torchsnow.source.grid import ONE_CELL
 
 _MAX_HEADS = 64  # kept, about a megabyte each on ResNet-50
 Heads = Mapping[str, nn.Module]
@@ -63,7 +64,7 @@ class Explainer:
         source = self._live.hub.source
         pixels = torch.stack([own[next(iter(heads))].pixels for own in answers])
         reading = [head for head in heads.values() if isinstance(head, Head)]
-        request = Request.together(Request(averages=head.taps, last=head.last) for head in reading)
+        request = Request.together(head.request(ONE_CELL) for head in reading)
         features = source(pixels.to(next(source.parameters()).device), request) if reading else None
         for name, head in heads.items():
             read = head.read(features)[0] if isinstance(head, Head) and features is not None else None

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from torchsnow.compile import AutoEngine
 from torchsnow.live import LiveHub, LiveTask
 from torchsnow.serving.answers import Answers, TaskAnswer
 from torchsnow.serving.batcher import Batcher
@@ -49,8 +48,6 @@ class Service:
     async def running(self) -> AsyncIterator[None]:
         """Answer and follow the hub, until the block ends."""
         await asyncio.to_thread(self.following.look)
-        if isinstance(self.live.engine, AutoEngine):
-            log("engine", note=self.live.engine.note or "chosen with the first task")
         follower = asyncio.create_task(self.following.run(self.settings.follow_s))
         self.batcher.start()
         self.ready = True

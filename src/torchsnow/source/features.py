@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from torchsnow.source.grid import ONE_CELL, choose_channels
 
 
 @dataclass(frozen=True)
@@ -15,13 +17,14 @@ class Request:
 
     - `taps`: names of taps to return whole;
     - `channels`: for a tap's name, the indices of the channels to return, (M,) int64: only these are kept in memory;
-    - `averages`: names of taps whose mean over all positions is wanted;
+    - `grids`: for a grid reduction, the channels to average onto that grid, (M,) int64, ascending, counted through
+      all taps in the order of the pass (`Source.channels_of`); `ONE_CELL` gives their averages alone;
     - `last`: whether the pooled features at the end are wanted. The pass stops after the last thing that is.
     """
 
     taps: tuple[str, ...] = ()
     channels: Mapping[str, Tensor] = field(default_factory=dict)
-    averages: tuple[str, ...] = ()
+    grids: Mapping[int, Tensor] = field(default_factory=dict)
     last: bool = False
 
     @classmethod
@@ -30,14 +33,27 @@ class Request:
         requests = list(requests)
         return cls(
             taps=unique(name for request in requests for name in (*request.taps, *request.channels)),
-            averages=unique(name for request in requests for name in request.averages),
+            grids=_union([request.grids for request in requests]),
             last=any(request.last for request in requests),
         )
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing of the source is wanted."""
+        return not (self.taps or self.channels or self.grids or self.last)
 
-def average(x: Tensor, dim: int) -> Tensor:
-    """The mean over all dimensions but the batch and `dim`, in float32: (B, C, H, W) -> (B, C)."""
-    return x.mean([other for other in range(1, x.ndim) if other != dim], dtype=torch.float32)
+
+def _union(grids: list[Mapping[int, Tensor]]) -> dict[int, Tensor]:
+    """The channels of several requests by reduction; averages are taken from a grid that is made anyway."""
+    by_reduction: dict[int, dict[int, Tensor]] = {}
+    finest = min((reduction for grid in grids for reduction in grid if reduction != ONE_CELL), default=ONE_CELL)
+    for grid in grids:
+        for reduction, index in grid.items():
+            by_reduction.setdefault(reduction or finest, {})[id(index)] = index
+    return {
+        reduction: next(iter(found.values())) if len(found) == 1 else torch.cat(list(found.values())).unique()
+        for reduction, found in by_reduction.items()
+    }
 
 
 def gather(x: Tensor, dim: int, idx: Tensor) -> Tensor:
@@ -61,7 +77,8 @@ class FeatureMaps:
     """The result of one source pass over a batch.
 
     `images` (B, 3, H, W) are the normalised images, `taps` the taps returned whole by name, (B, C, H, W) each (or
-    (B, H, W, C) where the source works channels-last), and `last` (B, num_features) the source's pooled features.
+    (B, H, W, C) where the source works channels-last), `grids` by reduction the channels that a grid has (M,) and
+    their maps (B, M, Gh, Gw), and `last` (B, num_features) the source's pooled features.
     """
 
     def __init__(
@@ -70,15 +87,16 @@ class FeatureMaps:
         dims: Mapping[str, int],
         taps: Mapping[str, Tensor] | None = None,
         gathered: Mapping[str, tuple[Tensor, Tensor]] | None = None,
-        averages: Mapping[str, Tensor] | None = None,
+        grids: Mapping[int, tuple[Tensor, Tensor]] | None = None,
         last: Tensor | None = None,
     ) -> None:
         self.images = images
         self.taps = dict(taps or {})
+        self.grids = dict(grids or {})
         self.last = last
         self._dims = dims
         self._gathered = dict(gathered or {})  # tap -> (indices, those channels)
-        self._averages = dict(averages or {})
+        self._means: dict[int, Tensor] = {}
 
     def channels(self, tap: str, idx: Tensor) -> Tensor:
         """The channels `idx` (M,) of a tap, (B, M, H, W)."""
@@ -86,6 +104,31 @@ class FeatureMaps:
         if known is idx and values is not None:
             return values
         return gather(self.taps[tap], self._dims[tap], idx)
+
+    def grid(self, reduction: int, index: Tensor) -> Tensor:
+        """The channels `index` (M,) on the grid, (B, M, Gh, Gw), float32."""
+        known, values = self.grids[reduction]
+        return values if known is index else choose_channels(values, torch.searchsorted(known, index))
+
+    def averages(self, index: Tensor) -> Tensor:
+        """The means of the channels `index` (M,) over all positions, (B, M), float32, from whichever grid was made."""
+        reduction = ONE_CELL if ONE_CELL in self.grids else min(self.grids)
+        known, means = self.grids[reduction][0], self.means(reduction)
+        return means if known is index else means.index_select(1, torch.searchsorted(known, index))
+
+    def means(self, reduction: int) -> Tensor:
+        """The averages of all channels of a grid, (B, M); computed once, however many deltas ask."""
+        if reduction not in self._means:
+            self._means[reduction] = self.grids[reduction][1].mean((2, 3))
+        return self._means[reduction]
+
+    def values(self, index: Tensor, last: bool) -> Tensor:
+        """The averages of the channels `index` (M,), followed by the last features if asked for, (B, N)."""
+        parts = [self.averages(index)] if len(index) else []
+        if last:
+            assert self.last is not None
+            parts.append(self.last)
+        return torch.cat(parts, dim=1)
 
     def rows(self, index: Tensor) -> FeatureMaps:
         """The same for the images `index` (n,) of the batch alone."""
@@ -100,15 +143,9 @@ class FeatureMaps:
             self._dims,
             {name: taken(x) for name, x in self.taps.items()},
             {name: (idx, taken(x)) for name, (idx, x) in self._gathered.items()},
-            {name: taken(x) for name, x in self._averages.items()},
+            {reduction: (idx, taken(x)) for reduction, (idx, x) in self.grids.items()},
             None if self.last is None else taken(self.last),
         )
-
-    def average(self, tap: str) -> Tensor:
-        """The mean of a tap over all positions, (B, C), in float32; computed once, however many deltas ask."""
-        if tap not in self._averages:
-            self._averages[tap] = average(self.taps[tap], self._dims[tap])
-        return self._averages[tap]
 
     def span(self, first: int, last: int) -> FeatureMaps:
         """The same of the images from `first` up to, and without, `last`; nothing is copied."""
@@ -118,17 +155,9 @@ class FeatureMaps:
             self._dims,
             taps={name: x[part] for name, x in self.taps.items()},
             gathered={name: (idx, x[part]) for name, (idx, x) in self._gathered.items()},
-            averages={name: x[part] for name, x in self._averages.items()},
+            grids={reduction: (idx, x[part]) for reduction, (idx, x) in self.grids.items()},
             last=None if self.last is None else self.last[part],
         )
-
-    def vector(self, taps: Sequence[str], last: bool) -> Tensor:
-        """The averages of `taps`, followed by the last features if asked for, (B, N)."""
-        parts = [self.average(tap) for tap in taps]
-        if last:
-            assert self.last is not None
-            parts.append(self.last)
-        return torch.cat(parts, dim=1)
 
 
 def unique(names: Iterable[str]) -> tuple[str, ...]:

@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 import torch
 from timm.layers import BatchNormAct2d, Conv2dSame
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from torchsnow.source.features import average, gather, gather_rows
+from torchsnow.source.features import gather, gather_rows
 from torchsnow.source.graph import forget_text
+from torchsnow.source.grid import GridWanted, join_channels, to_grid
 
 # Convolutions that a batch norm folds into: those whose weight is used as it stands.
 FOLDABLE = (nn.Conv2d.forward, Conv2dSame.forward)
@@ -24,13 +25,24 @@ FOLDABLE = (nn.Conv2d.forward, Conv2dSame.forward)
 class PlanOutput:
     """One value that a plan returns: the graph node `node`, or what is made of it.
 
-    "whole" is the value itself; "channels" the channels along `dim` that an extra input of the plan lists, and "part"
-    those of some images of the batch, by an extra input (channels, images); "average" the mean over all positions.
+    "whole" is the value itself; the others are told by an extra input of the plan what to take along `dim`:
+    "channels" which channels (M,); "part" which of some images of the batch, (channels, images).
     """
 
     node: str
-    kind: Literal["whole", "channels", "part", "average"] = "whole"
+    kind: Literal["whole", "channels", "part"] = "whole"
     dim: int = 1
+
+
+@dataclass(frozen=True)
+class GridOutput:
+    """A grid over several values: `nodes` are their names and in which dimension each has its channels. An extra input
+    of the plan says which channels of each are wanted, (channels or None for all, ...), and the grid's size."""
+
+    nodes: tuple[tuple[str, int], ...]
+
+
+Output = PlanOutput | GridOutput
 
 
 class FoldedPass:
@@ -49,8 +61,8 @@ class FoldedPass:
         for target, part in self._parts.items():
             self._parts[target] = _frozen(part, dtype)
 
-    def plan(self, outputs: Sequence[PlanOutput]) -> fx.GraphModule:
-        """A module from images, and one extra input per "channels" or "part" output, to the tuple of the outputs.
+    def plan(self, outputs: Sequence[Output]) -> fx.GraphModule:
+        """A module from images, and an extra input for every output that is not "whole", to a tuple of the outputs.
 
         Nothing else is run, and values are freed as soon as nothing more is made of them.
         """
@@ -58,7 +70,13 @@ class FoldedPass:
         copied: dict[fx.Node, fx.Node] = {}
         graph.graph_copy(self._graph, copied)
         by_name = {node.name: copied[made] for node, made in self._made.items()}
-        graph.output(tuple([_output(graph, by_name[output.node], output) for output in outputs]))
+        made = [
+            _grid_output(graph, by_name, output)
+            if isinstance(output, GridOutput)
+            else _output(graph, by_name[output.node], output)
+            for output in outputs
+        ]
+        graph.output(tuple(made))
         plan = forget_text(fx.GraphModule(self._parts, graph))
         plan.graph.eliminate_dead_code()
         plan.delete_all_unused_submodules()
@@ -70,16 +88,31 @@ def _output(graph: fx.Graph, value: fx.Node, output: PlanOutput) -> fx.Node:
     """Make of a value what is wanted, right where it is computed, so that the rest of it can be freed."""
     if output.kind == "whole":
         return value
-    if output.kind in ("channels", "part"):
-        inputs = graph.find_nodes(op="placeholder")
-        with graph.inserting_after(inputs[-1]):
-            wanted = graph.placeholder(f"wanted_{len(inputs)}_{value.name}")  # several deltas may read one value
-        with graph.inserting_after(value):
-            return graph.call_function(
-                gather if output.kind == "channels" else gather_rows, (value, output.dim, wanted)
-            )
+    wanted = _input(graph, f"wanted_{value.name}")
     with graph.inserting_after(value):
-        return graph.call_function(average, (value, output.dim))
+        return graph.call_function(_TAKE[output.kind], (value, output.dim, wanted))
+
+
+def _grid_output(graph: fx.Graph, by_name: dict[str, fx.Node], output: GridOutput) -> fx.Node:
+    wanted, pieces = _input(graph, "wanted_grid"), []
+    for at, (name, dim) in enumerate(output.nodes):
+        with graph.inserting_after(by_name[name]):
+            pieces.append(graph.call_function(_on_grid, (by_name[name], dim, wanted, at)))
+    return graph.call_function(join_channels, (pieces,))
+
+
+def _input(graph: fx.Graph, name: str) -> fx.Node:
+    """One more input of a plan, behind the others."""
+    inputs = graph.find_nodes(op="placeholder")
+    with graph.inserting_after(inputs[-1]):
+        return graph.placeholder(f"{name}_{len(inputs)}")  # several deltas may read one value
+
+
+def _on_grid(x: Tensor, dim: int, wanted: GridWanted, at: int) -> Tensor:
+    return to_grid(x, dim, wanted[0][at], wanted[1])
+
+
+_TAKE = {"channels": gather, "part": gather_rows}
 
 
 def _parts(model: nn.Module, graph: fx.Graph) -> dict[str, Any]:
@@ -127,7 +160,7 @@ def _fold_norms(graph: fx.Graph, parts: dict[str, Any], made: dict[fx.Node, fx.N
 
 def _frozen(part: Any, dtype: torch.dtype) -> Any:
     """A module or tensor as a plan uses it: of the plan's type, fixed, and never in place."""
-    if isinstance(part, torch.Tensor):
+    if isinstance(part, Tensor):
         return part.to(dtype) if part.is_floating_point() else part
     for module in part.modules():
         if getattr(module, "inplace", False):

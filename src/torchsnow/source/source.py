@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any, Literal, Self
 
@@ -16,15 +17,17 @@ from torch import Tensor, fx, nn
 from torchsnow.errors import SourceError
 from torchsnow.source.config import InputConfig
 from torchsnow.source.features import FeatureMaps, Request
+from torchsnow.source.fused import FusedConvs, fuse
 from torchsnow.source.graph import VALUE, trace
-from torchsnow.source.plan import FoldedPass, PlanOutput
+from torchsnow.source.grid import GridWanted, grid_size, join_images
+from torchsnow.source.plan import FoldedPass, GridOutput, Output, PlanOutput
 from torchsnow.source.taps import Tap, find_taps
 
 Precision = Literal["fp32", "bf16"]
-Wanted = Tensor | tuple[Tensor, slice]
+Wanted = Tensor | tuple[Tensor, slice] | GridWanted
 """Which channels of a tap a pass shall return; with a slice, of which images of the batch."""
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_PIXELS_AT_A_TIME = 8 * 224 * 224
+_PIXELS_AT_A_TIME = 4 * 224 * 224  # of one thread: fewer fetch the weights more often, more leave the cache
 _MAX_PLANS = 32  # ready for requests seen lately; they share their weights
 _PLANNING = threading.Lock()  # several threads may run one source
 
@@ -58,7 +61,8 @@ class Source(nn.Module):
         self.num_features = int(self.last_node.meta[VALUE].shape[1])
         self.prefers_channels_last = _has_depthwise(model)
         self._folded: FoldedPass | None = None
-        self._plans: dict[tuple[PlanOutput, ...], fx.GraphModule] = {}
+        self._plans: dict[tuple[Output | bool, ...], fx.GraphModule] = {}
+        self._fused_convs: FusedConvs = {}
 
     @property
     def traced(self) -> fx.GraphModule:
@@ -88,13 +92,14 @@ class Source(nn.Module):
         """
         request = request or Request(taps=tuple(self.taps), last=True)
         outputs = self._outputs(request)
-        values = iter(self._run(outputs, images, tuple(request.channels.values()), whole=bool(request.taps)))
+        wanted: list[Wanted] = [*request.channels.values(), *self.grid_inputs(request, images.shape[2:])]
+        values = iter(self._run(outputs, images, wanted))
         return FeatureMaps(
             images,
             self._dims,
             taps={name: next(values) for name in request.taps},
             gathered={name: (idx, next(values)) for name, idx in request.channels.items()},
-            averages={name: next(values) for name in request.averages},
+            grids={reduction: (idx, next(values)) for reduction, idx in request.grids.items()},
             last=next(values).float() if request.last else None,
         )
 
@@ -108,86 +113,151 @@ class Source(nn.Module):
         """
         if any(request.taps for request, _ in parts):
             raise SourceError("a shared pass returns no whole taps; ask for channels of them")
-        joint = Request.together(Request(averages=request.averages, last=request.last) for request, _ in parts)
-        wanted = [(name, (idx, rows)) for request, rows in parts for name, idx in request.channels.items()]
-        gathers = tuple(
-            PlanOutput(node.node, "part", node.dim) for node in self._outputs(Request(tuple(n for n, _ in wanted)))
-        )
+        joint = Request.together(Request(grids=request.grids, last=request.last) for request, _ in parts)
+        channels = [(name, (idx, rows)) for request, rows in parts for name, idx in request.channels.items()]
+        gathers = tuple(PlanOutput(self.taps[name].node, "part", self.taps[name].dim) for name, _ in channels)
+        wanted: list[Wanted] = [part for _, part in channels]
+        wanted += self.grid_inputs(joint, images.shape[2:])
         with torch.no_grad():
-            values = iter(self._run((*gathers, *self._outputs(joint)), images, [part for _, part in wanted]))
+            values = iter(self._run((*gathers, *self._outputs(joint)), images, wanted))
         gathered = [{name: (idx, next(values)) for name, idx in request.channels.items()} for request, _ in parts]
-        averages = {name: next(values) for name in joint.averages}
+        grids = {reduction: (idx, next(values)) for reduction, idx in joint.grids.items()}
         last = next(values).float() if joint.last else None
         return [
             FeatureMaps(
                 images[rows],
                 self._dims,
                 gathered=own,
-                averages={name: averages[name][rows] for name in request.averages},
+                grids={reduction: (idx, x[rows]) for reduction, (idx, x) in grids.items()},
                 last=last[rows] if request.last and last is not None else None,
             )
             for (request, rows), own in zip(parts, gathered, strict=True)
         ]
+
+    def channels_of(self, taps: Sequence[str]) -> Tensor:
+        """The numbers of all channels of some taps, counted through all taps in the order of the pass: (C,) int64."""
+        ranges = (torch.arange(*self._spans[name]) for name in self.taps if name in taps)
+        return torch.cat([torch.empty(0, dtype=torch.int64), *ranges])
+
+    @cached_property
+    def num_chs(self) -> int:
+        """How many channels all taps have."""
+        return sum(tap.num_chs for tap in self.taps.values())
+
+    def tap_of(self, channel: int) -> tuple[str, int]:
+        """The tap of a channel of `channels_of`, and its number there."""
+        name = next(name for name, (_, end) in self._spans.items() if channel < end)
+        return name, channel - self._spans[name][0]
+
+    @cached_property
+    def _spans(self) -> dict[str, tuple[int, int]]:
+        """The first channel of each tap, and the first behind it."""
+        ends = list(accumulate(tap.num_chs for tap in self.taps.values()))
+        return dict(zip(self.taps, zip([0, *ends[:-1]], ends, strict=True), strict=True))
+
+    def grid_inputs(self, request: Request, image_size: Sequence[int]) -> list[GridWanted]:
+        """The inputs of a plan for a request's grids, of images of so many pixels.
+
+        Raises SourceError for channels that there are not, and for images smaller than a cell.
+        """
+        height, width = image_size
+        inputs: list[GridWanted] = []
+        for reduction, index in request.grids.items():
+            if len(index) and not 0 <= int(index.min()) <= int(index.max()) < self.num_chs:
+                raise SourceError(f"a grid is asked for channel {int(index.max())}; {self.name} has {self.num_chs}")
+            if min(height, width) < reduction:
+                raise SourceError(
+                    f"the images have {height} x {width} pixels, less than the {reduction} x {reduction} of one cell of "
+                    "the grid; use larger images"
+                )
+            firsts = torch.tensor([first for first, _ in self._spans.values()]).to(index)
+            parts = index.tensor_split(torch.searchsorted(index, firsts).tolist())[1:]
+            of_taps = [
+                None if len(own) == end - first else own - first
+                for (first, end), own in zip(self._spans.values(), parts, strict=True)
+            ]
+            inputs.append((of_taps, grid_size(height, width, reduction)))
+        return inputs
 
     @property
     def _dims(self) -> dict[str, int]:
         return {name: tap.dim for name, tap in self.taps.items()}
 
     def _run(
-        self, outputs: tuple[PlanOutput, ...], images: Tensor, wanted: Sequence[Wanted], whole: bool = False
+        self, outputs: tuple[Output, ...], images: Tensor, wanted: Sequence[Wanted]
     ) -> list[Tensor]:
-        """The outputs; `wanted` are the plan's extra inputs, and `whole` says that whole taps are among the outputs."""
-        plan = self._plan(outputs)
+        """The outputs; `wanted` are the plan's extra inputs."""
+        gradients = torch.is_grad_enabled() and images.requires_grad
+        plan = self._plan(outputs, fused=self._fuses and not gradients)
         try:
             with torch.autocast(images.device.type, enabled=False):
-                return self._run_plan(plan, images, wanted, whole)
+                return self._run_plan(plan, outputs, images, wanted)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             raise SourceError(f"{self.name} cannot take images of shape {tuple(images.shape)}: {error}") from error
 
-    def _run_plan(self, plan: fx.GraphModule, images: Tensor, wanted: Sequence[Wanted], whole: bool) -> list[Tensor]:
+    def _run_plan(
+        self, plan: fx.GraphModule, outputs: Sequence[Output], images: Tensor, wanted: Sequence[Wanted]
+    ) -> list[Tensor]:
         images = images.to(_DTYPES[self.precision])
-        parts: Sequence[Tensor] = [images]
-        if images.device.type == "cpu" and not whole:
-            # Little is kept, so a few images at a time need less memory; and what is kept is gathered at once, so the
-            # layout may be the one in which this network is fastest.
-            layout = torch.channels_last if self.prefers_channels_last else torch.contiguous_format
-            images = images.contiguous(memory_format=layout)
-            parts = torch.split(images, max(1, _PIXELS_AT_A_TIME // (images.shape[2] * images.shape[3])))
-        if len(parts) == 1:
+        whole = any(one.node != self.last_node.name for one in outputs if isinstance(one, PlanOutput) and one.kind == "whole")
+        if images.device.type != "cpu" or whole:
             results: list[Tensor] = plan(images, *wanted)
             return results
+        # Little is kept, so a few images at a time need less memory, and the layout may be the fastest one. Every
+        # thread takes parts of its own, so that threads never wait for each other within the pass.
+        images = images.contiguous(memory_format=self._layout)
+        pixels, threads = images.shape[2] * images.shape[3], torch.get_num_threads()
+        size = max(1, min(_PIXELS_AT_A_TIME // pixels, -(-len(images) // threads)))
+        parts = torch.split(images, size)
         starts = accumulate((len(part) for part in parts), initial=0)
-        several = [plan(part, *_of_part(wanted, at, len(part))) for part, at in zip(parts, starts, strict=False)]
-        return [torch.cat([value for value in values if len(value)]) for values in zip(*several, strict=True)]
+        inputs = [(part, *_of_part(wanted, at, len(part))) for part, at in zip(parts, starts, strict=False)]
+        several = _in_threads(plan, inputs, threads)
+        return [
+            join_images(values) if isinstance(output, GridOutput) else _joined(values)
+            for output, values in zip(outputs, zip(*several, strict=True), strict=True)
+        ]
 
-    def _outputs(self, request: Request) -> tuple[PlanOutput, ...]:
+    @property
+    def _layout(self) -> torch.memory_format:
+        """In which a CPU runs the pass fastest."""
+        return torch.channels_last if self._fuses or self.prefers_channels_last else torch.contiguous_format
+
+    @property
+    def _fuses(self) -> bool:
+        """Whether convolutions do what follows them, in steps of oneDNN."""
+        on_cpu = next(self.parameters()).device.type == "cpu"
+        return on_cpu and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+    def _outputs(self, request: Request) -> tuple[Output, ...]:
         tap = self.taps
-        for name in (*request.taps, *request.channels, *request.averages):
+        for name in (*request.taps, *request.channels):
             if name not in tap:
                 raise SourceError(f"{self.name} has no tap {name!r}; its taps are named like {next(iter(tap))!r}")
         return (
             *(PlanOutput(tap[name].node) for name in request.taps),
             *(PlanOutput(tap[name].node, "channels", tap[name].dim) for name in request.channels),
-            *(PlanOutput(tap[name].node, "average", tap[name].dim) for name in request.averages),
+            *([GridOutput(tuple((one.node, one.dim) for one in tap.values()))] * len(request.grids)),
             *([PlanOutput(self.last_node.name)] if request.last else []),
         )
 
     def plan(self, request: Request) -> fx.GraphModule:
-        """What a pass for this request runs: images, then the indices of `request.channels`, to a tuple of taps,
-        channels, averages and last features, those that are asked for."""
+        """What a pass for this request runs: images, then the indices of `request.channels` and `grid_inputs`, to a
+        tuple of taps, channels, parts of grids by tap, and last features, those that are asked for."""
         return self._plan(self._outputs(request))
 
-    def _plan(self, outputs: tuple[PlanOutput, ...]) -> fx.GraphModule:
+    def _plan(self, outputs: tuple[Output, ...], fused: bool = False) -> fx.GraphModule:
+        key = (*outputs, fused)
         with _PLANNING:
             if self._folded is None:
                 self._folded = FoldedPass(self.model, self.traced, _DTYPES[self.precision])
-            if outputs not in self._plans:
+            if key not in self._plans:
                 if len(self._plans) >= _MAX_PLANS:
                     self._plans.pop(next(iter(self._plans)))
-                self._plans[outputs] = self._folded.plan(outputs)
-            return self._plans[outputs]
+                plan = self._folded.plan(outputs)
+                self._plans[key] = fuse(plan, self._fused_convs) if fused else plan
+            return self._plans[key]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -212,6 +282,7 @@ class Source(nn.Module):
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         self._plans.clear()
+        self._fused_convs.clear()
         self._folded = None
         super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
         return self
@@ -224,6 +295,29 @@ class Source(nn.Module):
         return self
 
 
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """What several parts of a batch give, as of one; a part may give nothing."""
+    return torch.cat([part for part in parts if len(part)] or parts[:1])
+
+
+def _in_threads(plan: fx.GraphModule, inputs: Sequence[tuple[Any, ...]], threads: int) -> list[list[Tensor]]:
+    """What a plan makes of each of the inputs: side by side, one thread each, where there are enough of them."""
+    if threads == 1 or len(inputs) < threads or torch.is_grad_enabled():
+        return [plan(*own) for own in inputs]
+
+    def run(own: tuple[Any, ...]) -> list[Tensor]:
+        with torch.no_grad():  # of this thread
+            result: list[Tensor] = plan(*own)
+        return result
+
+    return list(_pool(threads).map(run, inputs))
+
+
+@lru_cache(1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "source", initializer=torch.set_num_threads, initargs=(1,))
+
+
 def _of_part(wanted: Sequence[Wanted], start: int, size: int) -> list[Wanted]:
     """The extra inputs of a plan for `size` images of a batch, from image `start` on."""
 
@@ -231,7 +325,9 @@ def _of_part(wanted: Sequence[Wanted], start: int, size: int) -> list[Wanted]:
         low, high = (min(max(at - start, 0), size) for at in (rows.start, rows.stop))
         return slice(low, high)
 
-    return [(one[0], within(one[1])) if isinstance(one, tuple) else one for one in wanted]
+    return [
+        (one[0], within(one[1])) if isinstance(one, tuple) and isinstance(one[1], slice) else one for one in wanted
+    ]
 
 
 def _has_depthwise(model: nn.Module) -> bool:

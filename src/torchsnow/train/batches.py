@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from torchsnow.data import ImageSet, Splits, eval_transform, prepare, train_transform
 from torchsnow.errors import TrainingError
 from torchsnow.source.config import InputConfig
 from torchsnow.train.settings import TrainSettings
+from torchsnow.train.store import FeatureStore
 
 Loader = DataLoader[tuple[Tensor, int]]  # it collates images and labels into a tensor each
 
@@ -57,21 +58,6 @@ def plain_images(config: InputConfig, image_size: int) -> ImageSet:
     return ImageSet((), (), eval_transform(config, image_size), prepare(config, image_size))
 
 
-class FeatureSet(Dataset[tuple[Tensor, int]]):
-    """What a fixed module makes of images, computed once: pairs of values (N,) and labels."""
-
-    def __init__(self, module: nn.Module, images: ImageSet, batch_size: int, device: torch.device) -> None:
-        with torch.no_grad():
-            parts = [module(batch.to(device)).cpu() for batch, _ in DataLoader(images, batch_size)]
-        self.values, self.labels = torch.cat(parts), images.labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.values[index], int(self.labels[index])
-
-
 def balanced_weights(images: ImageSet) -> Tensor:
     """Weights of the classes, (num_classes,), under which every class counts alike and an image counts 1 on average."""
     counts = images.labels.bincount(minlength=len(images.classes))
@@ -98,10 +84,12 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
-def train_loader(images: ImageSet | FeatureSet, settings: TrainSettings, epoch: int, device: torch.device) -> Loader:
+def train_loader(images: ImageSet | FeatureStore, settings: TrainSettings, epoch: int, device: torch.device) -> Loader:
     """One epoch in its own order."""
     generator = torch.Generator().manual_seed(epoch_seed(settings.seed, epoch))
     batches = shuffled_batches(len(images), settings.batch_size, generator)
+    if isinstance(images, FeatureStore):  # nothing is left to be done by workers
+        return DataLoader(images, batch_sampler=batches, generator=generator, collate_fn=images.collate)
     return DataLoader(
         images,
         batch_sampler=batches,
@@ -111,8 +99,10 @@ def train_loader(images: ImageSet | FeatureSet, settings: TrainSettings, epoch: 
     )
 
 
-def plain_loader(images: ImageSet, settings: TrainSettings) -> Loader:
+def plain_loader(images: ImageSet | FeatureStore, settings: TrainSettings) -> Loader:
     """The images in their own order. Without workers, so that they fill the cache that later epochs read."""
+    if isinstance(images, FeatureStore):
+        return DataLoader(images, settings.batch_size, collate_fn=images.collate)
     return DataLoader(images, settings.batch_size)
 
 

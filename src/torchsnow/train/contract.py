@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchsnow.source.config import InputConfig
+from torchsnow.train.store import FrozenPart
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Batches of normalised images (B, 3, H, W) and labels (B,); may be gone through several times."""
@@ -50,9 +51,10 @@ class Method(Protocol):
     def start(self, images: Batches, device: torch.device) -> None:
         """Called once before training, with the training images as at evaluation; the model is on `device`."""
 
-    def frozen_part(self) -> tuple[nn.Module, nn.Module] | None:
-        """Two modules whose composition `model` is: images to fixed values (B, N), which training never changes, and
-        values to logits. Training on images that are not augmented computes the values once. None if there are none.
+    def frozen_part(self, image_size: int) -> tuple[FrozenPart, nn.Module] | None:
+        """Two modules whose composition `model` is, for images of so many pixels: images to fixed values (B, N), which
+        training never changes once it has started, and values to logits. Training computes the values once for every
+        image and view. None if there are none.
         """
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -61,8 +63,9 @@ class Method(Protocol):
     def set_progress(self, fraction: float) -> None:
         """Called before every step with the share of all steps that is done, 0 to below 1."""
 
-    def tune(self, images: Batches, device: torch.device) -> None:
-        """Called after every epoch, before it is judged, with the validation images: set what they decide."""
+    def tune(self, model: nn.Module, batches: Batches, device: torch.device) -> None:
+        """Called after every epoch, before it is judged, with what `model` takes of the validation images (the images,
+        or their fixed values) and their labels: set what they decide."""
 
     def record(self) -> list[dict[str, Any]]:
         """What to write down after an epoch: rows of plain values, the same columns every time; may be empty."""

@@ -104,7 +104,8 @@ def predict(
     all_logits, all_labels = [torch.empty(0)], [torch.empty(0, dtype=torch.int64)]
     try:
         with torch.no_grad():
-            for images, labels in DataLoader(dataset, batch_size, num_workers=num_workers):
+            collate = getattr(dataset, "collate", None)
+            for images, labels in DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate):
                 all_logits.append(model(images.to(device)).float().cpu())
                 all_labels.append(labels)
     finally:

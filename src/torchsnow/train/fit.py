@@ -16,7 +16,6 @@ from torchsnow.data import ImageSet, Splits
 from torchsnow.errors import TrainingError
 from torchsnow.source import Source
 from torchsnow.train.batches import (
-    FeatureSet,
     data_config,
     epoch_seed,
     num_batches,
@@ -33,6 +32,7 @@ from torchsnow.train.run_folder import RunFolder
 from torchsnow.train.schedule import load_optimizer_tensors, lr_factor, optimizer_tensors
 from torchsnow.train.settings import TrainSettings
 from torchsnow.train.step import Stepper
+from torchsnow.train.store import IN_MEMORY_BYTES, MOST_VIEWS, FeatureStore, StoreWriter, View, views_of
 
 LOOK_EVERY = 10  # steps: looking at the loss makes the CPU wait for an accelerator
 
@@ -107,8 +107,8 @@ class Loop:
         self.method, self.splits, self.settings, self.run = method, splits, settings, run
         self.device = settings.torch_device()
         self.images = run_images(splits, method.input_config, settings, pool)
-        self.train_set: ImageSet | FeatureSet = self.images.train
-        self.val_set: ImageSet | FeatureSet = self.images.val
+        self.train_set: ImageSet | FeatureStore = self.images.train
+        self.val_set: ImageSet | FeatureStore = self.images.val
         self.trained = method.model.to(self.device)
         self.stepper = Stepper(method, self.images.train, settings)
         self.steps = num_batches(len(self.images.train), settings.batch_size)
@@ -131,7 +131,7 @@ class Loop:
         torch.manual_seed(epoch_seed(self.settings.seed, 0))
         bar.prepare()
         self.method.start(plain_loader(self.images.plain, self.settings), self.device)
-        self._keep_features()
+        self._store_features(bar)
         start_s = time.perf_counter()
         val = self._validate(self.trained, self.val_set)
         self.finish_start(val, time.perf_counter() - start_s, bar)
@@ -159,7 +159,7 @@ class Loop:
         load_optimizer_tensors(self.stepper.optimizer, checkpoint.optimizer)
         self.history, self.selection = checkpoint.history, checkpoint.selection
         self._repair(checkpoint)
-        self._keep_features()
+        self._store_features(bar)
         finished = is_finished(self.history, self.settings.epochs, self.settings.patience)
         self._say(bar, f"{'this run is finished: ' if finished else 'resumed after '}epoch {self.done}")
 
@@ -167,14 +167,39 @@ class Loop:
     def done(self) -> int:
         return epochs_done(self.history)
 
-    def _keep_features(self) -> None:
-        """Compute a method's fixed values once, where every epoch would see the same ones."""
-        parts = self.method.frozen_part()
-        if parts is None or self.settings.augmentation != "none":
+    def _store_features(self, bar: TrainingBar) -> None:
+        """Compute a method's fixed values once for every image and view, if there is room for them."""
+        settings, images = self.settings, self.images
+        parts = self.method.frozen_part(settings.image_size)
+        if parts is None or settings.store_bytes == 0:
             return
-        frozen, self.trained = parts
-        self.train_set = FeatureSet(frozen, self.images.plain, self.settings.batch_size, self.device)
-        self.val_set = FeatureSet(frozen, self.images.val, self.settings.batch_size, self.device)
+        frozen, trained = parts
+        writer = StoreWriter(frozen, settings.batch_size, self.device, settings.num_workers)
+        size_bytes = writer.size_bytes(images.plain)
+        if size_bytes > settings.store_bytes:
+            raise TrainingError(
+                f"store_bytes is {settings.store_bytes}, and the features of one image take {size_bytes}; give more, or "
+                "0 to compute them in every epoch"
+            )
+        room = settings.store_bytes // size_bytes - len(images.val)
+        num_views = min(MOST_VIEWS, room // len(images.train))
+        seed = epoch_seed(settings.seed, 0)
+        views = views_of(settings.augmentation, images.plain, images.train, num_views, seed)
+        if not views or len(views) * len(images.train) > room:
+            self._say(bar, f"the features take more than the {settings.store_bytes} bytes that may be stored; they are "
+                      "computed in every epoch")  # fmt: skip
+            return
+        self.trained = trained
+        train_bytes = len(views) * len(images.train) * size_bytes
+        in_memory = train_bytes + len(images.val) * size_bytes <= IN_MEMORY_BYTES
+        self._say(bar, f"storing the features of {len(images.train)} images in {len(views)} views, "
+                  f"{train_bytes / 1e6:.0f} MB in {'memory' if in_memory else 'the run folder'}")  # fmt: skip
+        bar.store()
+        if in_memory:
+            self.train_set = writer.in_memory(views, bar.stored)
+        else:
+            self.train_set = writer.in_file(views, self.run.features, self.config, bar.stored)
+        self.val_set = writer.in_memory([View(images.val)], lambda done, total: None)
 
     def _repair(self, last: Checkpoint) -> None:
         """Do what a run that was killed right after saving `last` did not come to."""
@@ -190,7 +215,7 @@ class Loop:
         start_s = time.perf_counter()
         loss, accuracy = self._train(epoch, bar)
         trained_s = time.perf_counter() - start_s
-        self.method.tune(plain_loader(self.images.val, self.settings), self.device)
+        self.method.tune(self.trained, plain_loader(self.val_set, self.settings), self.device)
         val = self._validate(self.trained, self.val_set)
         self.finish_trained((loss, accuracy), trained_s, val, time.perf_counter() - start_s, bar)
 
@@ -258,7 +283,7 @@ class Loop:
             self.run.log(message)
             raise TrainingError(message)
 
-    def _validate(self, model: nn.Module, images: ImageSet | FeatureSet) -> Metrics:
+    def _validate(self, model: nn.Module, images: ImageSet | FeatureStore) -> Metrics:
         settings, classes = self.settings, self.splits.classes
         return evaluate(model, images, classes, settings.batch_size, self.device, settings.num_workers)
 
@@ -290,6 +315,7 @@ class Loop:
         self.run.write_subscription(self.method.subscription())
         best = best_epoch(self.history)
         self.run.log(f"finished after {self.done} epochs; the best is epoch {best.epoch}")
+        self.run.drop_features()
         return FitResult(model, self._validate(model, self.images.val), best, tuple(self.history))
 
     def _say(self, bar: TrainingBar, line: str) -> None:

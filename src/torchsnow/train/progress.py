@@ -41,10 +41,18 @@ class TrainingBar:
         """The method looks at the images before training."""
         self._progress.update(self._task, description="looking at the images")
 
+    def store(self) -> None:
+        """Features are computed and stored."""
+        self._progress.update(self._task, description="storing features", total=None)
+
+    def stored(self, done: int, total: int) -> None:
+        """So many images of all views are stored."""
+        self._progress.update(self._task, completed=done, total=total)
+
     def start_epoch(self, epoch: int) -> None:
         """Epoch `epoch`, counted from 1, begins."""
-        done = (epoch - 1) * self.num_images
-        self._progress.update(self._task, description=f"epoch {epoch}/{self.epochs}", completed=done)
+        done, total = (epoch - 1) * self.num_images, self.epochs * self.num_images
+        self._progress.update(self._task, description=f"epoch {epoch}/{self.epochs}", completed=done, total=total)
 
     def advance(self, num_images: int) -> None:
         """So many images more are done."""

@@ -53,6 +53,11 @@ class RunFolder:
         return self.path / "subscription.json"
 
     @property
+    def features(self) -> Path:
+        """Stored features that memory has no room for, while the run goes on."""
+        return self.path / "features.bin"
+
+    @property
     def last(self) -> Path:
         return self.path / "last.safetensors"
 
@@ -113,6 +118,12 @@ class RunFolder:
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write metrics.json."""
         self._write(self.path / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+
+    def drop_features(self) -> None:
+        """Delete stored features: a finished run needs them no more."""
+        with clear_os_errors("delete", self.features, TrainingError):
+            for path in (self.features, self.features.with_suffix(".json")):
+                path.unlink(missing_ok=True)
 
     def log(self, text: str) -> None:
         """Add one line, with the time in UTC, to log.txt."""

@@ -20,7 +20,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("fp32", "bf16"),
     "device": ("auto", "cpu", "cuda"),
 }
-_WHOLE_FROM = {"epochs": 1, "batch_size": 2, "image_size": 1, "warmup_epochs": 0, "seed": 0, "num_workers": 0}
+_WHOLE_FROM = {"epochs": 1, "batch_size": 2, "image_size": 1, "warmup_epochs": 0, "seed": 0, "num_workers": 0, "store_bytes": 0}
 
 
 def torch_device(name: str) -> torch.device:
@@ -50,6 +50,7 @@ class TrainSettings:
     - `patience`: stop after so many epochs without a better model; None never does.
     - `device`: "auto" is CUDA where there is one, else the CPU.
     - `num_workers`: processes that load images beside the main one.
+    - `store_bytes`: at most so many bytes of stored features (see `torchsnow.train.store`); 0 stores none.
     """
 
     epochs: int = 15
@@ -68,6 +69,7 @@ class TrainSettings:
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_workers: int = 0
+    store_bytes: int = 16 * 2**30
 
     def __post_init__(self) -> None:
         if self.batch_size == 1:

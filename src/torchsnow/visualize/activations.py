@@ -50,26 +50,32 @@ def spread_channels(parts: Sequence[TapSubscription], number: int) -> list[Chann
 class Averages:
     """The spatial averages of given channels: what to ask a source for, and how to read them from the answer."""
 
-    def __init__(self, channels: Sequence[Channel]) -> None:
+    def __init__(self, source: Source, channels: Sequence[Channel]) -> None:
         self.channels = tuple(channels)
         taps = unique(channel.tap for channel in channels)
-        self.request = Request(averages=tuple(tap for tap in taps if tap != LAST), last=LAST in taps)
+        first = {tap: int(source.channels_of([tap])[0]) for tap in taps if tap != LAST}
+        self._numbers = [None if one.tap == LAST else first[one.tap] + one.index for one in self.channels]
+        known = sorted({number for number in self._numbers if number is not None})
+        self._index = torch.tensor(known, dtype=torch.int64, device=next(source.parameters()).device)
+        self.request = Request(grids={ONE_CELL: self._index} if known else {}, last=LAST in taps)
 
     def read(self, features: FeatureMaps) -> Tensor:
         """(B, number of channels)."""
-        return torch.stack([self._column(features, channel) for channel in self.channels], dim=1)
-
-    def _column(self, features: FeatureMaps, channel: Channel) -> Tensor:
-        values = features.last if channel.tap == LAST else features.average(channel.tap)
-        assert values is not None
-        return values[:, channel.index]
+        averages = features.averages(self._index) if len(self._index) else None
+        known = self._index.tolist()
+        columns = []
+        for channel, number in zip(self.channels, self._numbers, strict=True):
+            values, at = (features.last, channel.index) if number is None else (averages, known.index(number))
+            assert values is not None
+            columns.append(values[:, at])
+        return torch.stack(columns, dim=1)
 
 
 def top_images(
     source: Source, images: ImageSet, channels: Sequence[Channel], device: torch.device, progress: Progress
 ) -> list[list[TopImage]]:
     """For each channel the images on which it is largest on average, at most NUM_IMAGES, the largest first."""
-    averages = Averages(channels)
+    averages = Averages(source, channels)
     values: list[Tensor] = []
     for batch, _ in DataLoader(images, _BATCH_SIZE):
         values.append(averages.read(source(batch.to(device), averages.request)).cpu())

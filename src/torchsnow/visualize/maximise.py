@@ -46,7 +46,7 @@ def maximise(
     S is `image_size` in pixels, or MOST_PX where that is less and the source takes it. The channel's mean over all
     positions is maximised. Two calls give the same; torch's global generator is left as it was.
     """
-    config, averages = source.input_config, Averages(channels)
+    config, averages = source.input_config, Averages(source, channels)
     image_size = _affordable(source, averages, image_size)
     device = next(source.parameters()).device
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (config.mean, config.std))

@@ -42,20 +42,26 @@ class FusedConv2d(nn.Module):
         return result
 
 
-def fuse(plan: fx.GraphModule) -> fx.GraphModule:
-    """Replace a plan's plain convolutions in place, and return it. The weights are shared with the plan."""
+FusedConvs = dict[tuple[int, str], FusedConv2d]
+"""By convolution and activation: plans share their weights as laid out."""
+
+
+def fuse(plan: fx.GraphModule, known: FusedConvs) -> fx.GraphModule:
+    """Replace a plan's plain convolutions in place, and return it. What is made is kept in `known` for other plans."""
     modules = dict(plan.named_modules())
     for node in list(plan.graph.nodes):
         conv = modules.get(str(node.target)) if node.op == "call_module" else None
         if type(conv) is nn.Conv2d and not isinstance(conv.padding, str) and conv.padding_mode == "zeros":
-            _fuse(plan, modules, node, conv)
+            _fuse(plan, modules, node, conv, known)
     plan.graph.eliminate_dead_code()
     plan.delete_all_unused_submodules()
     plan.recompile()
     return plan
 
 
-def _fuse(plan: fx.GraphModule, modules: Mapping[str, nn.Module], node: fx.Node, conv: nn.Conv2d) -> None:
+def _fuse(
+    plan: fx.GraphModule, modules: Mapping[str, nn.Module], node: fx.Node, conv: nn.Conv2d, known: FusedConvs
+) -> None:
     last, other, act = node, None, ("none", list[float]())
     while len(last.users) == 1:
         (user,) = last.users
@@ -74,7 +80,7 @@ def _fuse(plan: fx.GraphModule, modules: Mapping[str, nn.Module], node: fx.Node,
         else:
             break
     name = f"fused_{node.name}"
-    plan.add_module(name, FusedConv2d(conv, act))
+    plan.add_module(name, known.setdefault((id(conv), act[0]), FusedConv2d(conv, act)))
     with plan.graph.inserting_before(last):
         fused = plan.graph.call_module(name, (node.args[0], *([other] if other is not None else [])))
     last.replace_all_uses_with(fused)
