@@ -15,6 +15,7 @@ from torch import nn
 
 from torchsnow.compile.quantize import Measured
 from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare, read_image
+from torchsnow.data.listing import first_few
 from torchsnow.data.sampling import reduced
 from torchsnow.delta import Delta
 from torchsnow.errors import DataError, HubError, TrainingError
@@ -307,14 +308,14 @@ def evaluate_task(hub: Hub, name: str, data: LoadedData, examples: Sequence[Exam
     Raises DataError when the data has a class that the task does not know.
     """
     task = hub.task(name)
-    unknown = [label for label in data.classes if label not in task.classes]
+    places = {label: place for place, label in enumerate(task.classes)}
+    unknown = [label for label in data.classes if label not in places]
     if unknown:
         raise DataError(
             f"{data.name} has the class {unknown[0]!r}, which task {name!r} does not know; "
-            f"its classes are {', '.join(task.classes)}"
+            f"its classes are {first_few(task.classes, 20, ', ')}"
         )
-    place = [task.classes.index(label) for label in data.classes]
-    relabelled = [Example(example.path, place[example.label]) for example in examples]
+    relabelled = [Example(example.path, places[data.classes[example.label]]) for example in examples]
     images = _plain_images(relabelled, task.classes, hub.source.input_config, task.image_size)
     return evaluate(SnowModel(hub.source, task.delta).to(device), images, task.classes, BATCH_SIZE, device)
 
