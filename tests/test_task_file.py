@@ -32,6 +32,7 @@ from torchsnow.task_file import (
     read_task_info,
     save_task,
 )
+from torchsnow.train.evaluate import measure
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +166,24 @@ def test_metrics_must_be_json(source: Source, task: Task, values: dict[str, Any]
         make_task(source, task.delta, "pets", "abc", metrics=values)
 
 
+@pytest.mark.parametrize("values", [{"accuracy": 0.5}, {"val": {"f2": 0.5}}, {"val": {"accuracy": 50}}])
+def test_metrics_must_be_results_by_split(source: Source, task: Task, values: dict[str, Any]) -> None:
+    with pytest.raises(TaskFileError, match=r"metrics.*expected 0 to 1; metrics are results by split|unknown key"):
+        make_task(source, task.delta, "pets", "abc", metrics=values)
+
+
+@pytest.mark.parametrize("num_classes", [3, 200, 10_000])
+def test_metrics_stay_small_however_many_classes_there_are(source: Source, num_classes: int) -> None:
+    settled = sample_task(source, num_classes=num_classes, head_divisor=64, width_divisor=None)
+    labels = torch.arange(min(num_classes, 300))
+    measured = measure(torch.randn(len(labels), num_classes), labels, settled.classes)
+    task = make_task(source, settled.delta, "pets", settled.classes, metrics={"val": measured.to_dict(), "test": None})
+    assert set(task.metrics) == {"val", "test"}
+    assert task.metrics["val"]["accuracy"] == measured.accuracy
+    assert len(json.dumps(task.metrics)) < 1000
+    assert ("per_class" in task.metrics["val"]) == (num_classes == 3)
+
+
 @pytest.mark.parametrize("name", ["a", "0", "solar-cells_v1.2", "a" * 64])
 def test_good_names(name: str) -> None:
     check_task_name(name)
@@ -272,6 +291,19 @@ def change_metadata(key: str, value: Any) -> Callable[[dict[str, torch.Tensor], 
         ("image_size", 0, "expected 1 pixel"),
         ("training", [], "training is .*; expected an object"),
         ("metrics", {"a": float("nan")}, "not valid JSON: NaN"),
+        ("metrics", [], r"metrics is \[\]; expected an object"),
+        ("metrics", {"a": {}}, 'metrics has an unknown key "a"'),
+        ("metrics", {"val": 0.5}, "metrics.val is 0.5; expected an object"),
+        ("metrics", {"val": []}, r"metrics.val is \[\]; expected an object"),
+        ("metrics", {"val": {"accuracy": {}}}, "metrics.val.accuracy is {}; expected a number"),
+        ("metrics", {"val": {"accuracy": None}}, "metrics.val.accuracy is null; expected a number"),
+        ("metrics", {"val": {"accuracy": 1.1}}, "metrics.val.accuracy is 1.1; expected 0 to 1"),
+        ("metrics", {"test": {"top5": "1"}}, 'metrics.test.top5 is "1"; expected a number'),
+        ("metrics", {"test": {"loss": -1}}, r"metrics.test.loss is -1; expected 0 to 1e\+38"),
+        ("metrics", {"test": {"num_images": 1.5}}, "num_images is 1.5; expected a whole number"),
+        ("metrics", {"test": {"num_images": -1}}, "num_images is -1; expected 0 to"),
+        ("metrics", {"test": {"surprise": 1}}, 'metrics.test has an unknown key "surprise"'),
+        ("metrics", {"val": {"per_class": [{"name": "a"}]}}, r"metrics.val.per_class\[0\] lacks 'f1'"),
         ("versions", {"torch": "2"}, "versions lacks 'timm'"),
         ("subscription", {"head": 3}, "subscription does not say"),
         ("subscription", {"head": "3"}, 'subscription.head is "3"; expected a whole number'),
@@ -294,6 +326,15 @@ def change_metadata(key: str, value: Any) -> Callable[[dict[str, torch.Tensor], 
 def test_metadata_is_read_strictly(path: Path, source: Source, key: str, value: Any, message: str) -> None:
     rewrite(path, change_metadata(key, value))
     refused(path, source, message)
+
+
+def test_an_older_file_with_a_confusion_matrix_is_read_without_it(path: Path, source: Source) -> None:
+    rows = [{"name": "cat", "num_images": 4, "precision": 1.0, "recall": 0.5, "f1": 0.6}]
+    old = {"num_images": 4, "loss": 0.3, "accuracy": 0.5, "top5": None, "balanced_accuracy": 0.5}
+    old |= {"calibration_error": 0.1, "per_class": rows, "confusion": [[2, 2, 0], [0, 0, 0], [0, 0, 0]]}
+    rewrite(path, change_metadata("metrics", {"val": old, "test": None}))
+    kept = {"val": {key: value for key, value in old.items() if key != "confusion"}, "test": None}
+    assert load_task(path, source).metrics == read_task_info(path).metrics == kept
 
 
 def test_a_file_of_version_1_is_one_of_a_delta_that_begins_at_the_image(path: Path, source: Source) -> None:

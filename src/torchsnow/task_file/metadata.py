@@ -9,6 +9,7 @@ from typing import Any
 from torchsnow.delta import DeltaSpec
 from torchsnow.errors import TaskFileError
 from torchsnow.task_file.json_shape import check_shape, check_version, parse_json
+from torchsnow.task_file.metrics import kept_metrics
 from torchsnow.task_file.source_info import SourceInfo
 from torchsnow.task_file.task import TaskInfo, check_classes, check_task_name
 
@@ -53,6 +54,7 @@ def decode_info(text: str) -> TaskInfo:
         values = _from_version_1(parse_json(text))
         check_version(values, SCHEMA_VERSION)
         check_shape(values, _SHAPE, "metadata")
+        values["metrics"] = kept_metrics(values["metrics"])
         values["source_info"] = SourceInfo.from_dict(values["source_info"])
         values["spec"] = DeltaSpec.from_dict(values["spec"])
         _check_values(values)

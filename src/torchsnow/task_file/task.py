@@ -17,6 +17,7 @@ from torchsnow.delta import Delta, DeltaSpec
 from torchsnow.errors import TaskFileError
 from torchsnow.pooling import Subscription
 from torchsnow.source import Source
+from torchsnow.task_file.metrics import kept_metrics
 from torchsnow.task_file.source_info import SourceInfo
 
 _TASK_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -27,8 +28,9 @@ class TaskInfo:
     """All that is known of a task but its numbers.
 
     `classes` are in the order of the logits; `subscription` is the number of chosen channels per tap, the head's own
-    last as "head"; `image_size` the height and width in pixels that it was trained with; `training` and `metrics`
-    are free JSON objects; `versions` those of torchsnow, torch and timm; `created` an ISO date and time in UTC.
+    last as "head"; `image_size` the height and width in pixels that it was trained with; `training` is a
+    free JSON object, `metrics` the main results by split; `versions` are those of torchsnow, torch and timm, and
+    `created` is an ISO date and time in UTC.
     """
 
     name: str
@@ -61,8 +63,8 @@ def make_task(
 ) -> Task:
     """A new task from a source and a settled delta; `image_size` in pixels, the source's own by default.
 
-    `training` (settings) and `metrics` must be JSON objects without NaN. Raises TaskFileError for anything that
-    could not be stored.
+    `training` (settings) is a JSON object without NaN; `metrics` are results by split, of which `kept_metrics` says
+    what is kept. Raises TaskFileError for anything that could not be stored.
     """
     check_task_name(name)
     check_classes(classes, delta.spec.num_classes)
@@ -78,7 +80,7 @@ def make_task(
         subscription=subscription_of(delta),
         image_size=source.input_config.input_size[1] if image_size is None else image_size,
         training=_plain("training", training or {}),
-        metrics=_plain("metrics", metrics or {}),
+        metrics=_kept(_plain("metrics", metrics or {})),
         versions={"torchsnow": version("torchsnow"), "torch": str(torch.__version__), "timm": timm.__version__},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         delta=delta,
@@ -113,6 +115,13 @@ def subscription_of(delta: Delta) -> dict[str, int]:
     numbers = {name: pool.num_pooled for name, pool in zip(delta.taps, pools, strict=True)}
     head = getattr(delta.head, "pool", None)
     return numbers | ({"head": head.num_pooled} if isinstance(head, Subscription) else {})
+
+
+def _kept(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return kept_metrics(metrics)
+    except ValueError as error:
+        raise TaskFileError(f"{error}; metrics are results by split, as in {{'val': metrics.to_dict()}}") from error
 
 
 def _plain(what: str, values: Mapping[str, Any]) -> dict[str, Any]:
