@@ -21,6 +21,7 @@ from sample_tasks import logits, sample_task
 from torchsnow.delta import Delta, DeltaSpec
 from torchsnow.errors import TaskFileError
 from torchsnow.source import Source, load_source, make_source
+from torchsnow.source.config import MAX_IMAGE_SIZE
 from torchsnow.task_file import (
     Task,
     TaskInfo,
@@ -32,6 +33,7 @@ from torchsnow.task_file import (
     read_task_info,
     save_task,
 )
+from torchsnow.task_file.task import check_classes
 from torchsnow.train.evaluate import measure
 
 
@@ -160,6 +162,18 @@ def test_classes_must_fit(source: Source, task: Task, classes: list[str], messag
         make_task(source, task.delta, "pets", classes)
 
 
+def test_what_takes_no_place_in_a_file_is_refused(source: Source, task: Task) -> None:
+    for size in (0, MAX_IMAGE_SIZE + 1):
+        with pytest.raises(TaskFileError, match=f"image_size is {size}; expected 1 pixel to 1024"):
+            make_task(source, task.delta, "pets", "abc", size)
+    assert make_task(source, task.delta, "pets", "abc", MAX_IMAGE_SIZE).image_size == MAX_IMAGE_SIZE
+    check_classes([f"{i:05} {'é' * 50}" for i in range(10_000)], 10_000)
+    with pytest.raises(TaskFileError, match=r"the 10000 class names take .* bytes in JSON, more than the 4194304"):
+        check_classes([f"{i:05} {'é' * 70}" for i in range(10_000)], 10_000)
+    with pytest.raises(TaskFileError, match="training is nested too deeply"):
+        make_task(source, task.delta, "pets", "abc", training=deep(9))
+
+
 @pytest.mark.parametrize("values", [{"loss": math.nan}, {"device": torch.device("cpu")}])
 def test_metrics_must_be_json(source: Source, task: Task, values: dict[str, Any]) -> None:
     with pytest.raises(TaskFileError, match="metrics cannot be stored as JSON"):
@@ -264,6 +278,11 @@ def test_truncated_files_are_refused(path: Path, source: Source) -> None:
         refused(path, source, "safetensors file|damaged")
 
 
+def deep(levels: int) -> dict[str, Any]:
+    """An object with so many others in each other."""
+    return {"a": deep(levels - 1)} if levels else {}
+
+
 def change_metadata(key: str, value: Any) -> Callable[[dict[str, torch.Tensor], dict[str, Any]], None]:
     def change(_: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
         *parents, last = key.split(".")
@@ -286,9 +305,12 @@ def change_metadata(key: str, value: Any) -> Callable[[dict[str, torch.Tensor], 
         ("classes", ["a", "b", "b"], "two classes are named 'b'"),
         ("classes", ["a", "b", 3], r"metadata.classes\[2\] is 3; expected a text"),
         ("classes", "abc", "expected a list"),
+        ("classes", ["a", "b", "x" * 1001], "class 2 has a name of 1001 characters, 'xxx.*; expected 1000 or fewer"),
         ("image_size", 1.5, "image_size is 1.5; expected a whole number"),
         ("image_size", True, "image_size is true; expected a whole number"),
         ("image_size", 0, "expected 1 pixel"),
+        ("image_size", MAX_IMAGE_SIZE + 1, "image_size is 1025; expected 1 pixel to 1024"),
+        ("image_size", 10**6, "image_size is 1000000; expected 1 pixel to 1024"),
         ("training", [], "training is .*; expected an object"),
         ("metrics", {"a": float("nan")}, "not valid JSON: NaN"),
         ("metrics", [], r"metrics is \[\]; expected an object"),
@@ -304,8 +326,13 @@ def change_metadata(key: str, value: Any) -> Callable[[dict[str, torch.Tensor], 
         ("metrics", {"test": {"num_images": -1}}, "num_images is -1; expected 0 to"),
         ("metrics", {"test": {"surprise": 1}}, 'metrics.test has an unknown key "surprise"'),
         ("metrics", {"val": {"per_class": [{"name": "a"}]}}, r"metrics.val.per_class\[0\] lacks 'f1'"),
+        ("training", deep(8), "training is nested too deeply"),
         ("versions", {"torch": "2"}, "versions lacks 'timm'"),
+        ("versions.torch", "2" * 101, "versions.torch is .*; expected 1 to 100 characters"),
+        ("created", "yesterday", "metadata.created is 'yesterday'; expected a date and time"),
+        ("created", "", 'metadata.created is ""; expected 1 to 100 characters'),
         ("subscription", {"head": 3}, "subscription does not say"),
+        ("subscription", {"head": -1}, r"subscription.head is -1; expected 1 to 2.14748e\+09"),
         ("subscription", {"head": "3"}, 'subscription.head is "3"; expected a whole number'),
         ("spec.num_classes", 10**9, "3 class names for a delta of 1000000000"),
         ("spec.num_classes", 10**30, "num_classes is 1000000000000000000000000000000; expected a whole"),

@@ -56,6 +56,14 @@ def check_shape(value: Any, shape: Any, where: str) -> None:
         _expect(_is_a(value, shape), value, _TYPE_NAMES[shape], where)
 
 
+def is_deeper(value: Any, levels: int) -> bool:
+    """Whether a JSON value has more than so many levels of lists and objects in each other."""
+    if not isinstance(value, list | dict):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(is_deeper(item, levels - 1) for item in items)
+
+
 def check_version(values: Any, known: int) -> None:
     """Raise ValueError unless a JSON object says that it is of the known schema version."""
     given = values.get("schema_version") if isinstance(values, dict) else None
