@@ -1,4 +1,4 @@
-"""What the verbs do, without the command line: from a data set to a task in a hub, and back to predictions."""
+"""What the verbs do, without the command line: from a data set to a task in a hub, and how good it is."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from torchsnow.compile.quantize import Measured
-from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare, read_image
+from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare
 from torchsnow.data.listing import first_few
 from torchsnow.data.sampling import reduced
 from torchsnow.delta import Delta
 from torchsnow.errors import DataError, HubError, TrainingError
 from torchsnow.files import clear_os_errors
-from torchsnow.hub import SOURCE_FILE, Hub, predict_together
+from torchsnow.hub import SOURCE_FILE, Hub
 from torchsnow.methods import kind_of, make_method
 from torchsnow.methods.advice import below_probe
 from torchsnow.methods.head import probe_metrics
@@ -348,52 +348,3 @@ def int8_images(data: LoadedData, config: InputConfig, image_size: int) -> Measu
         for examples in (splits.train, splits.test or splits.val)
     )
     return Measured(data.name, splits.classes, calibration, held_out)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What one task says of one image: probabilities by class name, the most likely first."""
-
-    image: str
-    task: str
-    probabilities: dict[str, float]
-
-    @property
-    def label(self) -> str:
-        """The most likely class."""
-        return next(iter(self.probabilities))
-
-
-def predict_images(
-    hub: Hub, files: Sequence[Path], names: Sequence[str] | None, on_bad: Callable[[Path, str], None]
-) -> list[Prediction]:
-    """Classify image files by the named tasks (by default all), image by image.
-
-    Tasks of one image size share one source pass. A file that is no usable image is passed to `on_bad` with the
-    reason, and so is the hub with a task that is damaged, and the others answer; a damaged task that is asked for by
-    name raises HubError. Raises HubError for an unknown task and for a hub without any.
-    """
-    on_damaged = None if names is not None else lambda problem: on_bad(hub.folder.path, problem.message)
-    tasks = hub.tasks(names, on_damaged)
-    if not hub.names():
-        raise HubError(f"the hub {hub.folder.path} has no tasks yet; train one first")
-    sizes = sorted({task.image_size for task in tasks.values()})
-    result = []
-    for file in files:
-        try:
-            image = read_image(file)
-        except DataError as error:
-            on_bad(file, str(error))
-            continue
-        for size in sizes:
-            pixels = eval_transform(hub.source.input_config, size)(image)[None]
-            asked = {name: task for name, task in tasks.items() if task.image_size == size}
-            for name, logits in predict_together(hub.source, asked, pixels).items():
-                result.append(_prediction(file, name, tasks[name].classes, logits[0]))
-    return result
-
-
-def _prediction(file: Path, name: str, classes: Sequence[str], logits: torch.Tensor) -> Prediction:
-    probabilities = logits.softmax(0)
-    order = probabilities.argsort(descending=True).tolist()
-    return Prediction(str(file), name, {classes[i]: float(probabilities[i]) for i in order})
