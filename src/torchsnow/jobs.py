@@ -28,7 +28,7 @@ from torchsnow.model import SnowModel
 from torchsnow.plots import draw_run
 from torchsnow.source import BUNDLED, PACKAGES, InputConfig, Precision, Source, load_source
 from torchsnow.source.load import refuse_unknown
-from torchsnow.task_file import Task, check_task_name, make_task
+from torchsnow.task_file import Task, check_task_name, make_task, refuse_too_large
 from torchsnow.train import FitResult, Method, Metrics, RunFolder, TrainSettings, evaluate, fit
 from torchsnow.train.auto import auto_sizes
 from torchsnow.train.batches import plain_images, run_images
@@ -177,7 +177,8 @@ def train_task(
     `torchsnow.train.AUTO`) are chosen anew, the learning rate around the one that is given; `say` is told what was
     chosen and why, and a resumed run keeps what it was started with. Everything that can be refused is refused before
     training starts. Raises a TorchsnowError for a name that is taken, another source than the hub's, data or settings
-    that do not fit; when only the hub fails in the end, resuming the run adds the task.
+    that do not fit, or make a task too large for its file; when only the hub fails in the end, resuming the run adds
+    the task.
     """
     start = time.monotonic()
     refuse_wrong_hub(method, preset, hub_path, replace=replace)
@@ -185,12 +186,14 @@ def train_task(
     hub = Hub.open(hub_path, source) if hub_path is not None and is_hub(hub_path) else None
     splits = Splits.load(run.splits, data) if resume and run.splits.exists() else make_splits(data, seed=settings.seed)
     make = partial(make_method, method, source, len(splits.classes), preset, settings.seed)
+    learner = make()
+    if hub_path is not None:
+        refuse_too_large(source, _delta_of(learner.model).spec, splits.classes)
     if auto and resume:
         settings, chosen = as_started(settings, auto, run)
     else:
         settings, chosen = _choose(settings, auto, splits, make, source.input_config, say)
     pool = plain_images(source.input_config, settings.image_size)
-    learner = make()
     result = fit(learner, splits, settings, run, resume=resume, quiet=quiet, pool=pool, chosen=chosen)
     training = Training(name, data.name, splits, settings, run, method, preset)
     return complete(training, learner, result, source, hub_path, hub, pool, replace=replace, start=start)
