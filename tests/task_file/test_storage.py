@@ -133,3 +133,28 @@ def test_what_a_file_has_no_room_for_is_known_before_training(source: Source, ta
 
 def sample_classes(number: int, before: str = "") -> list[str]:
     return [f"{before}{i}" for i in range(number)]
+
+
+# numbers that cannot be computed with
+
+
+@pytest.mark.parametrize("key", ["head.fc.columns", "head.fc.local.bias", "head.pool.weight", "body.conv1_0.weight"])
+def test_numbers_that_are_too_large_to_compute_with_are_refused(source: Source, tmp_path: Path, key: str) -> None:
+    task = sample_task(source)
+    dict(task.delta.named_parameters())[key].data.fill_(3e38)
+    save_task(task, tmp_path / "a.safetensors")
+    with pytest.raises(TaskFileError, match=r"a.safetensors: its numbers are too large to compute with"):
+        load_task(tmp_path / "a.safetensors", source)
+    hub = Hub.create(tmp_path / "hub", source)
+    with pytest.raises(TaskFileError, match="its numbers are too large to compute with"):
+        hub.add(task)
+    assert hub.names() == []
+
+
+def test_a_delta_that_cannot_be_computed_is_refused(tmp_path: Path) -> None:
+    """At this width its layers are left with one weight per channel, which cannot be standardised."""
+    source = load_source("test_nfnet", weights="random")
+    hub = Hub.create(tmp_path / "hub", source)
+    with pytest.raises(TaskFileError, match="its delta cannot be computed on this source: Expected more than 1 value"):
+        hub.add(sample_task(source))
+    assert hub.names() == []

@@ -27,6 +27,7 @@ from torchsnow.task_file.task import Task, TaskInfo, check_classes, subscription
 MAX_SIZE_BYTES = 256 * 2**20
 """Larger files are refused before they are read, unless the caller allows more."""
 _MAX_HEADER_BYTES = 16 * 2**20
+_MAX_LOGIT = 1e9
 _METADATA_KEY = "torchsnow"
 _FOREIGN = {b"\x80": "a Python pickle", b"PK": "a zip archive of pickles, as torch.save writes"}
 
@@ -65,7 +66,7 @@ def load_task(
 
     Raises TaskFileError, naming the file and the first thing wrong: too large, another kind of file, other content
     than `sha256` if that is given, of a newer version, of another source, or tensors of other names, shapes, types,
-    or with numbers that cannot be.
+    or with numbers that cannot be, or are too large to compute with.
     """
     path = Path(path)
     with _opened(path, max_size_bytes) as file, _naming(path):
@@ -138,9 +139,12 @@ def _refuse_unreadable(content: bytes, delta: Delta) -> None:
 def decode_task(content: bytes, source: Source) -> Task:
     """The task of a file's content; see `load_task`, but for the size and without the file's name in errors."""
     info = _decode_header(content)
-    difference = info.source_info.difference(SourceInfo.of(source))
+    wanted = SourceInfo.of(source)
+    difference = info.source_info.difference(wanted)
     if difference:
         raise TaskFileError(f"it belongs to another source: {difference}. Load the task's own source to use it")
+    if info.source_info.contradicts(wanted):
+        raise TaskFileError("metadata.source_info has another name or input_config than its fingerprint is of")
     try:
         tensors = safetensors.torch.load(content)
     except Exception as error:  # the reader raises what it likes for a damaged header
@@ -163,7 +167,24 @@ def _delta_of(info: TaskInfo, tensors: Mapping[str, Tensor], source: Source) -> 
     delta.load_state_dict({key: tensor.to(device, copy=True) for key, tensor in tensors.items()}, assign=True)
     delta.to(device)  # fixed filters are no part of the file
     check_numbers(delta)
-    return delta.eval()
+    _try(delta.eval(), source)
+    return delta
+
+
+def _try(delta: Delta, source: Source) -> None:
+    """Raise TaskFileError unless a delta gives sane logits for a picture of noise: what is made of finite weights need
+    not be finite."""
+    features = source.trial
+    try:
+        with torch.no_grad():
+            largest = float(delta(features).abs().max())
+    except Exception as error:  # the layers raise what they like
+        raise TaskFileError(f"its delta cannot be computed on this source: {error}") from error
+    if not largest <= _MAX_LOGIT:
+        raise TaskFileError(
+            f"its numbers are too large to compute with: a logit for a picture of noise is {largest:.3g}, and "
+            f"{_MAX_LOGIT:g} is far beyond what training leaves"
+        )
 
 
 def _empty_delta(source: Source, spec: DeltaSpec) -> Delta:
