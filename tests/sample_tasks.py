@@ -12,7 +12,7 @@ from torchsnow.task_file import Task, make_task
 
 torch.set_num_threads(1)  # threads that wait for each other cost tiny networks most of their time
 
-CLASSES = ("cat", "dog", "Überhund", "fox", "owl")
+CLASSES = ("cat", "dog", "Überhund", "fox", "owl", *(f"kind {i}" for i in range(5, 10_000)))
 
 
 def sample_task(source: Source, name: str = "pets", num_classes: int = 3, seed: int = 0, **settings: Any) -> Task:
@@ -21,7 +21,7 @@ def sample_task(source: Source, name: str = "pets", num_classes: int = 3, seed: 
     with torch.no_grad():
         for parameter in delta.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    training, metrics = {"lr": 0.1, "sizes": (64, 64)}, {"accuracy": 0.5}
+    training, metrics = {"lr": 0.1, "sizes": (64, 64)}, {"val": {"accuracy": 0.5}}
     return make_task(source, delta.settle(source).eval(), name, CLASSES[:num_classes], 64, training, metrics)
 
 

@@ -12,14 +12,13 @@ from PIL import Image
 
 from sample_photos import make_photos
 from sample_tasks import sample_task
-from torchsnow.data import LoadedData, Splits, eval_transform, load_data, make_splits, read_image
+from torchsnow.data import LoadedData, Splits, load_data, make_splits
 from torchsnow.errors import DataError, HubError, SourceError, TaskFileError, TrainingError
 from torchsnow.hub import Hub
 from torchsnow.jobs import (
     TrainedTask,
     evaluate_task,
     examples_of,
-    predict_images,
     refuse_taken,
     source_for,
     train_task,
@@ -172,6 +171,15 @@ def test_data_without_a_test_split_has_no_test_metrics(data: LoadedData, tmp_pat
     assert Hub.open(tmp_path / "hub").info("colours").metrics["test"] is None
 
 
+def test_what_no_file_could_hold_is_refused_before_the_training(
+    data: LoadedData, tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torchsnow.task_file.storage.MAX_SIZE_BYTES", 2**20)
+    with pytest.raises(TaskFileError, match=r"a task of 3 classes may take .* bytes with these settings"):
+        trained(data, tmp_path / "hub", tmp_path / "run", source)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_hub_that_fails_in_the_end_costs_no_training(
     data: LoadedData, tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,41 +246,3 @@ def test_classes_in_another_order_are_matched_by_name(tmp_path: Path, source: So
     data = load_data(tmp_path / "pets")
     with pytest.raises(DataError, match="pets has the class 'cow', which task 'pets' does not know"):
         evaluate_task(hub, "pets", data, data.examples, CPU)
-
-
-# prediction
-
-
-def test_predictions_are_those_of_the_hub(hub: Hub, data: LoadedData) -> None:
-    files = [example.path for example in data.examples[::12]]
-    bad: list[tuple[Path, str]] = []
-    predictions = predict_images(hub, [files[0], Path("gone.png"), *files[1:]], None, lambda *what: bad.append(what))
-    assert [prediction.image for prediction in predictions] == [str(file) for file in files]
-    for file, prediction in zip(files, predictions, strict=True):
-        pixels = eval_transform(hub.source.input_config, 64)(read_image(file))[None]
-        expected = hub.predict(pixels)["a"][0].softmax(0)
-        assert prediction.label == hub.task("a").classes[int(expected.argmax())]
-        assert prediction.probabilities[prediction.label] == pytest.approx(float(expected.max()))
-    assert bad == [(Path("gone.png"), "cannot read the image gone.png: there is no such file")]
-
-
-def test_tasks_of_one_size_share_a_source_pass(
-    hub: Hub, data: LoadedData, source: Source, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub.add(sample_task(source, "b", seed=1))
-    sizes, passed = [], Source.forward
-
-    def counted(self: Source, images: torch.Tensor, *rest: object) -> object:
-        sizes.append(tuple(images.shape))
-        return passed(self, images, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Source, "forward", counted)
-    predictions = predict_images(hub, [data.examples[0].path], None, lambda *what: None)
-    assert [prediction.task for prediction in predictions] == ["a", "b"]
-    assert sizes == [(1, 3, 64, 64)]
-
-
-def test_a_hub_without_tasks_predicts_nothing(tmp_path: Path, source: Source) -> None:
-    hub = Hub.create(tmp_path / "hub", source)
-    with pytest.raises(HubError, match="has no tasks yet; train one first"):
-        predict_images(hub, [], None, lambda *what: None)

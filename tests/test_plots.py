@@ -53,6 +53,12 @@ def test_method_without_selection(tmp_path: Path) -> None:
     assert [path.name for path in draw_run(run, metrics(("a", "b")))] == ["results.png", "confusion_matrix.png"]
 
 
+def test_with_very_many_classes_there_is_no_picture_of_the_matrix(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.write_tables(history(2), [])
+    assert [path.name for path in draw_run(run, metrics(tuple(map(str, range(10_000)))))] == ["results.png"]
+
+
 def test_missing_tables_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"cannot read .*results\.csv: no such file"):
         draw_run(RunFolder(tmp_path), metrics(("a", "b")))
@@ -83,6 +89,7 @@ def test_confusion_is_by_true_class() -> None:
     shares = axes.images[0].get_array()
     np.testing.assert_allclose(shares.sum(1), 1)
     texts = [int(text.get_text()) for text in axes.texts]
+    assert measured.confusion is not None
     assert texts == [count for row in measured.confusion for count in row]
 
 

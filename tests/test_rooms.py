@@ -15,7 +15,19 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the lowest room to the highest. "__init__" is the package's own, which only offers what the rooms contain.
 ORDER = [
     *("errors", "files", "source", "pooling", "delta", "model", "task_file", "hub", "compile", "live", "data"),
-    *("train", "methods", "pages", "plots", "jobs", "jobs_shared", "serving", "visualize", "report", "experiments"),
+    *(
+        "predictions",
+        "train",
+        "methods",
+        "pages",
+        "plots",
+        "jobs",
+        "jobs_shared",
+        "serving",
+        "visualize",
+        "report",
+        "experiments",
+    ),
     *("__init__", "cli", "__main__"),
 ]
 # Reading pictures needs to know how a source wants them, and nothing else of the network's side.

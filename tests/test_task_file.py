@@ -21,6 +21,7 @@ from sample_tasks import logits, sample_task
 from torchsnow.delta import Delta, DeltaSpec
 from torchsnow.errors import TaskFileError
 from torchsnow.source import Source, load_source, make_source
+from torchsnow.source.config import MAX_IMAGE_SIZE
 from torchsnow.task_file import (
     Task,
     TaskInfo,
@@ -32,6 +33,8 @@ from torchsnow.task_file import (
     read_task_info,
     save_task,
 )
+from torchsnow.task_file.task import check_classes
+from torchsnow.train.evaluate import measure
 
 
 @pytest.fixture(scope="module")
@@ -159,10 +162,40 @@ def test_classes_must_fit(source: Source, task: Task, classes: list[str], messag
         make_task(source, task.delta, "pets", classes)
 
 
+def test_what_takes_no_place_in_a_file_is_refused(source: Source, task: Task) -> None:
+    for size in (0, MAX_IMAGE_SIZE + 1):
+        with pytest.raises(TaskFileError, match=f"image_size is {size}; expected 1 pixel to 1024"):
+            make_task(source, task.delta, "pets", "abc", size)
+    assert make_task(source, task.delta, "pets", "abc", MAX_IMAGE_SIZE).image_size == MAX_IMAGE_SIZE
+    check_classes([f"{i:05} {'é' * 50}" for i in range(10_000)], 10_000)
+    with pytest.raises(TaskFileError, match=r"the 10000 class names take .* bytes in JSON, more than the 4194304"):
+        check_classes([f"{i:05} {'é' * 70}" for i in range(10_000)], 10_000)
+    with pytest.raises(TaskFileError, match="training is nested too deeply"):
+        make_task(source, task.delta, "pets", "abc", training=deep(9))
+
+
 @pytest.mark.parametrize("values", [{"loss": math.nan}, {"device": torch.device("cpu")}])
 def test_metrics_must_be_json(source: Source, task: Task, values: dict[str, Any]) -> None:
     with pytest.raises(TaskFileError, match="metrics cannot be stored as JSON"):
         make_task(source, task.delta, "pets", "abc", metrics=values)
+
+
+@pytest.mark.parametrize("values", [{"accuracy": 0.5}, {"val": {"f2": 0.5}}, {"val": {"accuracy": 50}}])
+def test_metrics_must_be_results_by_split(source: Source, task: Task, values: dict[str, Any]) -> None:
+    with pytest.raises(TaskFileError, match=r"metrics.*expected 0 to 1; metrics are results by split|unknown key"):
+        make_task(source, task.delta, "pets", "abc", metrics=values)
+
+
+@pytest.mark.parametrize("num_classes", [3, 200, 10_000])
+def test_metrics_stay_small_however_many_classes_there_are(source: Source, num_classes: int) -> None:
+    settled = sample_task(source, num_classes=num_classes, head_divisor=64, width_divisor=None)
+    labels = torch.arange(min(num_classes, 300))
+    measured = measure(torch.randn(len(labels), num_classes), labels, settled.classes)
+    task = make_task(source, settled.delta, "pets", settled.classes, metrics={"val": measured.to_dict(), "test": None})
+    assert set(task.metrics) == {"val", "test"}
+    assert task.metrics["val"]["accuracy"] == measured.accuracy
+    assert len(json.dumps(task.metrics)) < 1000
+    assert ("per_class" in task.metrics["val"]) == (num_classes == 3)
 
 
 @pytest.mark.parametrize("name", ["a", "0", "solar-cells_v1.2", "a" * 64])
@@ -245,6 +278,11 @@ def test_truncated_files_are_refused(path: Path, source: Source) -> None:
         refused(path, source, "safetensors file|damaged")
 
 
+def deep(levels: int) -> dict[str, Any]:
+    """An object with so many others in each other."""
+    return {"a": deep(levels - 1)} if levels else {}
+
+
 def change_metadata(key: str, value: Any) -> Callable[[dict[str, torch.Tensor], dict[str, Any]], None]:
     def change(_: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
         *parents, last = key.split(".")
@@ -267,13 +305,34 @@ def change_metadata(key: str, value: Any) -> Callable[[dict[str, torch.Tensor], 
         ("classes", ["a", "b", "b"], "two classes are named 'b'"),
         ("classes", ["a", "b", 3], r"metadata.classes\[2\] is 3; expected a text"),
         ("classes", "abc", "expected a list"),
+        ("classes", ["a", "b", "x" * 1001], "class 2 has a name of 1001 characters, 'xxx.*; expected 1000 or fewer"),
         ("image_size", 1.5, "image_size is 1.5; expected a whole number"),
         ("image_size", True, "image_size is true; expected a whole number"),
         ("image_size", 0, "expected 1 pixel"),
+        ("image_size", MAX_IMAGE_SIZE + 1, "image_size is 1025; expected 1 pixel to 1024"),
+        ("image_size", 10**6, "image_size is 1000000; expected 1 pixel to 1024"),
         ("training", [], "training is .*; expected an object"),
         ("metrics", {"a": float("nan")}, "not valid JSON: NaN"),
+        ("metrics", [], r"metrics is \[\]; expected an object"),
+        ("metrics", {"a": {}}, 'metrics has an unknown key "a"'),
+        ("metrics", {"val": 0.5}, "metrics.val is 0.5; expected an object"),
+        ("metrics", {"val": []}, r"metrics.val is \[\]; expected an object"),
+        ("metrics", {"val": {"accuracy": {}}}, "metrics.val.accuracy is {}; expected a number"),
+        ("metrics", {"val": {"accuracy": None}}, "metrics.val.accuracy is null; expected a number"),
+        ("metrics", {"val": {"accuracy": 1.1}}, "metrics.val.accuracy is 1.1; expected 0 to 1"),
+        ("metrics", {"test": {"top5": "1"}}, 'metrics.test.top5 is "1"; expected a number'),
+        ("metrics", {"test": {"loss": -1}}, r"metrics.test.loss is -1; expected 0 to 1e\+38"),
+        ("metrics", {"test": {"num_images": 1.5}}, "num_images is 1.5; expected a whole number"),
+        ("metrics", {"test": {"num_images": -1}}, "num_images is -1; expected 0 to"),
+        ("metrics", {"test": {"surprise": 1}}, 'metrics.test has an unknown key "surprise"'),
+        ("metrics", {"val": {"per_class": [{"name": "a"}]}}, r"metrics.val.per_class\[0\] lacks 'f1'"),
+        ("training", deep(8), "training is nested too deeply"),
         ("versions", {"torch": "2"}, "versions lacks 'timm'"),
+        ("versions.torch", "2" * 101, "versions.torch is .*; expected 1 to 100 characters"),
+        ("created", "yesterday", "metadata.created is 'yesterday'; expected a date and time"),
+        ("created", "", 'metadata.created is ""; expected 1 to 100 characters'),
         ("subscription", {"head": 3}, "subscription does not say"),
+        ("subscription", {"head": -1}, r"subscription.head is -1; expected 1 to 2.14748e\+09"),
         ("subscription", {"head": "3"}, 'subscription.head is "3"; expected a whole number'),
         ("spec.num_classes", 10**9, "3 class names for a delta of 1000000000"),
         ("spec.num_classes", 10**30, "num_classes is 1000000000000000000000000000000; expected a whole"),
@@ -286,6 +345,10 @@ def change_metadata(key: str, value: Any) -> Callable[[dict[str, torch.Tensor], 
         ("spec.taps", ["layer1.0.conv1"] * 2, "names a tap twice"),
         ("spec.head_last", 1, "head_last is 1; expected true or false"),
         ("source_info.precision", "fp8", "precision is 'fp8'"),
+        ("source_info.name", "resnet", "has another name or input_config than its fingerprint is of"),
+        ("source_info.input_config.mean", [1e308, 0, 0], "another name or input_config than its fingerprint"),
+        ("source_info.input_config.crop_pct", 1e-308, "another name or input_config than its fingerprint"),
+        ("source_info.weights", "x" * 10_001, "source.weights is .* expected 1 to 10000 characters"),
         ("source_info.fingerprint", None, "fingerprint is null; expected a text"),
         ("source_info.input_config.mean", [0.5], "expected three numbers"),
         ("source_info.input_config.mean", 0.5, "expected a list"),
@@ -294,6 +357,15 @@ def change_metadata(key: str, value: Any) -> Callable[[dict[str, torch.Tensor], 
 def test_metadata_is_read_strictly(path: Path, source: Source, key: str, value: Any, message: str) -> None:
     rewrite(path, change_metadata(key, value))
     refused(path, source, message)
+
+
+def test_an_older_file_with_a_confusion_matrix_is_read_without_it(path: Path, source: Source) -> None:
+    rows = [{"name": "cat", "num_images": 4, "precision": 1.0, "recall": 0.5, "f1": 0.6}]
+    old = {"num_images": 4, "loss": 0.3, "accuracy": 0.5, "top5": None, "balanced_accuracy": 0.5}
+    old |= {"calibration_error": 0.1, "per_class": rows, "confusion": [[2, 2, 0], [0, 0, 0], [0, 0, 0]]}
+    rewrite(path, change_metadata("metrics", {"val": old, "test": None}))
+    kept = {"val": {key: value for key, value in old.items() if key != "confusion"}, "test": None}
+    assert load_task(path, source).metrics == read_task_info(path).metrics == kept
 
 
 def test_a_file_of_version_1_is_one_of_a_delta_that_begins_at_the_image(path: Path, source: Source) -> None:

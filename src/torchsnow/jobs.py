@@ -1,4 +1,4 @@
-"""What the verbs do, without the command line: from a data set to a task in a hub, and back to predictions."""
+"""What the verbs do, without the command line: from a data set to a task in a hub, and how good it is."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 from torchsnow.compile.quantize import Measured
-from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare, read_image
+from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare
+from torchsnow.data.listing import first_few
 from torchsnow.data.sampling import reduced
 from torchsnow.delta import Delta
 from torchsnow.errors import DataError, HubError, TrainingError
 from torchsnow.files import clear_os_errors
-from torchsnow.hub import SOURCE_FILE, Hub, predict_together
+from torchsnow.hub import SOURCE_FILE, Hub
 from torchsnow.methods import kind_of, make_method
 from torchsnow.methods.advice import below_probe
 from torchsnow.methods.head import probe_metrics
@@ -27,7 +28,7 @@ from torchsnow.model import SnowModel
 from torchsnow.plots import draw_run
 from torchsnow.source import BUNDLED, PACKAGES, InputConfig, Precision, Source, load_source
 from torchsnow.source.load import refuse_unknown
-from torchsnow.task_file import Task, check_task_name, make_task
+from torchsnow.task_file import Task, check_task_name, make_task, refuse_too_large
 from torchsnow.train import FitResult, Method, Metrics, RunFolder, TrainSettings, evaluate, fit
 from torchsnow.train.auto import auto_sizes
 from torchsnow.train.batches import plain_images, run_images
@@ -176,7 +177,8 @@ def train_task(
     `torchsnow.train.AUTO`) are chosen anew, the learning rate around the one that is given; `say` is told what was
     chosen and why, and a resumed run keeps what it was started with. Everything that can be refused is refused before
     training starts. Raises a TorchsnowError for a name that is taken, another source than the hub's, data or settings
-    that do not fit; when only the hub fails in the end, resuming the run adds the task.
+    that do not fit, or make a task too large for its file; when only the hub fails in the end, resuming the run adds
+    the task.
     """
     start = time.monotonic()
     refuse_wrong_hub(method, preset, hub_path, replace=replace)
@@ -184,12 +186,14 @@ def train_task(
     hub = Hub.open(hub_path, source) if hub_path is not None and is_hub(hub_path) else None
     splits = Splits.load(run.splits, data) if resume and run.splits.exists() else make_splits(data, seed=settings.seed)
     make = partial(make_method, method, source, len(splits.classes), preset, settings.seed)
+    learner = make()
+    if hub_path is not None:
+        refuse_too_large(source, _delta_of(learner.model).spec, splits.classes)
     if auto and resume:
         settings, chosen = as_started(settings, auto, run)
     else:
         settings, chosen = _choose(settings, auto, splits, make, source.input_config, say)
     pool = plain_images(source.input_config, settings.image_size)
-    learner = make()
     result = fit(learner, splits, settings, run, resume=resume, quiet=quiet, pool=pool, chosen=chosen)
     training = Training(name, data.name, splits, settings, run, method, preset)
     return complete(training, learner, result, source, hub_path, hub, pool, replace=replace, start=start)
@@ -307,14 +311,14 @@ def evaluate_task(hub: Hub, name: str, data: LoadedData, examples: Sequence[Exam
     Raises DataError when the data has a class that the task does not know.
     """
     task = hub.task(name)
-    unknown = [label for label in data.classes if label not in task.classes]
+    places = {label: place for place, label in enumerate(task.classes)}
+    unknown = [label for label in data.classes if label not in places]
     if unknown:
         raise DataError(
             f"{data.name} has the class {unknown[0]!r}, which task {name!r} does not know; "
-            f"its classes are {', '.join(task.classes)}"
+            f"its classes are {first_few(task.classes, 20, ', ')}"
         )
-    place = [task.classes.index(label) for label in data.classes]
-    relabelled = [Example(example.path, place[example.label]) for example in examples]
+    relabelled = [Example(example.path, places[data.classes[example.label]]) for example in examples]
     images = _plain_images(relabelled, task.classes, hub.source.input_config, task.image_size)
     return evaluate(SnowModel(hub.source, task.delta).to(device), images, task.classes, BATCH_SIZE, device)
 
@@ -347,52 +351,3 @@ def int8_images(data: LoadedData, config: InputConfig, image_size: int) -> Measu
         for examples in (splits.train, splits.test or splits.val)
     )
     return Measured(data.name, splits.classes, calibration, held_out)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What one task says of one image: probabilities by class name, the most likely first."""
-
-    image: str
-    task: str
-    probabilities: dict[str, float]
-
-    @property
-    def label(self) -> str:
-        """The most likely class."""
-        return next(iter(self.probabilities))
-
-
-def predict_images(
-    hub: Hub, files: Sequence[Path], names: Sequence[str] | None, on_bad: Callable[[Path, str], None]
-) -> list[Prediction]:
-    """Classify image files by the named tasks (by default all), image by image.
-
-    Tasks of one image size share one source pass. A file that is no usable image is passed to `on_bad` with the
-    reason, and so is the hub with a task that is damaged, and the others answer; a damaged task that is asked for by
-    name raises HubError. Raises HubError for an unknown task and for a hub without any.
-    """
-    on_damaged = None if names is not None else lambda problem: on_bad(hub.folder.path, problem.message)
-    tasks = hub.tasks(names, on_damaged)
-    if not hub.names():
-        raise HubError(f"the hub {hub.folder.path} has no tasks yet; train one first")
-    sizes = sorted({task.image_size for task in tasks.values()})
-    result = []
-    for file in files:
-        try:
-            image = read_image(file)
-        except DataError as error:
-            on_bad(file, str(error))
-            continue
-        for size in sizes:
-            pixels = eval_transform(hub.source.input_config, size)(image)[None]
-            asked = {name: task for name, task in tasks.items() if task.image_size == size}
-            for name, logits in predict_together(hub.source, asked, pixels).items():
-                result.append(_prediction(file, name, tasks[name].classes, logits[0]))
-    return result
-
-
-def _prediction(file: Path, name: str, classes: Sequence[str], logits: torch.Tensor) -> Prediction:
-    probabilities = logits.softmax(0)
-    order = probabilities.argsort(descending=True).tolist()
-    return Prediction(str(file), name, {classes[i]: float(probabilities[i]) for i in order})

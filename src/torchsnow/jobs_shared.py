@@ -16,6 +16,7 @@ from torchsnow.hub import Hub
 from torchsnow.jobs import TrainedTask, Training, as_started, complete, is_hub, refuse_taken
 from torchsnow.methods import kind_of, make_method
 from torchsnow.source import Source
+from torchsnow.task_file import refuse_too_large
 from torchsnow.train import FitResult, RunFolder, TrainSettings
 from torchsnow.train.auto import auto_sizes
 from torchsnow.train.batches import plain_images, run_images
@@ -129,6 +130,7 @@ def _streams(
         for name, own in group.items():
             run = run_folder(runs, name)
             task = SharedTask(name, learn(len(own.classes)), own, sizes, run, {**why_size, **why})
+            refuse_too_large(source, task.method.delta.spec, own.classes)
             begun = resume and run.args.exists()
             tasks.append(_as_begun(task, auto) if begun else _with_lr(task, auto, learn, say))
         streams.append(Stream(tasks, plain_images(source.input_config, settings.image_size)))

@@ -31,10 +31,12 @@ Row = Mapping[str, str]
 def draw_run(run: RunFolder, metrics: Metrics) -> list[Path]:
     """Draw a run from its tables and its metrics, and return the pictures' paths.
 
-    These are results.png, confusion_matrix.png and, for methods that choose channels, selection.png. Raises
-    TrainingError when the tables cannot be read or the pictures not be written.
+    These are results.png, confusion_matrix.png where the metrics have a matrix, and for methods that choose channels
+    selection.png. Raises TrainingError when the tables cannot be read or the pictures not be written.
     """
-    figures = {"results.png": results_figure(_read(run.results)), "confusion_matrix.png": confusion_figure(metrics)}
+    figures = {"results.png": results_figure(_read(run.results))}
+    if metrics.confusion is not None:
+        figures["confusion_matrix.png"] = confusion_figure(metrics)
     if run.selection.exists():
         figures["selection.png"] = selection_figure(_read(run.selection))
     for name, figure in figures.items():
@@ -63,7 +65,8 @@ def results_figure(rows: Sequence[Row]) -> Figure:
 
 
 def confusion_figure(metrics: Metrics) -> Figure:
-    """True classes down, predicted ones across; the colour is the share of the true class, the number a count."""
+    """True classes down, predicted ones across; the colour is the share of the true class, the number a count. The
+    metrics must have a matrix."""
     counts = np.array(metrics.confusion)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = min(12.0, 3.5 + 0.45 * len(counts))

@@ -382,6 +382,7 @@ def test_a_task_file_that_was_changed_or_lost(trained: Trained) -> None:
         (["--batch-size", "0"], "batch_size is 0; expected a whole number of 2 or more"),
         (["--epochs", "0"], "epochs is 0; expected a whole number of 1 or more"),
         (["--image-size", "0"], "image_size is 0; expected a whole number of 1 or more"),
+        (["--image-size", "8000"], "image_size is 8000; expected 1024 pixels or fewer"),
         (["--lr", "nan"], "lr is nan; expected a number above 0"),
         (["--lr", "-1"], "lr is -1.0; expected a number above 0"),
         (["--label-smoothing", "1"], "label_smoothing is 1.0; expected 0 or more and less than 1"),

@@ -87,6 +87,7 @@ def test_openvino(tmp_path: Path) -> None:
         (("--only", "inference", "--precision", "bf16"), "--only inference and --precision contradict"),
         (("--methods", "snow,"), "no method ''"),
         (("--image-size", "0"), "image_size is 0"),
+        (("--image-size", "8000", "--only", "inference"), "image_size is 8000; expected 1024 pixels or fewer"),
         (("--source", "resnet51"), "did you mean"),
         (("--source", "bundled", "--weights", "random"), "has weights of its own"),
     ],

@@ -4,9 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import Trained, refused, torchsnow
 
 from sample_photos import make_photos
+from torchsnow.cli.evaluate import _show
+from torchsnow.train.evaluate import measure
 
 
 def test_the_test_split_of_the_run_gives_what_train_printed(pristine: Trained) -> None:
@@ -35,6 +38,18 @@ def test_a_person_gets_tables_and_the_accuracy_on_stdout(pristine: Trained) -> N
     assert lines[4].split() == ["true", "\\", "taken", "for", "blue", "green", "red"]
     assert lines[-1].startswith("accuracy ")
     assert lines[-1].endswith("on 30 images")
+
+
+def test_very_many_classes_are_a_few_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    labels = torch.arange(300)
+    logits = torch.eye(10_000)[torch.where(labels < 290, labels, 0)]  # the last ten are taken for the first
+    _show(measure(logits, labels, [f"class-{i}" for i in range(10_000)]))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "the 20 of 10000 classes with the lowest F1; --json has all"
+    assert [line.split()[0] for line in lines[2:12]] == [f"class-{i}" for i in range(290, 300)]
+    assert lines[22] == "the most frequent mistakes; --json has all"
+    assert lines[24].split() == ["class-290", "class-0", "1"]
+    assert len(lines) == 1 + 21 + 1 + 11 + 1
 
 
 def test_classes_are_matched_by_name(pristine: Trained, tmp_path: Path) -> None:

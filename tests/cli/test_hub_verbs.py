@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from command_line import Trained, refused, snapshot, torchsnow
 
+from sample_tasks import sample_task
 from torchsnow.hub import Hub
 
 
@@ -42,6 +43,16 @@ def test_show(pristine: Trained) -> None:
     assert document["sha256"] == Hub.open(pristine.hub).infos()["colours"].sha256
     assert f"{document['sha256'][:12]}, added" in outcome.out
     assert document["former"] == []
+
+
+def test_a_task_of_very_many_classes_is_shown_in_a_few_words(trained: Trained) -> None:
+    hub = Hub.open(trained.hub)
+    hub.add(sample_task(hub.source, "many", num_classes=10_000, head_divisor=64))
+    outcome = torchsnow("hub", "show", "many", "--hub", trained.hub)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "kind 18, kind 19 and 9980 more" in outcome.out
+    assert len(outcome.out) < 2000
+    assert len(torchsnow("hub", "show", "many", "--hub", trained.hub, "--json").document["classes"]) == 10_000
 
 
 @pytest.mark.parametrize("words", [[], ["--json"]], ids=["text", "json"])

@@ -196,6 +196,8 @@ def test_what_does_not_fit_together(hub: Hub, source: Source, tmp_path: Path, mo
         plan_export(hub, tmp_path / "a.onnx", "tflite")
     with pytest.raises(CompileError, match=r"the suffix of a\.bin says no format; expected \.onnx, \.xml, \.pt2"):
         plan_export(hub, tmp_path / "a.bin")
+    with pytest.raises(CompileError, match="the image size is 8000; expected 1 to 1024 pixels"):
+        plan_export(hub, tmp_path / "a.pt2", names=["relu"], image_size=8000)
     with pytest.raises(CompileError, match=r"format 'torch' ends in \.pt2, not as a\.onnx does"):
         plan_export(hub, tmp_path / "a.onnx", "torch")
     with pytest.raises(CompileError, match=r"there is no folder .*; make it first"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchsnow.data import Example, LoadedData, Splits, make_splits
+from torchsnow.data.sampling import reduced
 from torchsnow.errors import DataError
 
 ROOT = Path("/data")
@@ -95,6 +97,14 @@ def test_a_share_of_zero_is_an_empty_split() -> None:
     splits = make_splits(loaded(all=[10, 2]), test_share=0)
     assert splits.test == ()
     assert labels(splits.val) == {0: 2, 1: 1}
+
+
+def test_ten_thousand_classes_are_split_in_one_pass_over_the_images() -> None:
+    data = loaded(all=[3] * 10_000)
+    start_s = time.process_time()
+    splits = reduced(make_splits(data), train_images=10_000)
+    assert time.process_time() - start_s < 5  # a pass for every class takes tens of seconds
+    assert all(len(labels(part)) == len(part) == 10_000 for part in (splits.train, splits.val, splits.test))
 
 
 def test_a_class_with_too_few_images_is_named() -> None:

@@ -108,5 +108,6 @@ def test_bad_settings_are_named() -> None:
         train_transform(CONFIG, 64, "wild")
     with pytest.raises(DataError, match="unknown interpolation 'random'; expected one of nearest,"):
         eval_transform(replace(CONFIG, interpolation="random"), 64)
-    with pytest.raises(DataError, match="at least 1 pixel, not 0"):
-        prepare(CONFIG, 0)
+    for size in (0, 1025):
+        with pytest.raises(DataError, match=f"at least 1 pixel, and at most 1024, not {size}"):
+            prepare(CONFIG, size)

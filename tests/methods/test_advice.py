@@ -24,6 +24,12 @@ def test_nothing_is_said_of_a_task_that_is_as_good(probe_accuracy: float) -> Non
     assert below_probe(result(5), probe_accuracy, SETTINGS, "snow", "default") is None
 
 
+@pytest.mark.parametrize(("size", "advice"), [(600, "more images or --image-size 1024"), (1024, "more images")])
+def test_no_larger_image_size_than_there_is_is_advised(size: int, advice: str) -> None:
+    settings = TrainSettings(epochs=10, image_size=size)
+    assert (below_probe(result(0), 0.812, settings, "snow", "default") or "").endswith(f"try {advice}")
+
+
 @pytest.mark.parametrize(
     ("best_epoch", "augmentation", "method", "preset", "advice"),
     [

@@ -286,3 +286,35 @@ def test_input_config_survives_json() -> None:
     config = load_source("test_resnet", weights="random").input_config
     assert InputConfig.from_mapping(config.to_dict()) == config
     assert all(not isinstance(value, tuple) for value in config.to_dict().values())
+
+
+def test_the_picture_to_try_deltas_on_is_passed_once_until_the_source_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = load_source("test_resnet", weights="random")
+    passes, run = [], Source.forward
+
+    def counted(self: Source, *arguments: object) -> object:
+        passes.append(arguments)
+        return run(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Source, "forward", counted)
+    trial = source.trial
+    assert source.trial is trial
+    assert trial.images.shape == (1, 3, 96, 96)
+    assert set(trial.taps) == set(source.taps)
+    assert trial.last is not None
+    assert not trial.last.requires_grad
+    source.to("cpu")
+    assert source.trial is not trial
+    assert len(passes) == 2
+
+
+def test_a_network_that_takes_its_own_size_alone_has_a_picture_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Source.forward
+
+    def strict(self: Source, images: torch.Tensor) -> object:
+        if images.shape[-1] < 160:
+            raise SourceError("cannot take images of this shape")
+        return run(self, images)
+
+    monkeypatch.setattr(Source, "forward", strict)
+    assert load_source("test_resnet", weights="random").trial.images.shape == (1, 3, 160, 160)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from torchsnow.errors import TrainingError
-from torchsnow.train import Metrics, evaluate
+from torchsnow.train import Metrics, Mistake, evaluate
+from torchsnow.train.evaluate import MATRIX_CLASSES
 
 CPU = torch.device("cpu")
 NAMES = tuple("abcdefg")
@@ -48,6 +50,44 @@ def test_equals_scikit_learn() -> None:
     assert metrics.num_images == 200
 
 
+def test_mistakes_are_what_is_beside_the_diagonal_the_most_frequent_first() -> None:
+    metrics = measured(*problem())
+    assert metrics.confusion is not None
+    beside = {
+        (NAMES[i], NAMES[j]): count
+        for i, row in enumerate(metrics.confusion)
+        for j, count in enumerate(row)
+        if i != j and count
+    }
+    assert {(one.name, one.taken_for): one.num_images for one in metrics.mistakes} == beside
+    counts = [one.num_images for one in metrics.mistakes]
+    assert counts == sorted(counts, reverse=True)
+    assert measured(torch.eye(7), torch.arange(7)).mistakes == ()
+
+
+def test_ten_thousand_classes_need_no_matrix() -> None:
+    logits, labels = problem(num_images=300, num_classes=10_000)
+    names = tuple(f"class {i}" for i in range(10_000))
+    tracemalloc.start()
+    metrics = measured(logits, labels, names)
+    assert tracemalloc.get_traced_memory()[1] < 50e6  # a matrix has 100 million entries
+    tracemalloc.stop()
+    predicted = logits.argmax(1)
+    rows = sklearn.metrics.precision_recall_fscore_support(labels, predicted, labels=range(10_000), zero_division=0)
+    own = [(row.precision, row.recall, row.f1, row.num_images) for row in metrics.per_class]
+    np.testing.assert_allclose(own, np.stack(rows, axis=1), rtol=1e-6)
+    assert metrics.confusion is None
+    assert sum(one.num_images for one in metrics.mistakes) == int((predicted != labels).sum())
+    i = int((predicted != labels).nonzero()[0])
+    assert Mistake(names[labels[i]], names[predicted[i]], 1) in metrics.mistakes
+
+
+@pytest.mark.parametrize("num_classes", [MATRIX_CLASSES, MATRIX_CLASSES + 1])
+def test_a_thousand_classes_have_a_matrix_and_more_have_none(num_classes: int) -> None:
+    metrics = measured(*problem(20, num_classes), tuple(map(str, range(num_classes))))
+    assert (metrics.confusion is None) == (num_classes > MATRIX_CLASSES)
+
+
 def test_calibration_error_of_overconfidence() -> None:
     logits = torch.tensor([[50.0, 0.0]] * 4)
     metrics = measured(logits, torch.tensor([0, 0, 0, 1]), ("a", "b"))
@@ -81,3 +121,5 @@ def test_clear_errors() -> None:
         measured(logits, labels, NAMES[:4])
     with pytest.raises(TrainingError, match="not finite"):
         measured(logits / 0, labels)
+    with pytest.raises(TrainingError, match="too large for a finite loss"):
+        measured(logits.sign() * 3e38, labels)

@@ -18,6 +18,7 @@ from torchsnow.train import TrainSettings
         ("epochs", True, "a whole number of 1 or more"),
         ("batch_size", 0, "a whole number of 2 or more"),
         ("image_size", -1, "a whole number of 1 or more"),
+        ("image_size", 1025, "1024 pixels or fewer"),
         ("seed", -1, "a whole number of 0 or more"),
         ("num_workers", -1, "a whole number of 0 or more"),
         ("lr", 0, "a number above 0"),

@@ -12,7 +12,8 @@ from torchsnow.cli.output import load_checked, note, percent, print_json, print_
 
 if TYPE_CHECKING:
     from torchsnow.data import Example
-    from torchsnow.jobs import Prediction, TrainedTask
+    from torchsnow.jobs import TrainedTask
+    from torchsnow.predictions import Prediction
 
 _DATA = "elpv:binary"
 _TASK = "solar-cells"
@@ -35,7 +36,8 @@ def demo(
 
     from torchsnow.data import Splits
     from torchsnow.hub import Hub
-    from torchsnow.jobs import predict_images, source_for, train_task
+    from torchsnow.jobs import source_for, train_task
+    from torchsnow.predictions import predict_images
     from torchsnow.source import BUNDLED
     from torchsnow.train import RunFolder, TrainSettings
 

@@ -12,7 +12,8 @@ from torchsnow.cli.output import load_checked, percent, print_json, print_table,
 if TYPE_CHECKING:
     from torchsnow.train import Metrics
 
-_MOST_COLUMNS = 20  # classes up to which the confusion matrix is shown
+_MOST_COLUMNS = 20  # classes up to which the confusion matrix is shown; with more, the most frequent mistakes
+_MOST_ROWS, _FEW_ROWS = 100, 20  # classes up to which each has a row; of more, and of mistakes, a few have
 
 
 def evaluate(
@@ -48,13 +49,21 @@ def evaluate(
 
 
 def _show(metrics: Metrics) -> None:
-    rows = [[row.name, row.num_images, *map(percent, (row.precision, row.recall, row.f1))] for row in metrics.per_class]
+    shown = metrics.per_class
+    if len(shown) > _MOST_ROWS:
+        shown = tuple(sorted((row for row in shown if row.num_images), key=lambda row: row.f1)[:_FEW_ROWS])
+        say(f"the {len(shown)} of {len(metrics.per_class)} classes with the lowest F1; --json has all")
+    rows = [[row.name, row.num_images, *map(percent, (row.precision, row.recall, row.f1))] for row in shown]
     print_table(["class", "images", "precision", "recall", "F1"], rows)
-    if len(metrics.classes) <= _MOST_COLUMNS:
+    if metrics.confusion is not None and len(metrics.classes) <= _MOST_COLUMNS:
         print_table(
             ["true \\ taken for", *metrics.classes],
             [[name, *row] for name, row in zip(metrics.classes, metrics.confusion, strict=True)],
         )
+    elif metrics.mistakes:
+        say("the most frequent mistakes; --json has all")
+        frequent = [[one.name, one.taken_for, one.num_images] for one in metrics.mistakes[:_FEW_ROWS]]
+        print_table(["class", "taken for", "images"], frequent)
     top5 = "" if metrics.top5 is None else f", top-5 {percent(metrics.top5)}"
     say(
         f"accuracy {percent(metrics.accuracy)}{top5}, balanced {percent(metrics.balanced_accuracy)}, "

@@ -25,6 +25,8 @@ HubFolder = Annotated[Path, typer.Option("--hub", help="Folder of the hub.")]
 TaskName = Annotated[str, typer.Argument(help="Name of the task.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
+_MOST_NAMES = 20  # of classes that are shown
+
 
 @app.command("list")
 def list_tasks(hub: HubFolder, json: AsJson = False) -> None:
@@ -63,6 +65,7 @@ def show(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
 
     Example: torchsnow hub show screws --hub my-hub
     """
+    from torchsnow.data.listing import first_few
     from torchsnow.hub import Hub
 
     opened = Hub.open(hub)
@@ -89,7 +92,7 @@ def show(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
         split: percent(values["accuracy"]) for split, values in info.metrics.items() if values and "accuracy" in values
     }
     rows: list[list[Any]] = [
-        ["classes", ", ".join(info.classes)],
+        ["classes", first_few(info.classes, _MOST_NAMES, ", ")],
         ["source", info.source_info],
         ["image size", f"{info.image_size} px"],
         ["layers", _divisors(info.spec)],

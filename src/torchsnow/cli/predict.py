@@ -57,7 +57,7 @@ def _from_hub(
     hub: Path, images: Sequence[Path], tasks: Sequence[str] | None, on_bad: Callable[[Path, str], None]
 ) -> list[dict[str, Any]]:
     from torchsnow.hub import Hub
-    from torchsnow.jobs import predict_images
+    from torchsnow.predictions import predict_images
 
     found = predict_images(Hub.open(hub), images, tasks, on_bad)
     return [{"image": p.image, "task": p.task, "label": p.label, "probabilities": p.probabilities} for p in found]

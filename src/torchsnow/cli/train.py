@@ -42,7 +42,7 @@ def train(
         int | None, typer.Option(help="Passes over the training images; by default as many as 2,000 steps, 5 to 40.")
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(help="Pixels; by default the images' own size, 64 to the source's own.")
+        int | None, typer.Option(help="Pixels, to 1024; by default the images' own size, 64 to the source's own.")
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images per step; 32 by default, fewer for few images.")

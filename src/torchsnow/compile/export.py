@@ -23,6 +23,7 @@ from torchsnow.errors import CompileError, HubError
 from torchsnow.files import TEMPORARY_SUFFIX, clear_os_errors, sync_folder
 from torchsnow.hub import Hub
 from torchsnow.source import Source
+from torchsnow.source.config import MAX_IMAGE_SIZE
 from torchsnow.task_file import Task
 
 _TRACED_BATCH = 2  # torch.export takes sizes of 0 and 1 for fixed
@@ -77,7 +78,10 @@ def plan_export(
     tasks = tuple(hub.task(name) for name in dict.fromkeys(names or hub.names()))
     if not tasks:
         raise HubError(f"the hub {hub.folder.path} has no tasks yet; train one first")
-    return Plan(hub, tasks, _one_size(tasks) if image_size is None else image_size, chosen, out)
+    size = _one_size(tasks) if image_size is None else image_size
+    if not 1 <= size <= MAX_IMAGE_SIZE:
+        raise CompileError(f"the image size is {size}; expected 1 to {MAX_IMAGE_SIZE} pixels")
+    return Plan(hub, tasks, size, chosen, out)
 
 
 def _refuse_place(out: Path) -> None:

@@ -139,9 +139,10 @@ def measure(
 
 def _cost(task: Task, classes: Sequence[str], labels: Sequence[int], fp32: Sequence[int], int8: Sequence[int]) -> Cost:
     agreement = _share_equal(fp32, int8)
-    if not set(classes) <= set(task.classes):
+    places = {name: place for place, name in enumerate(task.classes)}
+    if not set(classes) <= set(places):
         return Cost(task.name, len(labels), agreement, None, None)
-    truth = [task.classes.index(classes[label]) for label in labels]
+    truth = [places[classes[label]] for label in labels]
     return Cost(task.name, len(labels), agreement, _share_equal(fp32, truth), _share_equal(int8, truth))
 
 

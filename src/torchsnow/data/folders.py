@@ -12,6 +12,7 @@ from torchsnow.data.listing import (
     Entry,
     Listing,
     Skipped,
+    first_few,
     natural_sorted,
     stripped_names,
 )
@@ -51,7 +52,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
     if "train" not in words or (len(words) == 1 and len(folders) > 1):
         return {ALL: root}
     if len(splits) < len(folders):
-        others = ", ".join(folder.name for folder in folders if folder not in splits)
+        others = first_few([folder.name for folder in folders if folder not in splits], 20, ", ")
         raise DataError(f"{root} has train/val/test folders and others beside them ({others}): move those away")
     if len(words) < len(splits):
         raise DataError(f"{root} has several folders for one split ({', '.join(f.name for f in splits)}): keep one")

@@ -63,10 +63,10 @@ def natural_sorted(names: Iterable[str]) -> list[str]:
     return sorted(names, key=key)
 
 
-def first_few(items: Sequence[str], count: int = 3) -> str:
+def first_few(items: Sequence[str], count: int = 3, between: str = "; ") -> str:
     """The first items as one text, and how many more there are."""
     more = f" and {len(items) - count} more" if len(items) > count else ""
-    return "; ".join(items[:count]) + more
+    return between.join(items[:count]) + more
 
 
 def stripped_names(names: Sequence[str], what: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +34,14 @@ class Example:
 
     path: Path
     label: int
+
+
+def by_class(examples: Iterable[Example], num_classes: int) -> list[list[Example]]:
+    """The examples of every class, by label, in the order in which they come."""
+    members: list[list[Example]] = [[] for _ in range(num_classes)]
+    for example in examples:
+        members[example.label].append(example)
+    return members
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,8 @@ def check_classes(listing: Listing) -> None:
         raise DataError(f"{listing.name} has no images to train on: put some into its train split")
     if len(listing.classes) < 2:
         raise DataError(f"{listing.name} has only the class {listing.classes[0]!r}: a task needs at least two")
-    strange = [entry for entry in listing.entries if entry.class_name not in listing.classes]
+    known = set(listing.classes)
+    strange = [entry for entry in listing.entries if entry.class_name not in known]
     if strange:
         names = sorted({f"{entry.class_name!r} in {entry.split}" for entry in strange})
         raise DataError(f"classes of {listing.name} that its train split does not have: {first_few(names)}")

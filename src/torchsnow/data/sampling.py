@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from torchsnow.data.loading import Example
+from torchsnow.data.loading import Example, by_class
 from torchsnow.data.splits import Splits
 from torchsnow.errors import DataError
 
@@ -69,7 +69,7 @@ def _some(splits: Splits, examples: Sequence[Example], count: int | None, at_lea
 def _shuffled_by_class(splits: Splits, examples: Sequence[Example]) -> list[list[Example]]:
     generator = np.random.default_rng([splits.seed, len(examples)])
     result = []
-    for label in range(len(splits.classes)):
-        members = sorted((example for example in examples if example.label == label), key=lambda e: e.path.as_posix())
+    for members in by_class(examples, len(splits.classes)):
+        members.sort(key=lambda example: example.path.as_posix())
         result.append([members[i] for i in generator.permutation(len(members))])
     return result

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from torchsnow.data.listing import first_few
-from torchsnow.data.loading import Example, LoadedData
+from torchsnow.data.loading import Example, LoadedData, by_class
 from torchsnow.errors import DataError
 from torchsnow.files import write_atomically
 
@@ -104,8 +104,8 @@ def _carve(
     val: list[Example] = []
     test: list[Example] = []
     generator = np.random.default_rng(seed)
-    for label in range(len(data.classes)):
-        members = sorted((example for example in pool if example.label == label), key=data.relative_path)
+    for label, members in enumerate(by_class(pool, len(data.classes))):
+        members.sort(key=data.relative_path)
         count = len(members)
         val_count, test_count = (max(1, round(count * share)) if share else 0 for share in shares)
         if val_count + test_count >= count:

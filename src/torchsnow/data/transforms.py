@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from torchsnow.errors import DataError
-from torchsnow.source.config import InputConfig
+from torchsnow.source.config import MAX_IMAGE_SIZE, InputConfig
 
 AUGMENTATIONS = ("none", "flip", "light", "strong")
 
@@ -28,7 +28,8 @@ def prepare(config: InputConfig, image_size: int) -> Callable[[Image.Image], Ima
 def eval_transform(config: InputConfig, image_size: int) -> Callable[[Any], Tensor]:
     """Resize, centre crop, normalise: what timm's evaluation transform does, to a float tensor (3, S, S).
 
-    `image_size` is S in pixels. Raises DataError for a size below 1 or an interpolation that Pillow does not have.
+    `image_size` is S in pixels. Raises DataError for a size below 1 or above `MAX_IMAGE_SIZE`, and an
+    interpolation that Pillow does not have.
     """
     return _pipeline(config, image_size, [v2.CenterCrop(image_size)])
 
@@ -59,8 +60,8 @@ def _pipeline(config: InputConfig, image_size: int, steps: list[Any]) -> Callabl
 
 
 def _resize(config: InputConfig, image_size: int) -> Any:
-    if image_size < 1:
-        raise DataError(f"the image size must be at least 1 pixel, not {image_size}")
+    if not 1 <= image_size <= MAX_IMAGE_SIZE:
+        raise DataError(f"the image size must be at least 1 pixel, and at most {MAX_IMAGE_SIZE}, not {image_size}")
     return v2.Resize(floor(image_size / config.crop_pct), interpolation=_interpolation(config))
 
 

@@ -23,6 +23,7 @@ from torchsnow.experiments.measuring import Progress, Step, median_times_s, peak
 from torchsnow.experiments.served import Heads, random_deltas
 from torchsnow.methods import PRESETS
 from torchsnow.source import Source, load_source
+from torchsnow.source.config import MAX_IMAGE_SIZE
 
 KINDS = ("separate", "heads", "snow")
 MOST_HELD = 10  # separate networks in memory; their weights leave every cache before the next round as it is
@@ -78,7 +79,7 @@ class Serving:
     """What is served, and how; picklable.
 
     `backend` is a name in `BACKENDS`, `device` "cpu" or "cuda"; images are square, of `image_size` pixels. Raises
-    CompileError for a backend that cannot be had, ExperimentError for a size below 1.
+    CompileError for a backend that cannot be had, ExperimentError for a size out of range.
     """
 
     source_name: str
@@ -94,6 +95,8 @@ class Serving:
         for name in ("image_size", "batch_size"):
             if getattr(self, name) < 1:
                 raise ExperimentError(f"{name} is {getattr(self, name)}; expected a whole number of 1 or more")
+        if self.image_size > MAX_IMAGE_SIZE:
+            raise ExperimentError(f"image_size is {self.image_size}; expected {MAX_IMAGE_SIZE} pixels or fewer")
 
     @property
     def spec(self) -> DeltaSpec:

@@ -26,7 +26,7 @@ from torchsnow.hub.together import predict_together
 from torchsnow.hub.verify import Problem, check_current, check_former, read_current, unusable
 from torchsnow.source import Source, load_source
 from torchsnow.source.load import PACKAGES
-from torchsnow.task_file import SourceInfo, Task, TaskInfo, content_hash, encode_task, read_task_info
+from torchsnow.task_file import SourceInfo, Task, TaskInfo, content_hash, decode_task, encode_task, read_task_info
 
 
 class Hub:
@@ -182,13 +182,16 @@ class Hub:
         """Store a task. With `replace`, a task of that name becomes a former version.
 
         Raises HubError for a task of another source, a name that is taken (unless `replace`), a disk that refuses, or
-        another process that keeps the hub locked. The hub is as before then; only if the very last step fails, the
-        flush of the folder, it has the task.
+        another process that keeps the hub locked; TaskFileError for a task that could not be loaded again. The hub is
+        as before then; only if the very last step fails, the flush of the folder, it has the task.
         """
         difference = task.source_info.difference(self.source_info)
         if difference:
             raise HubError(f"task {task.name!r} does not belong to the hub {self.folder.path}: {difference}")
         content = encode_task(task)
+        with self._loading:
+            if self._source is not None:  # it is not loaded for this: `encode_task` has checked all that needs none
+                decode_task(content, self._source)
         added = datetime.now(UTC).isoformat(timespec="seconds")
         entry = Entry(content_hash(content), len(content), len(task.classes), added)
         with self.folder.locked():

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+MAX_IMAGE_SIZE = 1024
+"""Height and width in pixels, of images for training, in a task file and in an export. Beyond it one image takes a
+server's memory and seconds, and all tasks wait for it."""
+
 
 @dataclass(frozen=True)
 class InputConfig:

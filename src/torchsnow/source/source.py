@@ -28,6 +28,7 @@ Wanted = Tensor | tuple[Tensor, slice] | GridWanted
 """Which channels of a tap a pass shall return; with a slice, of which images of the batch."""
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _PIXELS_AT_A_TIME = 4 * 224 * 224  # of one thread: fewer fetch the weights more often, more leave the cache
+_TRIED_PIXELS = 96  # wide and high, at most: every operation is in a small picture too
 _MAX_PLANS = 32  # ready for requests seen lately; they share their weights
 _PLANNING = threading.Lock()  # several threads may run one source
 
@@ -268,6 +269,20 @@ class Source(nn.Module):
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    @cached_property
+    def trial(self) -> FeatureMaps:
+        """What a small picture of noise gives, all taps and last features: enough to try deltas on, without a pass."""
+        sides = self.input_config.input_size[1:]
+        try:
+            return self._of_noise(*(min(side, _TRIED_PIXELS) for side in sides))
+        except SourceError:  # some networks take no picture that is smaller than their own size
+            return self._of_noise(*sides)
+
+    def _of_noise(self, height: int, width: int) -> FeatureMaps:
+        noise = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+        features: FeatureMaps = self(noise.to(next(self.parameters()).device))
+        return features
+
     def identity(self) -> dict[str, str]:
         """Which source this is, in JSON values."""
         return {"name": self.name, "weights": self.weights, "fingerprint": self.fingerprint}
@@ -284,6 +299,7 @@ class Source(nn.Module):
         self._plans.clear()
         self._fused_convs.clear()
         self._folded = None
+        self.__dict__.pop("trial", None)
         super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
         return self
 

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from typing import Any
 
 _LARGEST_INT = 2**53  # beyond it other JSON readers lose digits
 _TYPE_NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object"}
+
+
+@dataclass(frozen=True)
+class Within:
+    """A shape: a number of a type, from `least` to `most`, or a text of so many characters."""
+
+    kind: type
+    least: float
+    most: float
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -22,8 +32,8 @@ def parse_json(text: str | bytes) -> Any:
 def check_shape(value: Any, shape: Any, where: str) -> None:
     """Raise ValueError, naming the place inside `where`, unless a JSON value is of the given shape.
 
-    A shape is a type (float takes whole numbers too, dict any object), None, a list [shape of every item], a tuple of
-    alternatives, a dict {key: shape} with exactly these keys, or {str: shape} with any keys.
+    A shape is a type (float takes whole numbers too, dict any object), a type with bounds, None, a list [shape of
+    every item], a tuple of alternatives, a dict {key: shape} with exactly these keys, or {str: shape} with any keys.
     """
     if isinstance(shape, tuple):
         _check_alternatives(value, shape, where)
@@ -38,10 +48,20 @@ def check_shape(value: Any, shape: Any, where: str) -> None:
             _check_keys(value, shape, where)
         for key, item in value.items():
             check_shape(item, shape[str if any_key else key], f"{where}.{key}")
+    elif isinstance(shape, Within):
+        _check_within(value, shape, where)
     elif shape is None:
         _expect(value is None, value, "null", where)
     else:
         _expect(_is_a(value, shape), value, _TYPE_NAMES[shape], where)
+
+
+def is_deeper(value: Any, levels: int) -> bool:
+    """Whether a JSON value has more than so many levels of lists and objects in each other."""
+    if not isinstance(value, list | dict):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(is_deeper(item, levels - 1) for item in items)
 
 
 def check_version(values: Any, known: int) -> None:
@@ -69,6 +89,12 @@ def _check_alternatives(value: Any, shapes: tuple[Any, ...], where: str) -> None
         except ValueError:
             continue
     return check_shape(value, shapes[-1], where)
+
+
+def _check_within(value: Any, shape: Within, where: str) -> None:
+    check_shape(value, shape.kind, where)
+    size, unit = (len(value), " characters") if isinstance(value, str) else (value, "")
+    _expect(shape.least <= size <= shape.most, value, f"{shape.least:g} to {shape.most:g}{unit}", where)
 
 
 def _check_keys(value: dict[str, Any], shape: dict[str, Any], where: str) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from datetime import datetime
 from typing import Any
 
 from torchsnow.delta import DeltaSpec
 from torchsnow.errors import TaskFileError
-from torchsnow.task_file.json_shape import check_shape, check_version, parse_json
+from torchsnow.task_file.json_shape import Within, check_shape, check_version, parse_json
+from torchsnow.task_file.metrics import kept_metrics
 from torchsnow.task_file.source_info import SourceInfo
-from torchsnow.task_file.task import TaskInfo, check_classes, check_task_name
+from torchsnow.task_file.task import TaskInfo, check_classes, check_image_size, check_task_name, check_training
 
 SCHEMA_VERSION = 2
 
+_TEXT = Within(str, 1, 100)
 _TAPS = (None, [str])
 _SHAPE = {
     "schema_version": int,
@@ -31,12 +34,12 @@ _SHAPE = {
         "head_divisor": int,
     },
     "source_info": dict,
-    "subscription": {str: int},
+    "subscription": {str: Within(int, 1, 2**31)},
     "image_size": int,
     "training": dict,
     "metrics": dict,
-    "versions": {"torchsnow": str, "torch": str, "timm": str},
-    "created": str,
+    "versions": {"torchsnow": _TEXT, "torch": _TEXT, "timm": _TEXT},
+    "created": _TEXT,
 }
 
 
@@ -53,6 +56,7 @@ def decode_info(text: str) -> TaskInfo:
         values = _from_version_1(parse_json(text))
         check_version(values, SCHEMA_VERSION)
         check_shape(values, _SHAPE, "metadata")
+        values["metrics"] = kept_metrics(values["metrics"])
         values["source_info"] = SourceInfo.from_dict(values["source_info"])
         values["spec"] = DeltaSpec.from_dict(values["spec"])
         _check_values(values)
@@ -73,9 +77,19 @@ def _from_version_1(values: Any) -> Any:
 def _check_values(values: dict[str, Any]) -> None:
     check_task_name(values["name"])
     check_classes(values["classes"], values["spec"].num_classes)
-    if values["image_size"] < 1:
-        raise ValueError(f"metadata.image_size is {values['image_size']}; expected 1 pixel or more")
+    check_image_size(values["image_size"])
+    check_training(values["training"])
+    _check_date(values["created"])
     for key in ("taps", "head_taps"):
         names = getattr(values["spec"], key)
         if names is not None and len(set(names)) != len(names):
             raise ValueError(f"metadata.spec.{key} names a tap twice")
+
+
+def _check_date(text: str) -> None:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(
+            f"metadata.created is {text!r}; expected a date and time, as 2026-01-31T12:00:00+00:00"
+        ) from error

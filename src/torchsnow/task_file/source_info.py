@@ -7,14 +7,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from torchsnow.source import InputConfig, Precision, Source
-from torchsnow.task_file.json_shape import check_shape
+from torchsnow.task_file.json_shape import Within, check_shape
 
+_TEXT = Within(str, 1, 1_000)
 _SHAPE = {
-    "name": str,
-    "weights": str,
-    "fingerprint": str,
-    "input_config": {"input_size": [int], "mean": [float], "std": [float], "interpolation": str, "crop_pct": float},
-    "precision": str,
+    "name": _TEXT,
+    "weights": Within(str, 1, 10_000),  # it may be a path
+    "fingerprint": _TEXT,
+    "input_config": {"input_size": [int], "mean": [float], "std": [float], "interpolation": _TEXT, "crop_pct": float},
+    "precision": _TEXT,
 }
 
 
@@ -59,6 +60,10 @@ class SourceInfo:
         }
         differing = [part for part, differs in parts.items() if differs] or ["the numbers of the weights"]
         return f"{self} is not {other}; they differ in {', '.join(differing)}"
+
+    def contradicts(self, other: SourceInfo) -> bool:
+        """Whether two of one fingerprint differ in what goes into it."""
+        return (self.name, self.input_config) != (other.name, other.input_config)
 
     def __str__(self) -> str:
         return f"{self.name} (weights {self.weights}, fingerprint {self.fingerprint[:12]})"

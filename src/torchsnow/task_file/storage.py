@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -13,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from torchsnow.delta import Delta
+from torchsnow.delta import Delta, DeltaSpec
 from torchsnow.errors import TaskFileError, TorchsnowError
 from torchsnow.files import clear_os_errors, write_atomically
 from torchsnow.pooling import Subscription
@@ -21,11 +22,12 @@ from torchsnow.source import Source
 from torchsnow.task_file.json_shape import parse_json
 from torchsnow.task_file.metadata import decode_info, encode_info
 from torchsnow.task_file.source_info import SourceInfo
-from torchsnow.task_file.task import Task, TaskInfo, subscription_of
+from torchsnow.task_file.task import Task, TaskInfo, check_classes, subscription_of
 
 MAX_SIZE_BYTES = 256 * 2**20
 """Larger files are refused before they are read, unless the caller allows more."""
 _MAX_HEADER_BYTES = 16 * 2**20
+_MAX_LOGIT = 1e9
 _METADATA_KEY = "torchsnow"
 _FOREIGN = {b"\x80": "a Python pickle", b"PK": "a zip archive of pickles, as torch.save writes"}
 
@@ -36,16 +38,21 @@ def content_hash(content: bytes) -> str:
 
 
 def encode_task(task: Task) -> bytes:
-    """The bytes of a task file; the same for the same task. Raises TaskFileError for NaN or infinite numbers."""
+    """The bytes of a task file; the same for the same task.
+
+    Raises TaskFileError for NaN or infinite numbers, and for all else that the reader would refuse.
+    """
     check_numbers(task.delta)
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in task.delta.state_dict().items()}
-    return bytes(safetensors.torch.save(tensors, {_METADATA_KEY: encode_info(task)}))
+    content = bytes(safetensors.torch.save(tensors, {_METADATA_KEY: encode_info(task)}))
+    _refuse_unreadable(content, task.delta)
+    return content
 
 
 def save_task(task: Task, path: Path | str) -> None:
     """Write a task file; an existing one is replaced as a whole or, on any error, left alone.
 
-    Raises TaskFileError for numbers that are not finite, a full disk, a folder that is missing or read-only.
+    Raises TaskFileError for what could not be read again, a full disk, a folder that is missing or read-only.
     """
     with _naming(Path(path)):
         content = encode_task(task)
@@ -59,14 +66,14 @@ def load_task(
 
     Raises TaskFileError, naming the file and the first thing wrong: too large, another kind of file, other content
     than `sha256` if that is given, of a newer version, of another source, or tensors of other names, shapes, types,
-    or with numbers that cannot be.
+    or with numbers that cannot be, or are too large to compute with.
     """
     path = Path(path)
     with _opened(path, max_size_bytes) as file, _naming(path):
         content = file.read()
         if sha256 is not None and content_hash(content) != sha256:
             raise TaskFileError(f"damaged: its SHA-256 is {content_hash(content)[:12]}..., expected {sha256[:12]}...")
-        return _decode_task(content, source)
+        return decode_task(content, source)
 
 
 def read_task_info(path: Path | str, max_size_bytes: int = MAX_SIZE_BYTES) -> TaskInfo:
@@ -75,6 +82,19 @@ def read_task_info(path: Path | str, max_size_bytes: int = MAX_SIZE_BYTES) -> Ta
     with _opened(path, max_size_bytes) as file, _naming(path):
         start = file.read(9)
         return _decode_header(start + file.read(_header_bytes(start) - 1))
+
+
+def refuse_too_large(source: Source, spec: DeltaSpec, classes: Sequence[str]) -> None:
+    """Raise TaskFileError for a task that a file may have no room for: to be asked before its training."""
+    check_classes(classes, spec.num_classes)
+    header_bytes = 2**20 + 2 * len(json.dumps(list(classes)))  # at most: the names are JSON within JSON
+    size_bytes = header_bytes + sum(tensor.nbytes for tensor in _empty_delta(source, spec).state_dict().values())
+    if size_bytes > MAX_SIZE_BYTES:
+        raise TaskFileError(
+            f"a task of {len(classes)} classes may take {size_bytes} bytes with these settings, more than the "
+            f"{MAX_SIZE_BYTES} that a task file may have; choose a smaller preset ('paper' has the smallest head), or "
+            "fewer classes"
+        )
 
 
 def check_numbers(delta: Delta) -> None:
@@ -102,31 +122,75 @@ def _check_index(key: str, pool: Subscription) -> None:
         raise TaskFileError(f"tensor {key!r} chooses a channel twice")
 
 
-def _decode_task(content: bytes, source: Source) -> Task:
+def _refuse_unreadable(content: bytes, delta: Delta) -> None:
+    """By the reader's own rules, as far as they need no source: what is stored and lost must show before it is."""
+    for what, size, most in (
+        ("file", len(content), MAX_SIZE_BYTES),
+        ("header", int.from_bytes(content[:8], "little"), _MAX_HEADER_BYTES),
+    ):
+        if size > most:
+            raise TaskFileError(f"its {what} would have {size} bytes, more than the {most} that are read again")
     info = _decode_header(content)
-    difference = info.source_info.difference(SourceInfo.of(source))
+    if info.spec != delta.spec:
+        raise TaskFileError(f"its spec is {info.spec}, and its delta was made by {delta.spec}; they must be the same")
+    _check_subscription(info, delta)
+
+
+def decode_task(content: bytes, source: Source) -> Task:
+    """The task of a file's content; see `load_task`, but for the size and without the file's name in errors."""
+    info = _decode_header(content)
+    wanted = SourceInfo.of(source)
+    difference = info.source_info.difference(wanted)
     if difference:
         raise TaskFileError(f"it belongs to another source: {difference}. Load the task's own source to use it")
+    if info.source_info.contradicts(wanted):
+        raise TaskFileError("metadata.source_info has another name or input_config than its fingerprint is of")
     try:
         tensors = safetensors.torch.load(content)
     except Exception as error:  # the reader raises what it likes for a damaged header
         raise TaskFileError(f"not a readable .safetensors file: {error}") from error
     delta = _delta_of(info, tensors, source)
-    if info.subscription != subscription_of(delta):
-        raise TaskFileError("metadata.subscription does not say what the file holds")
+    _check_subscription(info, delta)
     return Task(**{**vars(info), "delta": delta})
 
 
+def _check_subscription(info: TaskInfo, delta: Delta) -> None:
+    if info.subscription != subscription_of(delta):
+        raise TaskFileError("metadata.subscription does not say what the file holds")
+
+
 def _delta_of(info: TaskInfo, tensors: Mapping[str, Tensor], source: Source) -> Delta:
-    # On the meta device even an absurd spec takes no memory; the tensors of the file become the delta's own.
-    with torch.device("meta"):
-        delta = Delta(source, info.spec, fixed=True)
+    delta = _empty_delta(source, info.spec)
     _check_tensors(tensors, delta.state_dict())
     device = next(source.parameters()).device
+    # the tensors of the file become the delta's own
     delta.load_state_dict({key: tensor.to(device, copy=True) for key, tensor in tensors.items()}, assign=True)
     delta.to(device)  # fixed filters are no part of the file
     check_numbers(delta)
-    return delta.eval()
+    _try(delta.eval(), source)
+    return delta
+
+
+def _try(delta: Delta, source: Source) -> None:
+    """Raise TaskFileError unless a delta gives sane logits for a picture of noise: what is made of finite weights need
+    not be finite."""
+    features = source.trial
+    try:
+        with torch.no_grad():
+            largest = float(delta(features).abs().max())
+    except Exception as error:  # the layers raise what they like
+        raise TaskFileError(f"its delta cannot be computed on this source: {error}") from error
+    if not largest <= _MAX_LOGIT:
+        raise TaskFileError(
+            f"its numbers are too large to compute with: a logit for a picture of noise is {largest:.3g}, and "
+            f"{_MAX_LOGIT:g} is far beyond what training leaves"
+        )
+
+
+def _empty_delta(source: Source, spec: DeltaSpec) -> Delta:
+    """A settled delta without numbers: on the meta device even an absurd spec takes no memory."""
+    with torch.device("meta"):
+        return Delta(source, spec, fixed=True)
 
 
 def _check_tensors(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

@@ -17,9 +17,15 @@ from torchsnow.delta import Delta, DeltaSpec
 from torchsnow.errors import TaskFileError
 from torchsnow.pooling import Subscription
 from torchsnow.source import Source
+from torchsnow.source.config import MAX_IMAGE_SIZE
+from torchsnow.task_file.json_shape import is_deeper
+from torchsnow.task_file.metrics import kept_metrics
 from torchsnow.task_file.source_info import SourceInfo
 
 _TASK_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_MAX_LEVELS = 8  # of lists and objects in each other
+_MAX_NAME_CHARACTERS = 1_000  # of a class
+_MAX_NAMES_BYTES = 4 * 2**20  # of all classes; a header holds them in JSON within JSON, at most twice as long
 
 
 @dataclass(frozen=True)
@@ -27,8 +33,9 @@ class TaskInfo:
     """All that is known of a task but its numbers.
 
     `classes` are in the order of the logits; `subscription` is the number of chosen channels per tap, the head's own
-    last as "head"; `image_size` the height and width in pixels that it was trained with; `training` and `metrics`
-    are free JSON objects; `versions` those of torchsnow, torch and timm; `created` an ISO date and time in UTC.
+    last as "head"; `image_size` the height and width in pixels that it was trained with; `training` is a
+    free JSON object, `metrics` the main results by split; `versions` are those of torchsnow, torch and timm, and
+    `created` is an ISO date and time in UTC.
     """
 
     name: str
@@ -61,24 +68,28 @@ def make_task(
 ) -> Task:
     """A new task from a source and a settled delta; `image_size` in pixels, the source's own by default.
 
-    `training` (settings) and `metrics` must be JSON objects without NaN. Raises TaskFileError for anything that
-    could not be stored.
+    `training` (settings) is a JSON object without NaN; `metrics` are results by split, of which `kept_metrics` says
+    what is kept. Raises TaskFileError for anything that could not be stored.
     """
+    image_size = source.input_config.input_size[1] if image_size is None else image_size
     check_task_name(name)
     check_classes(classes, delta.spec.num_classes)
+    check_image_size(image_size)
     if not delta.fixed:
         raise TaskFileError(
             "this delta is not settled: a task stores the chosen channels only; use delta.settle(source)"
         )
+    plain = _plain("training", training or {})
+    check_training(plain)
     return Task(
         name=name,
         classes=tuple(classes),
         spec=delta.spec,
         source_info=SourceInfo.of(source),
         subscription=subscription_of(delta),
-        image_size=source.input_config.input_size[1] if image_size is None else image_size,
-        training=_plain("training", training or {}),
-        metrics=_plain("metrics", metrics or {}),
+        image_size=image_size,
+        training=plain,
+        metrics=_kept(_plain("metrics", metrics or {})),
         versions={"torchsnow": version("torchsnow"), "torch": str(torch.__version__), "timm": timm.__version__},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         delta=delta,
@@ -94,17 +105,43 @@ def check_task_name(name: str) -> None:
         )
 
 
+def check_image_size(image_size: int) -> None:
+    """Raise TaskFileError unless images of this size can be asked of whoever uses the task."""
+    if not 1 <= image_size <= MAX_IMAGE_SIZE:
+        raise TaskFileError(f"image_size is {image_size}; expected 1 pixel to {MAX_IMAGE_SIZE}")
+
+
+def check_training(training: Mapping[str, Any]) -> None:
+    """Raise TaskFileError for settings of a training, in JSON values, that not every printer of JSON could print."""
+    if is_deeper(training, _MAX_LEVELS):
+        raise TaskFileError(
+            f"training is nested too deeply; expected {_MAX_LEVELS} levels of lists and objects or fewer"
+        )
+
+
 def check_classes(classes: Sequence[str], num_classes: int) -> None:
-    """Raise TaskFileError unless the class names are unique, not empty, and as many as the delta has logits."""
+    """Raise TaskFileError unless the class names are unique, not empty, as many as the delta has logits, and fit into
+    a task file."""
     if len(classes) != num_classes:
         raise TaskFileError(f"{len(classes)} class names for a delta of {num_classes} classes; they must be as many")
     seen: set[str] = set()
     for name in classes:
         if not name.strip():
             raise TaskFileError(f"class {len(seen)} has an empty name; every class needs one")
+        if len(name) > _MAX_NAME_CHARACTERS:
+            raise TaskFileError(
+                f"class {len(seen)} has a name of {len(name)} characters, {name[:40]!r}...; "
+                f"expected {_MAX_NAME_CHARACTERS} or fewer"
+            )
         if name in seen:
             raise TaskFileError(f"two classes are named {name!r}; class names must be unique")
         seen.add(name)
+    size_bytes = len(json.dumps(list(classes)))
+    if size_bytes > _MAX_NAMES_BYTES:
+        raise TaskFileError(
+            f"the {len(classes)} class names take {size_bytes} bytes in JSON, more than the {_MAX_NAMES_BYTES} that a "
+            "task file has room for; use shorter names"
+        )
 
 
 def subscription_of(delta: Delta) -> dict[str, int]:
@@ -115,11 +152,18 @@ def subscription_of(delta: Delta) -> dict[str, int]:
     return numbers | ({"head": head.num_pooled} if isinstance(head, Subscription) else {})
 
 
+def _kept(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return kept_metrics(metrics)
+    except ValueError as error:
+        raise TaskFileError(f"{error}; metrics are results by split, as in {{'val': metrics.to_dict()}}") from error
+
+
 def _plain(what: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values as they will be read back: lists for tuples, texts for keys."""
     try:
         plain: dict[str, Any] = json.loads(json.dumps(dict(values), allow_nan=False))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise TaskFileError(
             f"{what} cannot be stored as JSON ({error}); give numbers, texts, lists and dicts"
         ) from error

@@ -2,7 +2,7 @@
 
 from torchsnow.train.auto import AUTO
 from torchsnow.train.contract import Method
-from torchsnow.train.evaluate import ClassMetrics, Metrics, evaluate
+from torchsnow.train.evaluate import ClassMetrics, Metrics, Mistake, evaluate
 from torchsnow.train.fit import FitResult, fit
 from torchsnow.train.run_folder import RunFolder
 from torchsnow.train.settings import TrainSettings, torch_device
@@ -13,6 +13,7 @@ __all__ = [
     "FitResult",
     "Method",
     "Metrics",
+    "Mistake",
     "RunFolder",
     "TrainSettings",
     "evaluate",

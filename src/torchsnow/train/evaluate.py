@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,16 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_calibration_error,
-    multiclass_confusion_matrix,
-    multiclass_f1_score,
-    multiclass_precision,
-    multiclass_recall,
-)
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from torchsnow.errors import TrainingError
+
+MATRIX_CLASSES = 1_000
+"""With more classes there is no confusion matrix: it has as many entries as there are pairs of classes."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +31,22 @@ class ClassMetrics:
 
 
 @dataclass(frozen=True)
+class Mistake:
+    """`num_images` images of the class `name` were taken for the class `taken_for`."""
+
+    name: str
+    taken_for: str
+    num_images: int
+
+
+@dataclass(frozen=True)
 class Metrics:
     """Quality on one set of images; accuracies, precision, recall and errors are shares from 0 to 1.
 
     `loss` is the mean cross-entropy in nats. `top5` is None with 5 classes or fewer. `balanced_accuracy` is the mean
-    recall of the classes that occur. `calibration_error` is the expected one over 15 bins. `confusion[i][j]` counts
-    the images of class i that were taken for class j.
+    recall of the classes that occur. `calibration_error` is the expected one over 15 bins. `mistakes` are all that
+    were made, the most frequent first. `confusion[i][j]` counts the images of class i that were taken for class j;
+    it is None with more than `MATRIX_CLASSES` classes.
     """
 
     num_images: int
@@ -49,7 +56,8 @@ class Metrics:
     balanced_accuracy: float
     calibration_error: float
     per_class: tuple[ClassMetrics, ...]
-    confusion: tuple[tuple[int, ...], ...]
+    mistakes: tuple[Mistake, ...]
+    confusion: tuple[tuple[int, ...], ...] | None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -88,7 +96,10 @@ def judge(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Metrics:
         )
     if not bool(logits.isfinite().all()):
         raise TrainingError("the model's logits are not finite numbers; its training must have failed")
-    return measure(logits, labels, classes)
+    metrics = measure(logits, labels, classes)
+    if not math.isfinite(metrics.loss):
+        raise TrainingError("the model's logits are too large for a finite loss; its training must have failed")
+    return metrics
 
 
 def predict(
@@ -117,19 +128,38 @@ def measure(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Metrics:
     """Metrics of logits (N, num_classes) against labels (N,)."""
     num_classes = len(classes)
     predicted = logits.argmax(1)
-    counts = labels.bincount(minlength=num_classes)
-    precision = multiclass_precision(predicted, labels, num_classes, average="none")
-    recall = multiclass_recall(predicted, labels, num_classes, average="none")
-    f1 = multiclass_f1_score(predicted, labels, num_classes, average="none")
-    confusion = multiclass_confusion_matrix(predicted, labels, num_classes)
+    is_right = predicted == labels
+    # counted here, for torchmetrics counts all pairs of classes, of which 10,000 classes have 100 million
+    counts, taken, right = (found.bincount(minlength=num_classes) for found in (labels, predicted, labels[is_right]))
+    precision, recall = (right.double() / whole.clamp_min(1) for whole in (taken, counts))
+    f1 = 2 * right.double() / (taken + counts).clamp_min(1)
     rows = zip(classes, counts.tolist(), precision.tolist(), recall.tolist(), f1.tolist(), strict=True)
     return Metrics(
         num_images=len(labels),
         loss=float(F.cross_entropy(logits, labels)),
-        accuracy=float(multiclass_accuracy(predicted, labels, num_classes, average="micro")),
-        top5=float(multiclass_accuracy(logits, labels, num_classes, "micro", top_k=5)) if num_classes > 5 else None,
+        accuracy=float(is_right.double().mean()),
+        top5=_top(5, logits, labels) if num_classes > 5 else None,
         balanced_accuracy=float(recall[counts > 0].mean()),
         calibration_error=float(multiclass_calibration_error(logits.softmax(1), labels, num_classes, n_bins=15)),
         per_class=tuple(ClassMetrics(*row) for row in rows),
-        confusion=tuple(tuple(row) for row in confusion.tolist()),
+        mistakes=_mistakes(labels[~is_right], predicted[~is_right], classes),
+        confusion=_confusion(labels, predicted, num_classes) if num_classes <= MATRIX_CLASSES else None,
     )
+
+
+def _top(count: int, logits: Tensor, labels: Tensor) -> float:
+    """The share of images whose class is among the `count` likeliest ones."""
+    return float((logits.topk(count).indices == labels[:, None]).any(1).double().mean())
+
+
+def _mistakes(labels: Tensor, predicted: Tensor, classes: Sequence[str]) -> tuple[Mistake, ...]:
+    """Of images that were all taken for another class; equally frequent ones in the order of the classes."""
+    pairs, counts = torch.unique(torch.stack([labels, predicted], 1), dim=0, return_counts=True)
+    order = counts.argsort(descending=True, stable=True)
+    rows = zip(pairs[order].tolist(), counts[order].tolist(), strict=True)
+    return tuple(Mistake(classes[label], classes[other], count) for (label, other), count in rows)
+
+
+def _confusion(labels: Tensor, predicted: Tensor, num_classes: int) -> tuple[tuple[int, ...], ...]:
+    counts = (labels * num_classes + predicted).bincount(minlength=num_classes**2)
+    return tuple(map(tuple, counts.view(num_classes, num_classes).tolist()))

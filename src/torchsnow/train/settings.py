@@ -11,6 +11,7 @@ import torch
 
 from torchsnow.data.transforms import AUGMENTATIONS
 from torchsnow.errors import TrainingError
+from torchsnow.source.config import MAX_IMAGE_SIZE
 from torchsnow.source.source import Precision
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -40,7 +41,7 @@ def torch_device(name: str) -> torch.device:
 class TrainSettings:
     """Settings of one training run; a value out of range raises TrainingError.
 
-    - `image_size`: side of the square images, in pixels.
+    - `image_size`: side of the square images, in pixels, at most `MAX_IMAGE_SIZE`.
     - `lr`: learning rate after the warm-up, from where it falls to 0 along a cosine.
     - `warmup_epochs`: epochs in which the learning rate rises linearly from near 0; fewer than `epochs`.
     - `class_weights`: "balanced" weighs the loss of a class by the inverse of its share of the training images.
@@ -78,6 +79,7 @@ class TrainSettings:
             )
         for name, lowest in _WHOLE_FROM.items():
             self._require(name, _is_whole(getattr(self, name), lowest), f"a whole number of {lowest} or more")
+        self._require("image_size", self.image_size <= MAX_IMAGE_SIZE, f"{MAX_IMAGE_SIZE} pixels or fewer")
         for name, choices in _CHOICES.items():
             self._require(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
         self._require("patience", self.patience is None or _is_whole(self.patience, 1), "None or a whole number from 1")

@@ -1,0 +1,62 @@
+"""What the tasks of a hub say of image files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from torchsnow.data import eval_transform, read_image
+from torchsnow.errors import DataError, HubError
+from torchsnow.hub import Hub, predict_together
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one task says of one image: probabilities by class name, the most likely first."""
+
+    image: str
+    task: str
+    probabilities: dict[str, float]
+
+    @property
+    def label(self) -> str:
+        """The most likely class."""
+        return next(iter(self.probabilities))
+
+
+def predict_images(
+    hub: Hub, files: Sequence[Path], names: Sequence[str] | None, on_bad: Callable[[Path, str], None]
+) -> list[Prediction]:
+    """Classify image files by the named tasks (by default all), image by image.
+
+    Tasks of one image size share one source pass. A file that is no usable image is passed to `on_bad` with the
+    reason, and so is the hub with a task that is damaged, and the others answer; a damaged task that is asked for by
+    name raises HubError. Raises HubError for an unknown task and for a hub without any.
+    """
+    on_damaged = None if names is not None else lambda problem: on_bad(hub.folder.path, problem.message)
+    tasks = hub.tasks(names, on_damaged)
+    if not hub.names():
+        raise HubError(f"the hub {hub.folder.path} has no tasks yet; train one first")
+    sizes = sorted({task.image_size for task in tasks.values()})
+    result = []
+    for file in files:
+        try:
+            image = read_image(file)
+        except DataError as error:
+            on_bad(file, str(error))
+            continue
+        for size in sizes:
+            pixels = eval_transform(hub.source.input_config, size)(image)[None]
+            asked = {name: task for name, task in tasks.items() if task.image_size == size}
+            for name, logits in predict_together(hub.source, asked, pixels).items():
+                result.append(_prediction(file, name, tasks[name].classes, logits[0]))
+    return result
+
+
+def _prediction(file: Path, name: str, classes: Sequence[str], logits: torch.Tensor) -> Prediction:
+    probabilities = logits.softmax(0)
+    order = probabilities.argsort(descending=True).tolist()
+    return Prediction(str(file), name, {classes[i]: float(probabilities[i]) for i in order})

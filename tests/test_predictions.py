@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sample_photos import make_photos
+from sample_tasks import sample_task
+from torchsnow.data import LoadedData, eval_transform, load_data, read_image
+from torchsnow.errors import HubError
+from torchsnow.hub import Hub
+from torchsnow.predictions import predict_images
+from torchsnow.source import Source, load_source
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    return load_source("test_resnet", weights="random")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> LoadedData:
+    return load_data(make_photos(tmp_path_factory.mktemp("data") / "photos"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, source: Source) -> Hub:
+    """A hub with the task "a" and the classes cat, dog and Überhund."""
+    hub = Hub.create(tmp_path / "hub", source)
+    hub.add(sample_task(source, "a"))
+    return hub
+
+
+def test_predictions_are_those_of_the_hub(hub: Hub, data: LoadedData) -> None:
+    files = [example.path for example in data.examples[::12]]
+    bad: list[tuple[Path, str]] = []
+    predictions = predict_images(hub, [files[0], Path("gone.png"), *files[1:]], None, lambda *what: bad.append(what))
+    assert [prediction.image for prediction in predictions] == [str(file) for file in files]
+    for file, prediction in zip(files, predictions, strict=True):
+        pixels = eval_transform(hub.source.input_config, 64)(read_image(file))[None]
+        expected = hub.predict(pixels)["a"][0].softmax(0)
+        assert prediction.label == hub.task("a").classes[int(expected.argmax())]
+        assert prediction.probabilities[prediction.label] == pytest.approx(float(expected.max()))
+    assert bad == [(Path("gone.png"), "cannot read the image gone.png: there is no such file")]
+
+
+def test_tasks_of_one_size_share_a_source_pass(
+    hub: Hub, data: LoadedData, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add(sample_task(source, "b", seed=1))
+    sizes, passed = [], Source.forward
+
+    def counted(self: Source, images: torch.Tensor, *rest: object) -> object:
+        sizes.append(tuple(images.shape))
+        return passed(self, images, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Source, "forward", counted)
+    predictions = predict_images(hub, [data.examples[0].path], None, lambda *what: None)
+    assert [prediction.task for prediction in predictions] == ["a", "b"]
+    assert sizes == [(1, 3, 64, 64)]
+
+
+def test_a_hub_without_tasks_predicts_nothing(tmp_path: Path, source: Source) -> None:
+    hub = Hub.create(tmp_path / "hub", source)
+    with pytest.raises(HubError, match="has no tasks yet; train one first"):
+        predict_images(hub, [], None, lambda *what: None)
