@@ -44,7 +44,7 @@ def delta_cost(source: Source, spec: DeltaSpec) -> Cost:
     dims = {tap.name: tap.dim for tap in source.taps.values()}
     grids = {}
     if (pool := delta.grid_pool) is not None:
-        size = grid_size(*image.shape[2:], spec.grid_reduction)
+        size = grid_size(image.shape[2], image.shape[3], spec.grid_reduction)
         grids[spec.grid_reduction] = pool.index, image.new_empty(len(image), pool.num_pooled, *size)
     features = FeatureMaps(image, dims, taps, grids=grids)
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -58,9 +58,14 @@ class Delta(nn.Module):
         self.head: Head | FoldedHead | nn.Linear = _make_head(source, spec, own_chs, fixed)
 
     @property
+    def reduction(self) -> int:
+        """The reduction of the grid that it reads, or that its averages may be taken from."""
+        return ONE_CELL if self.grid_pool is None else self.spec.grid_reduction
+
+    @property
     def grid_pool(self) -> Subscription | None:
         """The pool of a grid body."""
-        pool = self.pools[GRID] if GRID in self.pools else None
+        pool = dict(self.pools).get(GRID)
         assert isinstance(pool, Subscription | None)
         return pool
 
@@ -79,9 +84,8 @@ class Delta(nn.Module):
     def request(self, choice: Mapping[str, Tensor]) -> Request:
         """What a source pass must return for this delta, with its channels chosen."""
         pool = self.grid_pool
-        reduction = ONE_CELL if pool is None else self.spec.grid_reduction
-        head = Request() if isinstance(self.head, nn.Linear) else self.head.request(reduction)
-        own = Request() if pool is None else Request(grids={reduction: pool.index})
+        head = Request() if isinstance(self.head, nn.Linear) else self.head.request(self.reduction)
+        own = Request() if pool is None else Request(grids={self.reduction: pool.index})
         return replace(Request.together([own, head]), channels=choice)
 
     def forward(self, features: FeatureMaps, choice: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -133,7 +137,8 @@ class Delta(nn.Module):
         """The same delta with its choice of channels fixed, for evaluation, storage and further training.
 
         Its logits equal those of this delta in eval mode. A body whose share is 0 is left out: the settled delta is
-        its head alone. So is what the head reads of the source if its share is 0: the body is alone then. Raises DeltaError if it is settled already.
+        its head alone. So is what the head reads of the source if its share is 0: the body is alone then. Raises
+        DeltaError if it is settled already.
         """
         if self.fixed:
             raise DeltaError("this delta is settled already")
@@ -153,8 +158,15 @@ class Delta(nn.Module):
             weight, bias = state["head.fc.local.weight"], torch.zeros_like(state["head.fc.local.bias"])
             state = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
             state |= {"head.weight": weight, "head.bias": bias}
+        if self.grid_pool is not None:
+            state = {key: _as_stored(tensor) for key, tensor in state.items()}
         settled.load_state_dict(state)
         return settled.train(self.training)
+
+
+def _as_stored(tensor: Tensor) -> Tensor:
+    """A matrix of numbers that a file can hold in half precision; everything else as it is."""
+    return tensor.half().float() if tensor.is_floating_point() and tensor.ndim > 1 else tensor
 
 
 def _head_divisor(spec: DeltaSpec, head: Head) -> int:

@@ -22,7 +22,8 @@ from torchsnow.source.plan import FOLDABLE
 def fold(delta: Delta) -> Delta:
     """A copy of a settled delta that gives the same logits in fewer steps; it can neither be trained nor stored.
 
-    The pooling weights of a grid body stay: they cost a multiplication of few numbers. A folded delta is returned as it is. Raises DeltaError for a delta that is not settled.
+    The pooling weights of a grid body stay: they cost a multiplication of few numbers. A folded delta is returned as it
+    is. Raises DeltaError for a delta that is not settled.
     """
     if not delta.fixed:
         raise DeltaError("this delta is not settled, so its choice may change; settle it before folding it")

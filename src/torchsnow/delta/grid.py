@@ -33,11 +33,12 @@ class GridBody(nn.Module):
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
         conv, *norm = self.stem
+        assert isinstance(conv, nn.Conv2d)
         # A 1x1 convolution as one matrix product, without a copy in either layout that maps come in: channels last, or
         # channel by channel. Scaling the few columns gives what scaling the maps would.
         rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
         columns = conv.weight.flatten(1) * weight
-        x = F.linear(rows, columns, conv.bias).unflatten(0, (x.shape[0], *x.shape[2:])).permute(0, 3, 1, 2)
+        x = F.linear(rows, columns, conv.bias).reshape(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
         for module in norm:
             x = module(x)
         x = self.blocks(F.gelu(x))
@@ -54,7 +55,9 @@ class Block(nn.Module):
         self.depthwise = _layer(inner, inner, 3, frozen, groups=inner)
         self.project = _layer(inner, width, 1, frozen)
         if not frozen:
-            nn.init.zeros_(self.project[1].weight)
+            norm = self.project[1]
+            assert isinstance(norm, nn.BatchNorm2d)
+            nn.init.zeros_(norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         inner = F.gelu(self.depthwise(F.gelu(self.expand(x))))
@@ -72,10 +75,12 @@ def frozen_state(body: GridBody) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, layer in body.named_modules():
         if isinstance(layer, nn.Sequential) and isinstance(norm := layer[-1], nn.BatchNorm2d):
+            conv = layer[0]
+            assert isinstance(conv, nn.Conv2d)
             assert norm.running_mean is not None
             assert norm.running_var is not None
             weight, bias = fuse_conv_bn_weights(
-                layer[0].weight, None, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+                conv.weight, None, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             )
             state |= {f"{name}.0.weight": weight.detach(), f"{name}.0.bias": bias.detach()}
     return state

@@ -20,10 +20,10 @@ LAST = "last features"
 class Head(nn.Module):
     """A linear layer over the delta's features (B, own_chs), where it has any, and some values of the source.
 
-    The `num_values` values are the averages of the source's channels `channels` (see `Source.channels_of`) and, if
-    `last`, the source's last features, of which it reads `num_read`: those with the largest pooling weights. They are standardised by `center` and `spread` (num_values,),
-    which training sets from the training images, and divided by the root of the number that it reads, so that a step
-    of the optimiser moves the logits alike whatever that number is.
+    The values are the averages of the source's channels `channels` (see `Source.channels_of`) and, if `last`, its last
+    features. The head reads `num_read` of them: those with the largest pooling weights. They are standardised by
+    `center` and `spread`, which training sets from the training images, and divided by the root of the number that it
+    reads, so that a step of the optimiser moves the logits alike whatever that number is.
 
     `share` and `read_share` weigh what the delta's own features and the source's values add to the logits; they are
     part of the weights once the choice is fixed. With `train_apart` the rest of the head is fixed, and the logits in

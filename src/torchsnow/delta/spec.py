@@ -19,8 +19,8 @@ _OPTIONAL = ("width_divisor", "grid_width")
 class DeltaSpec:
     """The shape of one task's delta: a grid body, a narrow copy of the source, or its head alone.
 
-    - `grid_width`: channels of a grid body; None is a delta without one. It has `grid_blocks` blocks, on a grid with one
-      cell per `grid_reduction` pixels of the image each way.
+    - `grid_width`: channels of a grid body; None is a delta without one. It has `grid_blocks` blocks, on a grid with
+      one cell per `grid_reduction` pixels of the image each way.
     - `width_divisor` (K in the paper): a source layer of N channels has max(1, round(N / K)) in a narrow copy; None is
       a delta without one.
     - `pool_divisor` (M in the paper): a grid body reads max(1, round(N / M)) of the N channels of all taps together; a
@@ -57,7 +57,9 @@ class DeltaSpec:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise DeltaError(f"{name} is {value!r}; expected a whole number of 1 or more")
         if self.grid_width is not None and self.width_divisor is not None:
-            raise DeltaError("grid_width and width_divisor are given; a delta has a grid body or a narrow copy, not both")
+            raise DeltaError(
+                "grid_width and width_divisor are given; a delta has a grid body or a narrow copy, not both"
+            )
         if self.slots not in ("channel", "rank"):
             raise DeltaError(f"slots is {self.slots!r}; expected 'channel' or 'rank'")
         if not isinstance(self.head_last, bool):

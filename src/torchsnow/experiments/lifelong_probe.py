@@ -7,7 +7,7 @@ from torch import nn
 
 from torchsnow.data import ImageSet
 from torchsnow.methods.probe import MAX_IMAGES, fit_probe
-from torchsnow.train.batches import FeatureSet
+from torchsnow.train.evaluate import predict
 
 
 def probe_accuracy(
@@ -19,9 +19,9 @@ def probe_accuracy(
     """
     features.to(device).eval()
     drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:MAX_IMAGES]
-    known = FeatureSet(features, train.subset(drawn.sort().values.tolist()), batch_size, device)
-    asked = FeatureSet(features, test, batch_size, device)
-    center, spread = known.values.mean(0), known.values.std(0, correction=0).clamp_min(1e-6)
-    weight, bias = fit_probe((known.values - center) / spread, known.labels, len(train.classes))
-    predicted = ((asked.values - center) / spread @ weight.T + bias).argmax(1)
-    return float((predicted == asked.labels).float().mean())
+    known, labels = predict(features, train.subset(drawn.sort().values.tolist()), batch_size, device)
+    asked, truths = predict(features, test, batch_size, device)
+    center, spread = known.mean(0), known.std(0, correction=0).clamp_min(1e-6)
+    weight, bias = fit_probe((known - center) / spread, labels, len(train.classes))
+    predicted = ((asked - center) / spread @ weight.T + bias).argmax(1)
+    return float((predicted == truths).float().mean())

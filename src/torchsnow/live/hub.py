@@ -53,8 +53,8 @@ class LiveHub:
 
     Every prediction works on the tasks of one moment. A change makes a new `Snapshot` off to the side and puts it in
     place in one step; predictions that run keep the old versions until they are done. Tasks are loaded when first
-    asked for, and those used last stay, up to `resident_bytes`; `residents` says which are there. Safe to be used by several
-    threads at once.
+    asked for, and those used last stay, up to `resident_bytes`; `residents` says which are there. Safe to be used
+    by several threads at once.
     """
 
     def __init__(self, hub: Hub, resident_bytes: int = RESIDENT_BYTES) -> None:

@@ -47,7 +47,7 @@ class FeatureStatistics:
         self._num_images += len(labels)
 
     def places(self, channels: Tensor, num_last: int) -> Tensor:
-        """Where the averages of some channels (n,) and then the last features stand among the values, (n + num_last,)."""
+        """Where the averages of some channels (n,), then the last features, stand among the values: (n + num_last,)."""
         first = torch.searchsorted(self.channels, channels.to(self.channels))
         return torch.cat([first, len(self.channels) + torch.arange(num_last, device=first.device)])
 
@@ -65,7 +65,7 @@ class FeatureStatistics:
         return std.clamp_min(max(FLOOR_SHARE * float(std.mean()), 1e-6)).float()
 
     def standardised(self, places: Tensor | None = None) -> Tensor:
-        """The kept values, or those at `places` (n,), less their mean and over their standard deviation, (images, n)."""
+        """The kept values, or those at `places` (n,), less their mean and over their deviation: (images, n)."""
         values = torch.cat(self._values)
         mean, std = self.sums.center.float().cpu(), self.sums.spread.float().cpu()
         if places is not None:

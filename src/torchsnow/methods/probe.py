@@ -75,8 +75,9 @@ def choose_reading(values: Tensor, labels: Tensor, num_classes: int, nums: Seque
     of the images.
 
     `nums` are the numbers to choose from. Taken is what has the lowest cross-entropy in cross-validation: one of these
-    numbers penalised by importance, or the first with one penalty for all. How strong the values are (`probe_importance`)
-    is found anew without the images that are held out. Fewer than 100 images cannot say: the first number, by importance.
+    numbers penalised by importance, or the first with one penalty for all. How important the values are
+    (`probe_importance`) is found again without the images that are held out. Fewer than 100 images cannot say: the first
+    number, by importance.
     """
     if len(values) < _FEWEST:
         return Reading(nums[0], True, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,8 +17,8 @@ from torchsnow.delta.derive import key_of
 from torchsnow.delta.head import Head
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.errors import TrainingError
-from torchsnow.methods.presets import PRESETS, PoolTraining
 from torchsnow.methods.feature_statistics import FeatureStatistics
+from torchsnow.methods.presets import PRESETS, PoolTraining
 from torchsnow.methods.probe import choose_reading, fit_probe
 from torchsnow.methods.stored import StoredDelta, SubscribedValues
 from torchsnow.model import SnowModel
@@ -62,7 +62,7 @@ class Snow:
         return {"name": self.name, "source": self.source.identity(), **made}
 
     def start(self, images: Batches, device: torch.device) -> None:
-        """One source pass over the training images: the choice of channels, and the head's standardisation and start."""
+        """One source pass over the training images: the choice of channels, the head's standardisation and start."""
         stats = self.statistics(device)
         if not stats.request.is_empty:  # otherwise the delta reads nothing of the source
             for batch, labels in images:
@@ -72,14 +72,13 @@ class Snow:
     def statistics(self, device: torch.device) -> FeatureStatistics:
         """To be shown what the source makes of all training images: whatever has a pool or may be read by the head."""
         head = self.delta.head
-        taps = [tap for tap in self.delta.taps.values()]
         grid = self.delta.grid_pool is not None
-        pooled = self.source.channels_of(list(self.source.taps) if grid else [tap.name for tap in taps])
+        pooled = self.source.channels_of(list(self.source.taps) if grid else list(self.delta.taps))
         averaged = head.channels.cpu() if isinstance(head, Head) else pooled[:0]
         last = self.source.num_features if isinstance(head, Head) and head.last else 0
         reduction = self.spec.grid_reduction if grid else ONE_CELL
         keep = self.pools.probe or "probe" in self._starts
-        channels = torch.cat([pooled, averaged]).unique()
+        channels = torch.unique(torch.cat([pooled, averaged]))
         return FeatureStatistics(channels, last, self.spec.num_classes, reduction, device, keep)
 
     def init_from_stats(self, stats: FeatureStatistics) -> None:
@@ -146,7 +145,9 @@ class Snow:
         """With the head apart: how much the probe and the body count, by the cross-entropy on the validation images."""
         if self.pools.head != "apart":
             return
-        head, logits, labels = self._head(), ([], []), []  # type: tuple[Head, tuple[list[Tensor], list[Tensor]], list[Tensor]]
+        head = self._head()
+        logits: tuple[list[Tensor], list[Tensor]] = ([], [])
+        labels: list[Tensor] = []
         model.eval()
         with torch.no_grad():
             for batch, of_batch in batches:
@@ -155,6 +156,12 @@ class Snow:
                     head.mix(*shares)
                     part.append(model(batch.to(device)).float().cpu())
         head.mix(*best_shares(torch.cat(logits[0]), torch.cat(logits[1]), torch.cat(labels)))
+
+    @property
+    def trains_alone(self) -> bool:
+        """Whether its steps cannot share a source pass with those of others: they read stored features, or there is
+        more to be set after an epoch."""
+        return self.delta.grid_pool is not None or self.pools.head == "apart"
 
     def frozen_part(self, image_size: int) -> tuple[SubscribedValues, nn.Module] | None:
         """For a grid body: what the source gives of an image of so many pixels, and the delta on that. None for a
@@ -186,7 +193,7 @@ class Snow:
             pool.sigma = share * spread
 
     def record(self) -> list[dict[str, Any]]:
-        """Per learned pool: how many channels it chooses of how many, has ever chosen in training, and would still change; the
+        """Per learned pool: how many channels it chooses of how many, has ever chosen, and would still change; the
         spread of its weights, and the norm of their gradient in the last step."""
         return [
             {

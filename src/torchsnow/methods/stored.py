@@ -61,7 +61,9 @@ class StoredDelta(nn.Module):
         assert pool is not None
         cells = self._size[0] * self._size[1]
         grid = values[:, : cells * pool.num_pooled].float()
-        maps = grid.unflatten(1, (*self._size, pool.num_pooled)).permute(0, 3, 1, 2)  # channels last, without a copy
+        maps = grid.reshape(len(grid), *self._size, pool.num_pooled).permute(
+            0, 3, 1, 2
+        )  # channels last, without a copy
         own = delta.body_features(maps)
         if not isinstance(delta.head, Head):
             logits: Tensor = delta.head(own)

@@ -18,7 +18,6 @@ from torchsnow.serving.batcher import Batcher
 from torchsnow.serving.bodies import Bodies
 from torchsnow.serving.explaining import Explainer
 from torchsnow.serving.following import Following
-from torchsnow.serving.logs import log
 from torchsnow.serving.metrics import Metrics
 from torchsnow.serving.pictures import decode
 from torchsnow.serving.refusal import ClientGone, Refusal

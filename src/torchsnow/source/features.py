@@ -51,7 +51,7 @@ def _union(grids: list[Mapping[int, Tensor]]) -> dict[int, Tensor]:
         for reduction, index in grid.items():
             by_reduction.setdefault(reduction or finest, {})[id(index)] = index
     return {
-        reduction: next(iter(found.values())) if len(found) == 1 else torch.cat(list(found.values())).unique()
+        reduction: next(iter(found.values())) if len(found) == 1 else torch.unique(torch.cat(list(found.values())))
         for reduction, found in by_reduction.items()
     }
 

@@ -1,8 +1,8 @@
 """The grid: channels of any taps averaged onto one small map.
 
 A cell is the mean over its part of the map, by area: a pixel that lies in two cells counts in each by the share that
-lies there. So every pixel counts alike in the mean over all cells, whatever the sizes, and the mean of a channel's cells
-is its mean over the map.
+lies there. So every pixel counts alike in the mean over all cells, whatever the sizes, and the mean of a channel's
+cells is its mean over the map.
 """
 
 from __future__ import annotations
@@ -56,12 +56,17 @@ def join_images(parts: Sequence[Tensor]) -> Tensor:
 def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
     # of three dimensions, because torch lays a joint tensor of four out as its parts are
     joint = torch.cat([part.flatten(2).transpose(0, 1) for part in parts], dim)
-    return joint.transpose(0, 1).unflatten(2, parts[0].shape[2:])
+    return _as_grid(joint, parts[0])
 
 
 def choose_channels(x: Tensor, idx: Tensor) -> Tensor:
     """The channels `idx` (M,) of what `join_channels` gives, (B, M, Gh, Gw), laid out alike."""
-    return x.transpose(0, 1).flatten(2).index_select(0, idx).transpose(0, 1).unflatten(2, x.shape[2:])
+    return _as_grid(x.transpose(0, 1).flatten(2).index_select(0, idx), x)
+
+
+def _as_grid(rows: Tensor, like: Tensor) -> Tensor:
+    """(C, B, cells) -> (B, C, Gh, Gw) with the cells of another grid."""
+    return rows.transpose(0, 1).reshape(rows.shape[1], rows.shape[0], *like.shape[2:])
 
 
 def _as_maps(x: Tensor, dim: int, size: Size) -> Tensor:
@@ -71,7 +76,7 @@ def _as_maps(x: Tensor, dim: int, size: Size) -> Tensor:
         height = round(math.sqrt(tokens.shape[1] * size[0] / size[1]))
         width = tokens.shape[1] // height
         maps = tokens[:, tokens.shape[1] - height * width :]  # what stands before them, such as a class token, is none
-        return maps.transpose(1, 2).unflatten(2, (height, width))
+        return maps.transpose(1, 2).reshape(len(maps), -1, height, width)
     return x if dim == 1 else x.movedim(dim, 1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -97,7 +97,7 @@ def _grid_output(graph: fx.Graph, by_name: dict[str, fx.Node], output: GridOutpu
     wanted, pieces = _input(graph, "wanted_grid"), []
     for at, (name, dim) in enumerate(output.nodes):
         with graph.inserting_after(by_name[name]):
-            pieces.append(graph.call_function(_on_grid, (by_name[name], dim, wanted, at)))
+            pieces.append(graph.call_function(on_grid, (by_name[name], dim, wanted, at)))
     return graph.call_function(join_channels, (pieces,))
 
 
@@ -108,11 +108,12 @@ def _input(graph: fx.Graph, name: str) -> fx.Node:
         return graph.placeholder(f"{name}_{len(inputs)}")  # several deltas may read one value
 
 
-def _on_grid(x: Tensor, dim: int, wanted: GridWanted, at: int) -> Tensor:
+def on_grid(x: Tensor, dim: int, wanted: GridWanted, at: int) -> Tensor:
+    """What is wanted of the value number `at`, (B, M, Gh, Gw)."""
     return to_grid(x, dim, wanted[0][at], wanted[1])
 
 
-_TAKE = {"channels": gather, "part": gather_rows}
+_TAKE: Mapping[str, Callable[..., Any]] = {"channels": gather, "part": gather_rows}
 
 
 def _parts(model: nn.Module, graph: fx.Graph) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -64,6 +64,7 @@ class Source(nn.Module):
         self._folded: FoldedPass | None = None
         self._plans: dict[tuple[Output | bool, ...], fx.GraphModule] = {}
         self._fused_convs: FusedConvs = {}
+        self._trials: dict[int, FeatureMaps] = {}
 
     @property
     def traced(self) -> fx.GraphModule:
@@ -137,8 +138,8 @@ class Source(nn.Module):
 
     def channels_of(self, taps: Sequence[str]) -> Tensor:
         """The numbers of all channels of some taps, counted through all taps in the order of the pass: (C,) int64."""
-        ranges = (torch.arange(*self._spans[name]) for name in self.taps if name in taps)
-        return torch.cat([torch.empty(0, dtype=torch.int64), *ranges])
+        spans = (range(*self._spans[name]) for name in self.taps if name in taps)
+        return torch.tensor([number for span in spans for number in span], dtype=torch.int64, device="cpu")
 
     @cached_property
     def num_chs(self) -> int:
@@ -168,8 +169,8 @@ class Source(nn.Module):
                 raise SourceError(f"a grid is asked for channel {int(index.max())}; {self.name} has {self.num_chs}")
             if min(height, width) < reduction:
                 raise SourceError(
-                    f"the images have {height} x {width} pixels, less than the {reduction} x {reduction} of one cell of "
-                    "the grid; use larger images"
+                    f"the images have {height} x {width} pixels, less than the {reduction} x {reduction} of one cell "
+                    "of the grid; use larger images"
                 )
             firsts = torch.tensor([first for first, _ in self._spans.values()]).to(index)
             parts = index.tensor_split(torch.searchsorted(index, firsts).tolist())[1:]
@@ -184,9 +185,7 @@ class Source(nn.Module):
     def _dims(self) -> dict[str, int]:
         return {name: tap.dim for name, tap in self.taps.items()}
 
-    def _run(
-        self, outputs: tuple[Output, ...], images: Tensor, wanted: Sequence[Wanted]
-    ) -> list[Tensor]:
+    def _run(self, outputs: tuple[Output, ...], images: Tensor, wanted: Sequence[Wanted]) -> list[Tensor]:
         """The outputs; `wanted` are the plan's extra inputs."""
         gradients = torch.is_grad_enabled() and images.requires_grad
         plan = self._plan(outputs, fused=self._fuses and not gradients)
@@ -202,7 +201,8 @@ class Source(nn.Module):
         self, plan: fx.GraphModule, outputs: Sequence[Output], images: Tensor, wanted: Sequence[Wanted]
     ) -> list[Tensor]:
         images = images.to(_DTYPES[self.precision])
-        whole = any(one.node != self.last_node.name for one in outputs if isinstance(one, PlanOutput) and one.kind == "whole")
+        values = [one.node for one in outputs if isinstance(one, PlanOutput) and one.kind == "whole"]
+        whole = any(node != self.last_node.name for node in values)
         if images.device.type != "cpu" or whole:
             results: list[Tensor] = plan(images, *wanted)
             return results
@@ -269,18 +269,23 @@ class Source(nn.Module):
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    @cached_property
-    def trial(self) -> FeatureMaps:
-        """What a small picture of noise gives, all taps and last features: enough to try deltas on, without a pass."""
-        sides = self.input_config.input_size[1:]
-        try:
-            return self._of_noise(*(min(side, _TRIED_PIXELS) for side in sides))
-        except SourceError:  # some networks take no picture that is smaller than their own size
-            return self._of_noise(*sides)
+    def trial(self, reduction: int) -> FeatureMaps:
+        """What a small picture of noise gives, all taps, a grid of all channels and last features: enough to try deltas
+        on, without a pass for each."""
+        if reduction not in self._trials:
+            height, width = self.input_config.input_size[1:]
+            try:
+                small = max(_TRIED_PIXELS, reduction)
+                self._trials[reduction] = self._of_noise(min(height, small), min(width, small), reduction)
+            except SourceError:  # some networks take no picture that is smaller than their own size
+                self._trials[reduction] = self._of_noise(height, width, reduction)
+        return self._trials[reduction]
 
-    def _of_noise(self, height: int, width: int) -> FeatureMaps:
+    def _of_noise(self, height: int, width: int, reduction: int) -> FeatureMaps:
+        device = next(self.parameters()).device
         noise = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
-        features: FeatureMaps = self(noise.to(next(self.parameters()).device))
+        grids = {reduction: torch.arange(self.num_chs, device=device)}
+        features: FeatureMaps = self(noise.to(device), Request(taps=tuple(self.taps), grids=grids, last=True))
         return features
 
     def identity(self) -> dict[str, str]:
@@ -299,7 +304,7 @@ class Source(nn.Module):
         self._plans.clear()
         self._fused_convs.clear()
         self._folded = None
-        self.__dict__.pop("trial", None)
+        self._trials.clear()
         super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
         return self
 
@@ -313,7 +318,7 @@ class Source(nn.Module):
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     """What several parts of a batch give, as of one; a part may give nothing."""
-    return torch.cat([part for part in parts if len(part)] or parts[:1])
+    return torch.cat([part for part in parts if len(part)] or [parts[0]])
 
 
 def _in_threads(plan: fx.GraphModule, inputs: Sequence[tuple[Any, ...]], threads: int) -> list[list[Tensor]]:
@@ -341,9 +346,7 @@ def _of_part(wanted: Sequence[Wanted], start: int, size: int) -> list[Wanted]:
         low, high = (min(max(at - start, 0), size) for at in (rows.start, rows.stop))
         return slice(low, high)
 
-    return [
-        (one[0], within(one[1])) if isinstance(one, tuple) and isinstance(one[1], slice) else one for one in wanted
-    ]
+    return [(one[0], within(one[1])) if isinstance(one, tuple) and isinstance(one[1], slice) else one for one in wanted]
 
 
 def _has_depthwise(model: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from torchsnow.task_file.metrics import kept_metrics
 from torchsnow.task_file.source_info import SourceInfo
 from torchsnow.task_file.task import TaskInfo, check_classes, check_image_size, check_task_name, check_training
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _TEXT = Within(str, 1, 100)
 _TAPS = (None, [str])
@@ -26,6 +26,9 @@ _SHAPE = {
         "num_classes": int,
         "width_divisor": (None, int),
         "pool_divisor": int,
+        "grid_width": (None, int),
+        "grid_blocks": int,
+        "grid_reduction": int,
         "entry_reduction": int,
         "slots": str,
         "taps": _TAPS,
@@ -53,7 +56,7 @@ def encode_info(info: TaskInfo) -> str:
 def decode_info(text: str) -> TaskInfo:
     """Read what `encode_info` wrote. Raises TaskFileError for another version, shape or contradictory values."""
     try:
-        values = _from_version_1(parse_json(text))
+        values = _from_former_version(parse_json(text))
         check_version(values, SCHEMA_VERSION)
         check_shape(values, _SHAPE, "metadata")
         values["metrics"] = kept_metrics(values["metrics"])
@@ -66,12 +69,20 @@ def decode_info(text: str) -> TaskInfo:
     return TaskInfo(**{**values, "classes": tuple(values["classes"])})
 
 
-def _from_version_1(values: Any) -> Any:
-    """Version 1 had no entry: every delta began at the image."""
+def _from_former_version(values: Any) -> Any:
+    """Version 1 had no entry: every delta began at the image. Version 2 had no grid."""
     version, spec = (values.get(key) if isinstance(values, dict) else None for key in ("schema_version", "spec"))
-    if type(version) is int and version == 1 and isinstance(spec, dict) and "entry_reduction" not in spec:
-        return {**values, "schema_version": 2, "spec": {**spec, "entry_reduction": 1}}
-    return values
+    if type(version) is not int or version not in _ADDED or not isinstance(spec, dict):
+        return values
+    added = {key: value for later in range(version, SCHEMA_VERSION) for key, value in _ADDED[later].items()}
+    return values if set(spec) & set(added) else {**values, "schema_version": SCHEMA_VERSION, "spec": {**spec, **added}}
+
+
+_ADDED: dict[int, dict[str, Any]] = {
+    1: {"entry_reduction": 1},
+    2: {"grid_width": None, "grid_blocks": 3, "grid_reduction": 32},
+}
+"""What the versions after these added to the spec, and the values under which nothing changes."""
 
 
 def _check_values(values: dict[str, Any]) -> None:

@@ -43,7 +43,7 @@ def encode_task(task: Task) -> bytes:
     Raises TaskFileError for NaN or infinite numbers, and for all else that the reader would refuse.
     """
     check_numbers(task.delta)
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in task.delta.state_dict().items()}
+    tensors = {key: _shortest(tensor.detach().cpu().contiguous()) for key, tensor in task.delta.state_dict().items()}
     content = bytes(safetensors.torch.save(tensors, {_METADATA_KEY: encode_info(task)}))
     _refuse_unreadable(content, task.delta)
     return content
@@ -164,7 +164,9 @@ def _delta_of(info: TaskInfo, tensors: Mapping[str, Tensor], source: Source) -> 
     _check_tensors(tensors, delta.state_dict())
     device = next(source.parameters()).device
     # the tensors of the file become the delta's own
-    delta.load_state_dict({key: tensor.to(device, copy=True) for key, tensor in tensors.items()}, assign=True)
+    dtypes = {key: tensor.dtype for key, tensor in delta.state_dict().items()}
+    own = {key: tensor.to(device, dtypes[key], copy=True) for key, tensor in tensors.items()}
+    delta.load_state_dict(own, assign=True)
     delta.to(device)  # fixed filters are no part of the file
     check_numbers(delta)
     _try(delta.eval(), source)
@@ -174,7 +176,7 @@ def _delta_of(info: TaskInfo, tensors: Mapping[str, Tensor], source: Source) -> 
 def _try(delta: Delta, source: Source) -> None:
     """Raise TaskFileError unless a delta gives sane logits for a picture of noise: what is made of finite weights need
     not be finite."""
-    features = source.trial
+    features = source.trial(delta.reduction)
     try:
         with torch.no_grad():
             largest = float(delta(features).abs().max())
@@ -193,6 +195,14 @@ def _empty_delta(source: Source, spec: DeltaSpec) -> Delta:
         return Delta(source, spec, fixed=True)
 
 
+def _shortest(tensor: Tensor) -> Tensor:
+    """A matrix in half precision, if that loses nothing."""
+    if tensor.dtype != torch.float32 or tensor.ndim < 2:
+        return tensor
+    half = tensor.half()
+    return half if bool((half.float() == tensor).all()) else tensor
+
+
 def _check_tensors(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     missing, unknown = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
     if missing:
@@ -203,7 +213,8 @@ def _check_tensors(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) ->
         if given[key].shape != tensor.shape:
             shapes = f"{tuple(given[key].shape)}, expected {tuple(tensor.shape)}"
             raise TaskFileError(f"tensor {key!r} has shape {shapes}")
-        if given[key].dtype != tensor.dtype:
+        shortened = given[key].dtype == torch.float16 and tensor.dtype == torch.float32 and tensor.ndim > 1
+        if given[key].dtype != tensor.dtype and not shortened:
             raise TaskFileError(f"tensor {key!r} is {given[key].dtype}, expected {tensor.dtype}")
 
 

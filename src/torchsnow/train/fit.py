@@ -178,8 +178,8 @@ class Loop:
         size_bytes = writer.size_bytes(images.plain)
         if size_bytes > settings.store_bytes:
             raise TrainingError(
-                f"store_bytes is {settings.store_bytes}, and the features of one image take {size_bytes}; give more, or "
-                "0 to compute them in every epoch"
+                f"store_bytes is {settings.store_bytes}, and the features of one image take {size_bytes}; give more, "
+                "or 0 to compute them in every epoch"
             )
         room = settings.store_bytes // size_bytes - len(images.val)
         num_views = min(MOST_VIEWS, room // len(images.train))

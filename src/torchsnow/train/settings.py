@@ -21,7 +21,15 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("fp32", "bf16"),
     "device": ("auto", "cpu", "cuda"),
 }
-_WHOLE_FROM = {"epochs": 1, "batch_size": 2, "image_size": 1, "warmup_epochs": 0, "seed": 0, "num_workers": 0, "store_bytes": 0}
+_WHOLE_FROM = {
+    "epochs": 1,
+    "batch_size": 2,
+    "image_size": 1,
+    "warmup_epochs": 0,
+    "seed": 0,
+    "num_workers": 0,
+    "store_bytes": 0,
+}
 
 
 def torch_device(name: str) -> torch.device:

@@ -21,7 +21,7 @@ from torchsnow.source.features import FeatureMaps, Request
 from torchsnow.source.source import Source
 from torchsnow.train.batches import epoch_seed
 from torchsnow.train.evaluate import Metrics, judge
-from torchsnow.train.fit import LOOK_EVERY, FitResult, Loop
+from torchsnow.train.fit import LOOK_EVERY, FitResult, Loop, fit
 from torchsnow.train.history import is_finished
 from torchsnow.train.progress import TrainingBar
 from torchsnow.train.streams import LEAST_ROWS, SharedMethod, SharedTask, Stream, rows_with_labels
@@ -30,7 +30,8 @@ from torchsnow.train.streams import LEAST_ROWS, SharedMethod, SharedTask, Stream
 def fit_together(
     streams: Sequence[Stream], *, resume: bool = False, quiet: bool = False
 ) -> dict[str, FitResult | TrainingError]:
-    """Train all tasks of all streams, each as `torchsnow.train.fit` would, with one source pass per step.
+    """Train all tasks of all streams, each as `torchsnow.train.fit` would. Narrow copies share one source pass per
+    step; grid deltas, which train from stored features, are trained one after another.
 
     At every step each stream gives a batch of its own; on CUDA one pass is over all of them, on the CPU one over each.
     A stream whose epoch is over waits for the others; a task that is finished, or has stopped by its patience, drops
@@ -39,6 +40,28 @@ def fit_together(
     With `resume` every task goes on from its own last finished epoch. Raises what `fit` raises for a run folder that
     is taken or of another run, and KeyboardInterrupt, with where the tasks stand.
     """
+    alone = [(task, stream) for stream in streams for task in stream.tasks if task.method.trains_alone]
+    results: dict[str, FitResult | TrainingError] = {
+        task.name: _fit_alone(task, stream, resume, quiet) for task, stream in alone
+    }
+    return results if alone else _fit_in_steps(streams, resume, quiet)
+
+
+def _fit_alone(task: SharedTask, stream: Stream, resume: bool, quiet: bool) -> FitResult | TrainingError:
+    """A task by itself, on the images that the stream has decoded; the error if it was given up."""
+    resume = resume and task.run.args.exists()
+    try:
+        return fit(
+            task.method, task.splits, task.settings, task.run,
+            resume=resume, quiet=quiet, pool=stream.pool, chosen=task.chosen,
+        )  # fmt: skip
+    except TrainingError as error:
+        if not task.run.args.exists():
+            raise
+        return error
+
+
+def _fit_in_steps(streams: Sequence[Stream], resume: bool, quiet: bool) -> dict[str, FitResult | TrainingError]:
     images = sum(len(stream.train) for stream in streams)
     bar = TrainingBar(max(stream.settings.epochs for stream in streams), images, quiet)
     together = Together(streams, bar)
@@ -198,7 +221,6 @@ class Together:
         lanes = self._train([run for run in waiting if run.loop.done == epoch - 1], epoch)
         trained_s = time.perf_counter() - start_s
         for lane in lanes:
-            self._tune(lane.stream, [run for run in lane.runs if run.method.tunes])
             for run, val in self._validate(lane.stream, lane.runs):
                 seconds = time.perf_counter() - start_s
                 run.loop.finish_trained(lane.result(run), trained_s, val, seconds, self.bar)
@@ -244,27 +266,18 @@ class Together:
 
     def _start(self, stream: Stream, runs: Sequence[_Run]) -> None:
         """Show the plain training images to every method, in one pass over them."""
-        looking = {run: run.method.looking(self.device) for run in runs}
-        request = Request.together(seen.request for seen in looking.values())
-        if request.averages or request.last:
+        stats = {run: run.method.statistics(self.device) for run in runs}
+        request = Request.together(own.request for own in stats.values())
+        if not request.is_empty:
             for images, numbers in stream.plain_loader(stream.plain):
                 features = self.source(images.to(self.device), request)
-                for run, seen in looking.items():
+                for run, own in stats.items():
                     rows, labels = run.of_batch(stream.train_labels[run.task.name][numbers])
                     if len(labels):
-                        seen.add(features if rows is None else features.rows(rows), labels)
+                        own.add(features if rows is None else features.rows(rows), labels)
         for run in runs:
             torch.manual_seed(epoch_seed(stream.settings.seed, 0))
-            run.method.start_from(looking.pop(run))
-
-    @torch.no_grad()
-    def _tune(self, stream: Stream, runs: Sequence[_Run]) -> None:
-        """Let every method see its logits on its validation images."""
-        seen: dict[_Run, list[tuple[Tensor, ...]]] = {run: [] for run in runs}
-        for run, features, choice, labels in self._val_features(stream, runs):
-            seen[run].append((*run.method.probe_and_whole(features, choice), labels))
-        for run, parts in seen.items():
-            run.method.tune_by(*(torch.cat(column) for column in zip(*parts, strict=True)))
+            run.method.init_from_stats(stats.pop(run))
 
     @torch.no_grad()
     def _validate(self, stream: Stream, runs: Sequence[_Run]) -> list[tuple[_Run, Metrics]]:

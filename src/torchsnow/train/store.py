@@ -78,7 +78,7 @@ class View:
 
 
 def views_of(augmentation: str, plain: ImageSet, augmented: ImageSet, num_views: int, seed: int) -> list[View]:
-    """The views of an augmentation: one for "none", two for "flip", `num_views` for those that change images at will."""
+    """The views of an augmentation: one for "none", two for "flip", `num_views` for those that change images."""
     if augmentation in ("none", "flip"):
         return [View(plain, mirrored) for mirrored in (False, True)[: 1 + (augmentation == "flip")]]
     return [View(augmented, seed=seed + number) for number in range(num_views)]
@@ -99,7 +99,9 @@ class StoreWriter:
 
     def in_memory(self, views: Sequence[View], progress: Progress) -> FeatureStore:
         """The store of these views."""
-        by_view = [torch.cat(list(self._batches(view, number, len(views), progress))) for number, view in enumerate(views)]
+        by_view = [
+            torch.cat(list(self._batches(view, number, len(views), progress))) for number, view in enumerate(views)
+        ]
         values = by_view[0][None] if len(by_view) == 1 else torch.stack(by_view)
         return FeatureStore(values, views[0].images.labels)
 

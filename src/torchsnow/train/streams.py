@@ -25,7 +25,7 @@ LEAST_ROWS = 2  # batch norm cannot train on one
 _LEAST_EXPECTED = 4.0  # rows of a batch on average: with fewer, many batches would have less than two
 
 
-class Seen(Protocol):
+class Statistics(Protocol):
     """What a method wants to be shown of all training images before it starts."""
 
     @property
@@ -37,23 +37,19 @@ class Seen(Protocol):
 class SharedMethod(Method, Protocol):
     """A method that trains a delta on a source, so that several of them can share the source's pass.
 
-    `looking` and `start_from` are its `start` without the pass, `probe_and_whole` and `tune_by` its `tune`, which is
-    left out where `tunes` is false.
+    `statistics` and `init_from_stats` are its `start` without the pass. One that `trains_alone` does not read the
+    source in every step, so there is no pass to share.
     """
 
     source: Source
     delta: Delta
 
     @property
-    def tunes(self) -> bool: ...
+    def trains_alone(self) -> bool: ...
 
-    def looking(self, device: torch.device) -> Any: ...
+    def statistics(self, device: torch.device) -> Any: ...
 
-    def start_from(self, seen: Any) -> None: ...
-
-    def probe_and_whole(self, features: FeatureMaps, choice: dict[str, Tensor]) -> tuple[Tensor, Tensor]: ...
-
-    def tune_by(self, probe: Tensor, whole: Tensor, labels: Tensor) -> None: ...
+    def init_from_stats(self, stats: Any) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torchsnow.delta.head import LAST
 from torchsnow.plots import new_figure
 from torchsnow.source import FeatureMaps, InputConfig, Request, Source
 from torchsnow.source.features import unique
+from torchsnow.source.grid import ONE_CELL
 from torchsnow.visualize.subscriptions import Channel, TapSubscription
 
 Progress = Callable[[int, int], None]
