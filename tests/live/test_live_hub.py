@@ -124,6 +124,25 @@ def test_changes_are_followed(hub: Hub, engine: Engine, source: Source, images: 
     assert torch.equal(live.run(images, [held], [range(4)])[0].logits, old)  # whoever holds a version keeps it
 
 
+def test_a_hub_from_a_copy_of_the_same_generation_is_taken_over(
+    hub: Hub, engine: Engine, source: Source, images: Tensor, tmp_path: Path
+) -> None:
+    copy = Hub.open(shutil.copytree(hub.folder.path, tmp_path / "copy"), source)
+    hub.add(sample_task(source, "a", seed=8), replace=True)
+    hub.remove("b")
+    live = LiveHub(Hub.open(hub.folder.path, source), engine)
+    assert list(live.predict(images)) == ["a", "c"]
+    new = sample_task(source, "a", seed=9)
+    copy.add(new, replace=True)
+    copy.remove("c")
+    assert copy.generation == hub.generation
+    shutil.copytree(copy.folder.path, hub.folder.path, dirs_exist_ok=True)
+    assert live.follow()
+    assert list(live.predict(images)) == ["a", "b"]
+    close(live.predict(images)["a"].logits, logits(source, new, images))
+    assert not live.follow()
+
+
 def test_a_damaged_task_is_named_and_the_others_answer(hub: Hub, engine: Engine, images: Tensor) -> None:
     next((hub.folder.path / "tasks" / "b").iterdir()).write_bytes(b"damaged")
     live = LiveHub(hub, engine)

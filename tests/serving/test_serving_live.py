@@ -121,6 +121,18 @@ def test_an_index_behind_a_link_is_not_read(server: Running, hub: Hub, tmp_path:
     assert speaks(server, "a") == before
 
 
+def test_a_hub_that_is_brought_back_from_a_copy_is_taken_over(server: Running, hub: Hub, tmp_path: Path) -> None:
+    """Also where its index has the same number of changes behind it."""
+    copy = Hub.open(shutil.copytree(hub.folder.path, tmp_path / "copy"), hub.source)
+    hub.add(sample_task(hub.source, "new", seed=7))
+    server.wait_until(lambda: speaks(server, "new") is not None)
+    copy.remove("a")
+    assert copy.generation == hub.generation
+    shutil.copytree(copy.folder.path, hub.folder.path, dirs_exist_ok=True)
+    server.wait_until(lambda: [row["task"] for row in server.call("GET", "/tasks").json["tasks"]] == ["b", "c"])
+    assert speaks(server, "a") is speaks(server, "new") is None
+
+
 def test_a_version_answers_until_the_next_is_loaded(server: Running, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, version, before = threading.Event(), Hub.version, speaks(server, "a")
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchsnow.compile import ENGINES, Engine, Work
 from torchsnow.errors import CompileError, HubError, SourceError, TorchsnowError
 from torchsnow.hub import Entry, Hub
+from torchsnow.hub.index import Index
 from torchsnow.hub.residents import Residents, size_of
 
 RESIDENT_BYTES = 2 * 2**30  # of tasks; about 400 on ResNet-50
@@ -43,9 +44,13 @@ class Answer:
 class Snapshot:
     """The tasks of a hub at one moment; never changed. `faults` are the tasks that cannot be used, and why."""
 
-    generation: int
-    entries: Mapping[str, Entry]
+    index: Index
     faults: Mapping[str, str]
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """The current version of every task."""
+        return self.index.tasks
 
 
 class LiveHub:
@@ -64,7 +69,7 @@ class LiveHub:
         self.engine = ENGINES[engine](hub.source) if isinstance(engine, str) else engine
         self.residents: Residents[LiveTask] = Residents(resident_bytes)
         self._lock = threading.Lock()
-        self._now = Snapshot(-1, MappingProxyType({}), MappingProxyType({}))
+        self._now = Snapshot(Index(-1, {}), MappingProxyType({}))
         self.follow()
 
     @property
@@ -85,10 +90,10 @@ class LiveHub:
         index = self.hub.index()
         with self._lock:
             now = self._now
-            if index.generation == now.generation:
+            if index == now.index:
                 return False
             kept = {name: why for name, why in now.faults.items() if now.entries[name] == index.tasks.get(name)}
-            self._now = Snapshot(index.generation, MappingProxyType(dict(index.tasks)), MappingProxyType(kept))
+            self._now = Snapshot(index, MappingProxyType(kept))
         return True
 
     def tasks(self, names: Iterable[str] | None = None) -> list[LiveTask]:
@@ -172,7 +177,7 @@ class LiveHub:
             now = self._now
             if now.entries.get(name) == entry:
                 faults = MappingProxyType({**now.faults, name: why})
-                self._now = Snapshot(now.generation, now.entries, faults)
+                self._now = Snapshot(now.index, faults)
 
 
 def _refuse_odd(images: Tensor) -> None:
