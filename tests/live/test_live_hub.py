@@ -152,6 +152,22 @@ def test_a_damaged_task_is_named_and_the_others_answer(hub: Hub, engine: Engine,
         live.predict(images, ["a", "b"])
 
 
+def test_a_file_that_is_brought_back_from_a_copy_answers_again(hub: Hub, engine: Engine, images: Tensor) -> None:
+    file = next((hub.folder.path / "tasks" / "b").iterdir())
+    kept = file.read_bytes()
+    file.write_bytes(b"damaged")
+    live = LiveHub(hub, engine)
+    assert list(live.predict(images)) == ["a", "c"]
+    assert not live.follow()
+    file.write_bytes(b"still damaged")
+    assert live.follow()  # there is something to look at
+    assert list(live.predict(images)) == ["a", "c"]
+    file.write_bytes(kept)
+    assert live.follow()
+    assert list(live.predict(images)) == ["a", "b", "c"]
+    assert not live.follow()
+
+
 def test_a_mended_task_answers_again(hub: Hub, engine: Engine, source: Source, images: Tensor) -> None:
     next((hub.folder.path / "tasks" / "b").iterdir()).write_bytes(b"damaged")
     live = LiveHub(hub, engine)

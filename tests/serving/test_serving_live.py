@@ -87,9 +87,11 @@ def test_a_file_that_is_damaged_later_is_reported_and_its_task_answers(
     server.wait_until(lambda: server.call("GET", "/tasks").json["damaged"] == [])
 
 
-def test_a_bad_file_from_the_start(hub: Hub) -> None:
-    next((hub.folder.path / "tasks" / "b").glob("*.safetensors")).write_bytes(b"damaged")
-    with running(LiveHub(Hub.open(hub.folder.path, hub.source))) as server:
+def test_a_bad_file_from_the_start_until_it_is_brought_back(hub: Hub) -> None:
+    file = next((hub.folder.path / "tasks" / "b").glob("*.safetensors"))
+    kept = file.read_bytes()
+    file.write_bytes(b"damaged")
+    with running(LiveHub(Hub.open(hub.folder.path, hub.source)), follow_s=0.05) as server:
         assert server.call("GET", "/tasks").json["unusable"] == ["b"]
         assert [a["task"] for a in server.predict([picture()]).json["images"][0]["answers"]] == ["a", "c"]
         reply = server.predict([picture()], ["b"])
@@ -98,6 +100,10 @@ def test_a_bad_file_from_the_start(hub: Hub) -> None:
         assert server.call("GET", "/v2/models/b/ready").status == 404
         states = {row["name"]: row["state"] for row in server.call("POST", "/v2/repository/index").json}
         assert states == {"a": "READY", "b": "UNAVAILABLE", "c": "READY"}
+        file.write_bytes(kept)
+        server.wait_until(lambda: server.call("GET", "/tasks").json["unusable"] == [])
+        server.wait_until(lambda: "b" in {row["task"] for row in server.call("GET", "/tasks").json["tasks"]})
+        assert speaks(server, "b") == hub.infos()["b"].sha256
 
 
 def test_a_hub_that_cannot_be_read_goes_on_answering(server: Running, hub: Hub) -> None:

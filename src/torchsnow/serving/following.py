@@ -6,15 +6,15 @@ import asyncio
 import difflib
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import TypeVar
 
 from torchsnow.errors import HubError, TorchsnowError
 from torchsnow.hub import Entry
-from torchsnow.hub.index import Index
 from torchsnow.live import LiveHub, LiveTask
+from torchsnow.live.hub import Snapshot
 from torchsnow.serving.file_watch import FileWatch
 from torchsnow.serving.logs import log, log_trouble
 from torchsnow.serving.loop import Loop
@@ -45,7 +45,7 @@ class Following:
         self._unloaded: frozenset[str] = frozenset()
         self._trouble: str | None = None
         self.listed: Mapping[str, Listed] = MappingProxyType({})
-        self._taken_over: Index | None = None
+        self._taken_over: Snapshot | None = None
         self._watch = FileWatch(live.hub)
 
     @property
@@ -85,10 +85,10 @@ class Following:
 
     def _look(self) -> None:
         self.live.follow()
-        index = self.live.now.index  # requests follow the hub too, when they find a version gone
-        if index != self._taken_over:
-            self._take_over(index.tasks)
-            self._taken_over = index
+        now = self.live.now  # requests follow the hub too, when they find a version gone
+        if now != self._taken_over:
+            self._take_over(now.entries)
+            self._taken_over = replace(now, faults=self.live.now.faults)  # with those that were found just now
         self._watch.look({name: listed.entry for name, listed in self.listed.items()})
 
     def _take_over(self, entries: Mapping[str, Entry]) -> None:
