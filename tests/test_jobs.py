@@ -162,6 +162,21 @@ def test_a_trained_task_is_in_the_hub_and_tells_its_figures(data: LoadedData, tm
     assert (summary["test_images"], summary["size_bytes"]) == (6, hub.infos()["colours"].size_bytes)
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_another_process_is_at_work_on_is_left_alone(
+    data: LoadedData, tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    """Also if the other one came in between."""
+    with RunFolder(tmp_path / "run").owned():
+        before = {path.name for path in (tmp_path / "run").iterdir()}
+        for _ in range(2):
+            with pytest.raises(TrainingError, match="run is in use by process"):
+                trained(data, tmp_path / "hub", tmp_path / "run", source, resume=resume)
+            monkeypatch.setattr(RunFolder, "refuse_owned", lambda run: None)
+        assert {path.name for path in (tmp_path / "run").iterdir()} == before
+    assert not (tmp_path / "hub").exists()
+
+
 def test_data_without_a_test_split_has_no_test_metrics(data: LoadedData, tmp_path: Path, source: Source) -> None:
     for split in ("train", "val"):
         shutil.copytree(data.root, tmp_path / "data" / split)

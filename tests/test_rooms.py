@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the lowest room to the highest. "__init__" is the package's own, which only offers what the rooms contain.
 ORDER = [
-    *("errors", "files", "source", "pooling", "delta", "model", "task_file", "hub", "compile", "live", "data"),
+    *("errors", "files", "lock", "source", "pooling", "delta", "model", "task_file", "hub", "compile", "live", "data"),
     *(
         "predictions",
         "train",

@@ -12,6 +12,7 @@ from pathlib import Path
 from torchsnow.errors import TorchsnowError
 
 TEMPORARY_SUFFIX = ".tmp"
+Stamp = tuple[int, ...] | None
 
 _ADVICE = {
     errno.ENOSPC: "the disk is full; free some space and try again",
@@ -57,6 +58,17 @@ def write_atomically(path: Path | str, content: bytes | str, error: type[Torchsn
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def file_stamp(path: Path) -> Stamp:
+    """Numbers that change when a file is written or replaced, as far as the file system keeps them; None if none is
+    there. They say when to look at what is in it, never that it is the same.
+    """
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def sync_folder(folder: Path) -> None:

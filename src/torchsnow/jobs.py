@@ -17,7 +17,6 @@ from torchsnow.compile.quantize import Measured
 from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare
 from torchsnow.data.listing import first_few
 from torchsnow.data.sampling import reduced
-from torchsnow.delta import Delta
 from torchsnow.errors import DataError, HubError, TrainingError
 from torchsnow.files import clear_os_errors
 from torchsnow.hub import SOURCE_FILE, Hub
@@ -122,12 +121,13 @@ def is_hub(path: Path) -> bool:
 def refuse_taken(
     name: str, hub_path: Path | None, run: RunFolder, *, resume: bool = False, replace: bool = False
 ) -> None:
-    """Raise a TorchsnowError for what would otherwise fail when a training is done.
+    """Raise a TorchsnowError for what would otherwise fail when a training begins or is done.
 
-    That is a name that cannot be a task's or is taken, a folder that cannot become a hub, a run folder that is taken
-    (unless `resume`) or lies inside the hub.
+    That is a name that cannot be a task's or is taken, a folder that cannot become a hub, a run folder that another
+    process owns, that is taken (unless `resume`) or that lies inside the hub.
     """
     check_task_name(name)
+    run.refuse_owned()
     if not resume:
         run.refuse_taken()
     if hub_path is None:
@@ -173,30 +173,31 @@ def train_task(
 ) -> TrainedTask:
     """Train one task and, if the method makes a delta, add it to a hub, which is made if there is none.
 
-    The split is drawn by the settings' seed and kept in the run folder. The settings that `auto` names (of
-    `torchsnow.train.AUTO`) are chosen anew, the learning rate around the one that is given; `say` is told what was
-    chosen and why, and a resumed run keeps what it was started with. Everything that can be refused is refused before
-    training starts. Raises a TorchsnowError for a name that is taken, another source than the hub's, data or settings
-    that do not fit, or make a task too large for its file; when only the hub fails in the end, resuming the run adds
+    The split is drawn by the settings' seed and kept in the run folder. Settings that `auto` names (of
+    `torchsnow.train.AUTO`) are chosen anew, the learning rate around the given one; `say` is told what was chosen and
+    why, and a resumed run keeps what it was started with. What can be refused is refused before training starts, with
+    a TorchsnowError, a task too large for its file among it; when only the hub fails in the end, resuming the run adds
     the task.
     """
     start = time.monotonic()
     refuse_wrong_hub(method, preset, hub_path, replace=replace)
     refuse_taken(name, hub_path, run, resume=resume, replace=replace)
     hub = Hub.open(hub_path, source) if hub_path is not None and is_hub(hub_path) else None
-    splits = Splits.load(run.splits, data) if resume and run.splits.exists() else make_splits(data, seed=settings.seed)
-    make = partial(make_method, method, source, len(splits.classes), preset, settings.seed)
-    learner = make()
-    if hub_path is not None:
-        refuse_too_large(source, _delta_of(learner.model).spec, splits.classes)
-    if auto and resume:
-        settings, chosen = as_started(settings, auto, run)
-    else:
-        settings, chosen = _choose(settings, auto, splits, make, source.input_config, say)
-    pool = plain_images(source.input_config, settings.image_size)
-    result = fit(learner, splits, settings, run, resume=resume, quiet=quiet, pool=pool, chosen=chosen)
-    training = Training(name, data.name, splits, settings, run, method, preset)
-    return complete(training, learner, result, source, hub_path, hub, pool, replace=replace, start=start)
+    with run.owned():
+        is_drawn = resume and run.splits.exists()
+        splits = Splits.load(run.splits, data) if is_drawn else make_splits(data, seed=settings.seed)
+        make = partial(make_method, method, source, len(splits.classes), preset, settings.seed)
+        learner = make()
+        if isinstance(learner.model, SnowModel):
+            refuse_too_large(source, learner.model.delta.spec, splits.classes)
+        if auto and resume:
+            settings, chosen = as_started(settings, auto, run)
+        else:
+            settings, chosen = _choose(settings, auto, splits, make, source.input_config, say)
+        pool = plain_images(source.input_config, settings.image_size)
+        result = fit(learner, splits, settings, run, resume=resume, quiet=quiet, pool=pool, chosen=chosen)
+        training = Training(name, data.name, splits, settings, run, method, preset)
+        return complete(training, learner, result, source, hub_path, hub, pool, replace=replace, start=start)
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,8 @@ def complete(
         about = {
             **settings.to_dict(), "method": training.method, "preset": training.preset, "data": training.data
         }  # fmt: skip
-        delta = _delta_of(result.model)
+        assert isinstance(result.model, SnowModel)
+        delta = result.model.delta
         task = make_task(source, delta, name, splits.classes, settings.image_size, training=about, metrics=metrics)
         size_bytes = _added(task, hub, hub_path, source, replace).infos()[name].size_bytes
     seconds = time.monotonic() - start
@@ -282,11 +284,6 @@ def _added(task: Task, hub: Hub | None, hub_path: Path, source: Source, replace:
     except HubError as error:
         raise HubError(f"{error}. The training is not lost: resume the run (--resume) to add its task") from error
     return hub
-
-
-def _delta_of(model: nn.Module) -> Delta:
-    assert isinstance(model, SnowModel)
-    return model.delta
 
 
 def _test_metrics(model: nn.Module, splits: Splits, config: InputConfig, settings: TrainSettings) -> Metrics | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from dataclasses import replace as replaced
 from functools import partial
@@ -14,6 +15,7 @@ from torchsnow.data import LoadedData, Splits, TaskTable, make_splits, split_tab
 from torchsnow.errors import TrainingError
 from torchsnow.hub import Hub
 from torchsnow.jobs import TrainedTask, Training, as_started, complete, is_hub, refuse_taken
+from torchsnow.lock import FolderLock
 from torchsnow.methods import kind_of, make_method
 from torchsnow.source import Source
 from torchsnow.task_file import refuse_too_large
@@ -45,7 +47,9 @@ class TaskGroup:
 def refuse_tasks(
     names: Sequence[str], hub_path: Path, runs: Path, *, resume: bool = False, replace: bool = False
 ) -> None:
-    """Raise a TorchsnowError for what would fail later: a name given twice, or what `refuse_taken` refuses."""
+    """Raise a TorchsnowError for what would fail later: a name given twice, folders of another process, or what
+    `refuse_taken` refuses."""
+    FolderLock(runs, TrainingError).refuse_held()
     for name in names:
         if names.count(name) > 1:
             raise TrainingError(f"the task {name!r} is given twice; every task needs a name of its own")
@@ -88,28 +92,41 @@ def train_tasks(
     """
     start = time.monotonic()
     refuse_method(method, preset)
-    refuse_tasks([name for group in groups for name in group.tasks], hub_path, runs, resume=resume, replace=replace)
+    names = [name for group in groups for name in group.tasks]
+    refuse_tasks(names, hub_path, runs, resume=resume, replace=replace)
     hub = Hub.open(hub_path, source) if is_hub(hub_path) else None
     splits = [group.splits(settings.seed) for group in groups]
     learn = partial(_learner, method, source, preset, settings.seed)
-    streams = _streams(splits, runs, settings, source, learn, resume, auto, say)
-    results = fit_together(streams, resume=resume, quiet=quiet)
     data = {name: loaded.name for group in groups for name, loaded in group.tasks.items()}
     done: dict[str, TrainedTask] = {}
-    for task, pool in [(task, stream.pool) for stream in streams for task in stream.tasks]:
-        result = results[task.name]
-        if isinstance(result, FitResult):
-            training = Training(task.name, data[task.name], task.splits, task.settings, task.run, method, preset)
-            done[task.name] = complete(
-                training, task.method, result, source, hub_path, hub, pool, replace=replace, start=start
-            )
-            hub = hub or Hub.open(hub_path, source)
+    with _owned(runs, names) as folders:
+        streams = _streams(splits, folders, settings, source, learn, resume, auto, say)
+        results = fit_together(streams, resume=resume, quiet=quiet)
+        for task, pool in [(task, stream.pool) for stream in streams for task in stream.tasks]:
+            result = results[task.name]
+            if isinstance(result, FitResult):
+                training = Training(task.name, data[task.name], task.splits, task.settings, task.run, method, preset)
+                done[task.name] = complete(
+                    training, task.method, result, source, hub_path, hub, pool, replace=replace, start=start
+                )
+                hub = hub or Hub.open(hub_path, source)
     return done, {name: result for name, result in results.items() if isinstance(result, TrainingError)}
+
+
+@contextmanager
+def _owned(runs: Path, names: Sequence[str]) -> Iterator[dict[str, RunFolder]]:
+    """The run folders of some tasks, owned, and the folder that they are in."""
+    folders = {name: run_folder(runs, name) for name in names}
+    with ExitStack() as owned:
+        owned.enter_context(FolderLock(runs, TrainingError).held())
+        for folder in folders.values():
+            owned.enter_context(folder.owned())
+        yield folders
 
 
 def _streams(
     splits: Sequence[Mapping[str, Splits]],
-    runs: Path,
+    folders: Mapping[str, RunFolder],
     settings: TrainSettings,
     source: Source,
     learn: Callable[[int], SharedMethod],
@@ -128,7 +145,7 @@ def _streams(
             say(f"{name} {getattr(sizes, name)}: {reason} ({', '.join(group)})")
         tasks = []
         for name, own in group.items():
-            run = run_folder(runs, name)
+            run = folders[name]
             task = SharedTask(name, learn(len(own.classes)), own, sizes, run, {**why_size, **why})
             refuse_too_large(source, task.method.delta.spec, own.classes)
             begun = resume and run.args.exists()

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import torchsnow
+from command_line import refused, snapshot, torchsnow
 
+from torchsnow.errors import ExperimentError
 from torchsnow.experiments import compare as compare_module
+from torchsnow.lock import FolderLock
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +42,15 @@ def test_a_comparison_is_shown_and_stored(experiment: Path, tmp_path: Path) -> N
     assert (again.code, again.err) == (0, "")
     assert len(again.document["cells"]) == 4
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize("retry", [(), ("--retry-failed",)])
+def test_a_folder_of_another_process_is_refused(experiment: Path, tmp_path: Path, retry: tuple[str, ...]) -> None:
+    with FolderLock(tmp_path / "out", ExperimentError).held():
+        before = snapshot(tmp_path / "out")
+        sentence = refused("compare", "--experiment", experiment, "--out", tmp_path / "out", *retry)
+        assert snapshot(tmp_path / "out") == before
+    assert f"out is in use by process {os.getpid()} on" in sentence
 
 
 def test_data_and_options_describe_an_experiment(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,26 @@ def test_killed_at_random_moments(
     assert all(torch.equal(result[key], expected[key]) for key in expected)
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_the_second_of_two_at_once_is_refused(
+    trained: Trained, words: list[str | Path], undisturbed: dict[str, torch.Tensor], resume: bool
+) -> None:
+    if resume:
+        stopped = start(words)
+        wait_for(RunFolder("new-run").results, "\n1,", stopped)
+        stopped.kill()
+        stopped.communicate()
+        words = [*words, "--resume"]
+    both = [start(words), start(words)]
+    said = [process.communicate(timeout=240)[1] for process in both]
+    codes = [process.returncode for process in both]
+    assert sorted(codes) == [0, 2], said
+    (sentence,) = said[codes.index(2)].splitlines()
+    assert f"torchsnow: new-run is in use by process {both[codes.index(0)].pid} on " in sentence
+    result = tensors(trained.hub)
+    assert all(torch.equal(result[key], tensor) for key, tensor in undisturbed.items())
+
+
 def test_ctrl_c(trained: Trained, words: list[str | Path], undisturbed: dict[str, torch.Tensor]) -> None:
     process = start(words)
     wait_for(RunFolder("new-run").results, "\n2,", process)

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import SIZES, refused, torchsnow
+from command_line import SIZES, refused, snapshot, torchsnow
 
 from sample_photos import make_photos
+from torchsnow.errors import ExperimentError
 from torchsnow.experiments import lifelong_learners
+from torchsnow.lock import FolderLock
 
 TINY = (*SIZES, "--epochs", "1")
 
@@ -24,7 +27,7 @@ def test_a_sequence_is_shown_stored_and_not_done_again(
     assert "2 tasks are in the hub" in outcome.out
     assert {path.name for path in out.iterdir()} == {
         *("hub", "runs", "steps", "settings.yaml", "results.json", "report.html", "lifelong.png"),
-        *("matrix-snow.csv", "matrix-sequential.csv"),
+        *("matrix-snow.csv", "matrix-sequential.csv", ".lock"),
     }
     assert torchsnow("hub", "verify", "--hub", out / "hub").code == 0
 
@@ -36,6 +39,14 @@ def test_a_sequence_is_shown_stored_and_not_done_again(
     assert (again.code, again.err) == (0, "")
     assert [task["name"] for task in again.document["tasks"]] == ["01-photos", "02-other"]
     assert again.document["learners"]["snow"]["forgetting"] == 0
+
+
+def test_a_folder_of_another_process_is_refused(photos: Path, tmp_path: Path) -> None:
+    with FolderLock(tmp_path / "out", ExperimentError).held():
+        before = snapshot(tmp_path / "out")
+        sentence = refused("lifelong", photos, "--out", tmp_path / "out", *TINY)
+        assert snapshot(tmp_path / "out") == before
+    assert f"out is in use by process {os.getpid()} on" in sentence
 
 
 def test_a_stop_says_how_to_go_on(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

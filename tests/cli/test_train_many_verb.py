@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import torch
 from command_line import TINY, Outcome, Trained, refused, snapshot, torchsnow
 from safetensors.torch import load_file
 
+from torchsnow.errors import TrainingError
 from torchsnow.hub import Hub
+from torchsnow.lock import FolderLock
 from torchsnow.train.shared import Together
 
 COLOURS = ("red", "green", "blue")
@@ -50,6 +53,17 @@ def tensors(hub: str, name: str) -> dict[str, torch.Tensor]:
 
 def equal(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:
     return some.keys() == others.keys() and all(torch.equal(some[key], others[key]) for key in some)
+
+
+@pytest.mark.parametrize("resume", [(), ("--resume",)])
+@pytest.mark.parametrize("folder", [".", "parity"])
+def test_a_folder_of_another_process_is_refused(table: Path, folder: str, resume: tuple[str, ...]) -> None:
+    with FolderLock(Path("runs") / folder, TrainingError).held():
+        before = snapshot(Path("runs"))
+        sentence = refused("train-many", table, "--hub", "hub", *TINY, "--epochs", "2", *resume)
+        assert snapshot(Path("runs")) == before
+    assert f"is in use by process {os.getpid()} on" in sentence
+    assert not Path("hub").exists()
 
 
 def test_tasks_of_a_table_come_out_as_if_trained_alone(table: Path, photos: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_run_leaves_everything_that_it_promises(pristine: Trained) -> None:
     assert printed["skipped_images"] == 0
     assert {path.name for path in pristine.run.iterdir()} == {
         *("args.yaml", "splits.json", "log.txt", "results.csv", "selection.csv", "subscription.json"),
-        *("metrics.json", "results.png"),
+        *("metrics.json", "results.png", ".lock"),
         *("selection.png", "confusion_matrix.png", "last.safetensors", "best.safetensors"),
     }
     args = yaml.safe_load((pristine.run / "args.yaml").read_text())

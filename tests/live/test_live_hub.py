@@ -124,6 +124,25 @@ def test_changes_are_followed(hub: Hub, engine: Engine, source: Source, images: 
     assert torch.equal(live.run(images, [held], [range(4)])[0].logits, old)  # whoever holds a version keeps it
 
 
+def test_a_hub_from_a_copy_of_the_same_generation_is_taken_over(
+    hub: Hub, engine: Engine, source: Source, images: Tensor, tmp_path: Path
+) -> None:
+    copy = Hub.open(shutil.copytree(hub.folder.path, tmp_path / "copy"), source)
+    hub.add(sample_task(source, "a", seed=8), replace=True)
+    hub.remove("b")
+    live = LiveHub(Hub.open(hub.folder.path, source), engine)
+    assert list(live.predict(images)) == ["a", "c"]
+    new = sample_task(source, "a", seed=9)
+    copy.add(new, replace=True)
+    copy.remove("c")
+    assert copy.generation == hub.generation
+    shutil.copytree(copy.folder.path, hub.folder.path, dirs_exist_ok=True)
+    assert live.follow()
+    assert list(live.predict(images)) == ["a", "b"]
+    close(live.predict(images)["a"].logits, logits(source, new, images))
+    assert not live.follow()
+
+
 def test_a_damaged_task_is_named_and_the_others_answer(hub: Hub, engine: Engine, images: Tensor) -> None:
     next((hub.folder.path / "tasks" / "b").iterdir()).write_bytes(b"damaged")
     live = LiveHub(hub, engine)
@@ -131,6 +150,22 @@ def test_a_damaged_task_is_named_and_the_others_answer(hub: Hub, engine: Engine,
     assert "'b'" in live.now.faults["b"]
     with pytest.raises(HubError, match=r"'b'.*cannot be used"):
         live.predict(images, ["a", "b"])
+
+
+def test_a_file_that_is_brought_back_from_a_copy_answers_again(hub: Hub, engine: Engine, images: Tensor) -> None:
+    file = next((hub.folder.path / "tasks" / "b").iterdir())
+    kept = file.read_bytes()
+    file.write_bytes(b"damaged")
+    live = LiveHub(hub, engine)
+    assert list(live.predict(images)) == ["a", "c"]
+    assert not live.follow()
+    file.write_bytes(b"still damaged")
+    assert live.follow()  # there is something to look at
+    assert list(live.predict(images)) == ["a", "c"]
+    file.write_bytes(kept)
+    assert live.follow()
+    assert list(live.predict(images)) == ["a", "b", "c"]
+    assert not live.follow()
 
 
 def test_a_mended_task_answers_again(hub: Hub, engine: Engine, source: Source, images: Tensor) -> None:

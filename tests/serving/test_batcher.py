@@ -12,6 +12,7 @@ from torch import Tensor
 from torchsnow.hub import Hub
 from torchsnow.live import LiveHub, LiveTask
 from torchsnow.live.hub import Answer
+from torchsnow.serving import batcher as batcher_file
 from torchsnow.serving.batcher import Batcher
 from torchsnow.serving.metrics import Metrics
 from torchsnow.serving.pictures import Picture
@@ -59,12 +60,13 @@ def run(
 
     async def main() -> None:
         batcher = Batcher(slow, decode, ServeSettings(**{"wait_s": 0.02, **settings}), metrics)  # type: ignore[arg-type]
-        batcher.start()
+        batcher.loop.start()
         try:
             await work(batcher, {task.name: task for task in slow.live.tasks()})
         finally:
             slow.gate.set()
-            await batcher.close()
+            await batcher.loop.stop()
+            batcher.close()
 
     asyncio.run(main())
     return metrics
@@ -253,3 +255,37 @@ def test_an_image_that_breaks_a_pass_fails_alone(slow: SlowHub, caplog: pytest.L
 
     run(slow, work)
     assert "out of memory, say" in caplog.text
+
+
+def test_a_fault_of_the_batcher_itself_is_said_and_passes_go_on(
+    slow: SlowHub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
+        slow.gate.set()
+
+        def broken(item: object, answers: object) -> None:
+            raise MemoryError("while an answer is given")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(batcher, "_say", broken)
+            with pytest.raises(Refusal, match="could not be answered"):
+                await batcher.ask(sent(b"x"), [tasks["a"]], 10)
+        assert len(await batcher.ask(sent(b"x"), [tasks["a"]], 10)) == 1
+        assert batcher.loop.age_s() < 5
+
+    run(slow, work)
+    assert "a background loop failed" in caplog.text
+
+
+def test_a_batcher_without_work_is_alive(slow: SlowHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
+        await asyncio.sleep(0.5)
+        assert batcher.loop.age_s() < 0.4
+        asked = asyncio.ensure_future(batcher.ask(sent(b"x"), [tasks["a"]], 10))  # the gate is shut: the pass hangs
+        await asyncio.sleep(0.5)
+        assert batcher.loop.age_s() >= 0.3
+        slow.gate.set()
+        assert len(await asked) == 1
+
+    monkeypatch.setattr(batcher_file, "_IDLE_S", 0.05)
+    run(slow, work)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running_server import Running, picture
+from running_server import Running, picture, running
 
 from sample_tasks import sample_task
 from torchsnow.hub import Entry, Hub
+from torchsnow.live import LiveHub
+from torchsnow.serving import batcher
+from torchsnow.serving.file_watch import FileWatch
+from torchsnow.serving.settings import ServeSettings
 from torchsnow.task_file import Task
 
 
@@ -82,13 +87,11 @@ def test_a_file_that_is_damaged_later_is_reported_and_its_task_answers(
     server.wait_until(lambda: server.call("GET", "/tasks").json["damaged"] == [])
 
 
-def test_a_bad_file_from_the_start(hub: Hub) -> None:
-    from running_server import running
-
-    from torchsnow.live import LiveHub
-
-    next((hub.folder.path / "tasks" / "b").glob("*.safetensors")).write_bytes(b"damaged")
-    with running(LiveHub(Hub.open(hub.folder.path, hub.source))) as server:
+def test_a_bad_file_from_the_start_until_it_is_brought_back(hub: Hub) -> None:
+    file = next((hub.folder.path / "tasks" / "b").glob("*.safetensors"))
+    kept = file.read_bytes()
+    file.write_bytes(b"damaged")
+    with running(LiveHub(Hub.open(hub.folder.path, hub.source)), follow_s=0.05) as server:
         assert server.call("GET", "/tasks").json["unusable"] == ["b"]
         assert [a["task"] for a in server.predict([picture()]).json["images"][0]["answers"]] == ["a", "c"]
         reply = server.predict([picture()], ["b"])
@@ -97,6 +100,10 @@ def test_a_bad_file_from_the_start(hub: Hub) -> None:
         assert server.call("GET", "/v2/models/b/ready").status == 404
         states = {row["name"]: row["state"] for row in server.call("POST", "/v2/repository/index").json}
         assert states == {"a": "READY", "b": "UNAVAILABLE", "c": "READY"}
+        file.write_bytes(kept)
+        server.wait_until(lambda: server.call("GET", "/tasks").json["unusable"] == [])
+        server.wait_until(lambda: "b" in {row["task"] for row in server.call("GET", "/tasks").json["tasks"]})
+        assert speaks(server, "b") == hub.infos()["b"].sha256
 
 
 def test_a_hub_that_cannot_be_read_goes_on_answering(server: Running, hub: Hub) -> None:
@@ -121,6 +128,18 @@ def test_an_index_behind_a_link_is_not_read(server: Running, hub: Hub, tmp_path:
     assert speaks(server, "a") == before
 
 
+def test_a_hub_that_is_brought_back_from_a_copy_is_taken_over(server: Running, hub: Hub, tmp_path: Path) -> None:
+    """Also where its index has the same number of changes behind it."""
+    copy = Hub.open(shutil.copytree(hub.folder.path, tmp_path / "copy"), hub.source)
+    hub.add(sample_task(hub.source, "new", seed=7))
+    server.wait_until(lambda: speaks(server, "new") is not None)
+    copy.remove("a")
+    assert copy.generation == hub.generation
+    shutil.copytree(copy.folder.path, hub.folder.path, dirs_exist_ok=True)
+    server.wait_until(lambda: [row["task"] for row in server.call("GET", "/tasks").json["tasks"]] == ["b", "c"])
+    assert speaks(server, "a") is speaks(server, "new") is None
+
+
 def test_a_version_answers_until_the_next_is_loaded(server: Running, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, version, before = threading.Event(), Hub.version, speaks(server, "a")
 
@@ -143,3 +162,96 @@ def test_a_folder_that_is_gone_for_a_while(server: Running, hub: Hub) -> None:
     assert speaks(server, "a") is not None
     shutil.move(away, hub.folder.path)
     assert speaks(server, "b") is not None
+
+
+# faults that are nobody's but ours
+
+
+@pytest.fixture
+def watched(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    """A server that is not ready once a loop of its has failed for 0.4 s."""
+    monkeypatch.setattr(ServeSettings, "longest_age_s", 0.4)
+    monkeypatch.setattr(batcher, "_IDLE_S", 0.05)
+    with running(LiveHub(hub), follow_s=0.05) as started:
+        started.wait_until(lambda: readiness(started) == 200)
+        yield started
+
+
+def readiness(server: Running) -> int:
+    return server.call("GET", "/v2/health/ready").status
+
+
+def age_s(server: Running, loop: str = "follow") -> float:
+    lines = server.call("GET", "/metrics").body.decode().splitlines()
+    (line,) = [line for line in lines if line.startswith(f'torchsnow_loop_age_seconds{{loop="{loop}"}}')]
+    return float(line.split()[1])
+
+
+def test_a_round_may_take_a_deadline_and_some_time_more() -> None:
+    assert ServeSettings(deadline_s=2, follow_s=0.1, stale_s=30).longest_age_s == 32
+    assert ServeSettings(deadline_s=2, follow_s=60, stale_s=30).longest_age_s == 90
+
+
+@pytest.mark.parametrize("error", [MemoryError, RuntimeError])
+@pytest.mark.parametrize("place", [(LiveHub, "follow"), (FileWatch, "look"), (Hub, "index")])
+def test_the_follower_outlives_any_exception_and_says_so(
+    watched: Running,
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    place: tuple[type, str],
+    error: type[Exception],
+) -> None:
+    def broken(*_: object) -> None:
+        raise error("not a fault of the hub")
+
+    watched.wait_until(lambda: max(age_s(watched), age_s(watched, "passes")) < 0.4)
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, broken)
+        watched.wait_until(lambda: age_s(watched) >= 0.4)
+        assert readiness(watched) == 503
+        hub.remove("a")
+    watched.wait_until(lambda: speaks(watched, "a") is None)
+    watched.wait_until(lambda: readiness(watched) == 200)
+    assert "not a fault of the hub" in caplog.text
+
+
+def test_a_task_that_fails_to_load_oddly_keeps_no_other_back_and_is_tried_again(
+    watched: Running, hub: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    version, before = Hub.version, speaks(watched, "b")
+
+    def failing(self: Hub, name: str, entry: Entry) -> Task:
+        if name == "b":
+            raise MemoryError("no room for it")
+        return version(self, name, entry)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Hub, "version", failing)
+        hub.add(sample_task(hub.source, "b", seed=7), replace=True)
+        hub.add(sample_task(hub.source, "d", seed=8))
+        hub.remove("a")
+        watched.wait_until(lambda: speaks(watched, "d") is not None)
+        listed = [row["task"] for row in watched.call("GET", "/tasks").json["tasks"]]
+        assert (listed, speaks(watched, "b"), speaks(watched, "a")) == (["b", "c", "d"], before, None)
+        watched.wait_until(lambda: readiness(watched) == 503)
+    watched.wait_until(lambda: speaks(watched, "b") == hub.infos()["b"].sha256)
+    watched.wait_until(lambda: readiness(watched) == 200)
+    assert "taking over the task 'b'" in caplog.text
+
+
+def test_a_hub_that_cannot_be_read_for_long_makes_the_server_not_ready(watched: Running, hub: Hub) -> None:
+    """What was removed meanwhile still answers, so that somebody has to know."""
+    index = hub.folder.path / "index.json"
+    kept = index.read_bytes()
+    index.write_bytes(b"{")
+    watched.wait_until(lambda: readiness(watched) == 503)
+    assert speaks(watched, "a") is not None
+    index.write_bytes(kept)
+    watched.wait_until(lambda: readiness(watched) == 200)
+
+
+def test_a_change_that_a_request_saw_first_is_taken_over(server: Running, hub: Hub) -> None:
+    hub.add(sample_task(hub.source, "new", seed=7))
+    server.service.live.follow()
+    server.wait_until(lambda: "new" in {row["task"] for row in server.call("GET", "/tasks").json["tasks"]})

@@ -31,7 +31,7 @@ from torchsnow.train.history import Epoch
 
 FILES = {
     "args.yaml", "splits.json", "log.txt", "results.csv", "selection.csv",
-    "subscription.json", "last.safetensors", "best.safetensors",
+    "subscription.json", "last.safetensors", "best.safetensors", ".lock",
 }  # fmt: skip
 
 
@@ -169,7 +169,7 @@ def test_same_seed_same_result(
     assert not torch.equal(a, c)
 
 
-@pytest.mark.parametrize("write", range(13))
+@pytest.mark.parametrize("write", range(14))
 def test_killed_at_any_write_the_run_can_be_resumed(
     source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: int
 ) -> None:
@@ -191,12 +191,23 @@ def test_killed_at_any_write_the_run_can_be_resumed(
     monkeypatch.undo()
     for checkpoint in run.path.glob("*.safetensors"):
         Checkpoint.load(checkpoint)
-    if write == 0:
+    if write < 2:  # the owner and args.yaml
         with pytest.raises(TrainingError, match="no run to resume"):
             fit(Tiny(source.input_config), splits, settings, run, resume=True, quiet=True)
         return
     fit(Tiny(source.input_config), splits, settings, run, resume=True, quiet=True)
     assert_same_run(tmp_path / "whole", run.path)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_of_another_owner_is_left_alone(
+    tiny: Tiny, splits: Splits, settings: TrainSettings, tmp_path: Path, resume: bool
+) -> None:
+    with RunFolder(tmp_path).owned():
+        before = {file.name for file in tmp_path.iterdir()}
+        with pytest.raises(TrainingError, match="is in use by process"):
+            fit(tiny, splits, settings, RunFolder(tmp_path), resume=resume, quiet=True)
+        assert {file.name for file in tmp_path.iterdir()} == before
 
 
 def test_finished_run_gives_its_result_again(

@@ -40,6 +40,29 @@ def test_run_is_never_overwritten(tmp_path: Path) -> None:
         run.create({})
 
 
+def test_a_run_has_one_owner(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.refuse_owned()
+    with run.owned(), run.owned():
+        run.refuse_owned()
+        for attempt in (RunFolder(run.path).owned().__enter__, RunFolder(run.path).refuse_owned):
+            with pytest.raises(TrainingError, match=r"run is in use by process \d+ on .*; wait until that is done"):
+                attempt()
+    RunFolder(run.path).refuse_owned()
+
+
+def test_a_cleared_run_is_still_owned(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    with run.owned():
+        run.last.touch()
+        (run.path / "more").mkdir()
+        (run.path / "more" / "file").touch()
+        run.clear()
+        assert {path.name for path in run.path.iterdir()} == {".lock", ".owner.json"}
+        with pytest.raises(TrainingError, match="is in use"):
+            RunFolder(run.path).refuse_owned()
+
+
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(TrainingError, match="cannot create the run folder"):

@@ -267,6 +267,18 @@ def test_a_run_folder_that_is_taken_is_refused(
         fit_together([Stream([task("a", source, splits, settings, tmp_path)])], quiet=True)
 
 
+def test_a_run_folder_of_another_owner_is_refused_and_the_others_are_let_go(
+    source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path
+) -> None:
+    stream = Stream([task(name, source, splits, settings, tmp_path) for name in "ab"])
+    with RunFolder(tmp_path / "b").owned():
+        for resume in (False, True):
+            with pytest.raises(TrainingError, match="b is in use by process"):
+                fit_together([stream], quiet=True, resume=resume)
+        RunFolder(tmp_path / "a").refuse_owned()
+    results(stream)
+
+
 def test_nothing_to_resume(source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no run to resume"):
         fit_together([Stream([task("a", source, splits, settings, tmp_path)])], quiet=True, resume=True)

@@ -78,10 +78,10 @@ def compare(
     torch_device(device or "auto")
     chosen = _experiment(given, experiment, paper, smoke, device)
     comparison = Comparison(chosen, out)
-    if retry_failed:
-        comparison.forget_failed()
     cells = chosen.cells()
-    with _telling_how_to_go_on(comparison), _progress(quiet=json) as report:
+    with comparison.owned(), _telling_how_to_go_on(comparison), _progress(quiet=json) as report:
+        if retry_failed:
+            comparison.forget_failed()
         comparison.run(report, note, lambda name: load_checked(name, quiet=json))
         report(None, len(cells), len(cells) + 1)  # the costs are the last piece of work
         results = comparison.finish(note)

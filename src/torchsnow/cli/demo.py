@@ -32,11 +32,9 @@ def demo(
 
     Example: torchsnow demo --out demo-output
     """
-    import shutil
-
     from torchsnow.data import Splits
     from torchsnow.hub import Hub
-    from torchsnow.jobs import source_for, train_task
+    from torchsnow.jobs import refuse_taken, source_for, train_task
     from torchsnow.predictions import predict_images
     from torchsnow.source import BUNDLED
     from torchsnow.train import RunFolder, TrainSettings
@@ -49,9 +47,11 @@ def demo(
     source = source_for(hub_path, BUNDLED, None, None)
     if not json:
         note(f"source: {source.name} with ImageNet weights, {len(source.taps)} taps; data: {len(data.examples)} images")
-    if run.args.exists():  # a former demo
-        shutil.rmtree(run.path)
-    result = train_task(data, _TASK, hub_path, run, settings, source, replace=True, quiet=json)
+    refuse_taken(_TASK, hub_path, run, resume=True, replace=True)
+    with run.owned():
+        if run.args.exists():  # a former demo
+            run.clear()
+        result = train_task(data, _TASK, hub_path, run, settings, source, replace=True, quiet=json)
     shown = _some_of_each(Splits.load(run.splits, data).test, len(data.classes))
     predictions = predict_images(Hub.open(hub_path, source), [e.path for e in shown], [_TASK], lambda path, why: None)
     truths = [data.classes[example.label] for example in shown]
@@ -81,5 +81,7 @@ def _show(result: TrainedTask, predictions: list[Prediction], truths: list[str],
         f"test accuracy {percent(summary['test_accuracy'])} (balanced {percent(summary['test_balanced_accuracy'])}) on "
         f"{summary['test_images']} held-out images; the task is {result.size_bytes / 1e6:.2f} MB"
     )
-    files = ", ".join(sorted(path.name for path in result.run.iterdir() if path.is_file()))
+    files = ", ".join(
+        sorted(path.name for path in result.run.iterdir() if path.is_file() and not path.name.startswith("."))
+    )
     say(f"hub: {result.hub}; run: {result.run} with {files}; {seconds:.0f} s in all")

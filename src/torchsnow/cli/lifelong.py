@@ -64,7 +64,7 @@ def lifelong(
     )
     evaluation = Lifelong(settings, out)
     try:
-        with counting("learning tasks", quiet=json) as moved:
+        with evaluation.owned(), counting("learning tasks", quiet=json) as moved:
 
             def report(name: str, done: int, total: int) -> None:
                 moved(done, total)
@@ -72,9 +72,9 @@ def lifelong(
                     note(f"task {done + 1} of {total}: {name}")
 
             content = evaluation.run(report, lambda name: load_checked(name, quiet=json))
+            write_results(content, out)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt("stopped; finished tasks are kept, and the same command goes on") from stop
-    write_results(content, out)
     if json:
         print_json(content)
     else:

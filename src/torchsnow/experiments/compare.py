@@ -7,7 +7,8 @@ import json
 import platform
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +24,7 @@ from torchsnow.experiments.costs import measure_costs
 from torchsnow.experiments.material import Material
 from torchsnow.experiments.plan import Cell, Experiment
 from torchsnow.files import clear_os_errors, write_atomically
+from torchsnow.lock import FolderLock
 from torchsnow.report import Results, report_page, write_csv
 
 Say = Callable[[str], None]
@@ -33,13 +35,26 @@ class Comparison:
     """The folder of one comparison: `experiment.yaml`, `cells/*.json`, `runs/`, and what is made of them.
 
     Finished cells are kept whatever happens afterwards, and an experiment may grow: more methods, data sets, sources
-    and seeds under the same budget. Raises ExperimentError when the folder holds cells of another budget.
+    and seeds under the same budget. Whoever writes there owns the folder meanwhile, by `owned`. Raises ExperimentError
+    when the folder holds cells of another budget.
     """
 
     def __init__(self, experiment: Experiment, path: Path) -> None:
         self.experiment, self.path = experiment, path
         self._said: set[str] = set()
+        self._lock = FolderLock(path, ExperimentError)
         self._refuse_other_budget()
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Make the folder and own it; blocks of one thread may be nested.
+
+        Raises ExperimentError when another process or thread owns it, with who that is, and when it holds cells of
+        another budget by now.
+        """
+        with self._lock.held():
+            self._refuse_other_budget()
+            yield
 
     def run(self, report: Callable[[Cell, int, int], None], say: Say, load: Callable[[str], LoadedData]) -> None:
         """Do the cells that are missing.
@@ -47,17 +62,18 @@ class Comparison:
         `report` is called before each cell with it, the number of cells done, and that of all; `say` with what went
         wrong. A cell that fails is noted, and the others go on.
         """
-        with clear_os_errors("create the folder", self.path, ExperimentError):
-            (self.path / "cells").mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(self.experiment.to_dict(), sort_keys=False, allow_unicode=True)
-        write_atomically(self.path / "experiment.yaml", text, ExperimentError)
-        material = Material(self.experiment, load)
-        cells = self.experiment.cells()
-        self.refuse_damaged()
-        for done, cell in enumerate(cells):
-            report(cell, done, len(cells))
-            if self.read(cell) is None:
-                self._do(cell, material, say)
+        with self.owned():
+            with clear_os_errors("create the folder", self.path, ExperimentError):
+                (self.path / "cells").mkdir(exist_ok=True)
+            text = yaml.safe_dump(self.experiment.to_dict(), sort_keys=False, allow_unicode=True)
+            write_atomically(self.path / "experiment.yaml", text, ExperimentError)
+            material = Material(self.experiment, load)
+            cells = self.experiment.cells()
+            self.refuse_damaged()
+            for done, cell in enumerate(cells):
+                report(cell, done, len(cells))
+                if self.read(cell) is None:
+                    self._do(cell, material, say)
 
     def _do(self, cell: Cell, material: Material, say: Say) -> None:
         runs = self.path / "runs" / _file_name(cell)
@@ -105,18 +121,28 @@ class Comparison:
 
     def forget_failed(self) -> None:
         """Let the cells that failed be tried again."""
-        for cell in self.experiment.cells():
-            if "error" in (self.read(cell) or {}):
-                self._path(cell).unlink()
-                shutil.rmtree(self.path / "runs" / _file_name(cell), ignore_errors=True)
+        with self.owned():
+            for cell in self.experiment.cells():
+                if "error" in (self.read(cell) or {}):
+                    self._path(cell).unlink()
+                    shutil.rmtree(self.path / "runs" / _file_name(cell), ignore_errors=True)
 
     def finish(self, say: Say) -> Results:
         """Measure the costs, and write results.json, results.csv and report.html of all cells that there are.
 
         Raises ExperimentError when not one is finished.
         """
+        with self.owned():
+            results = self._results(say)
+            page = report_page(results)
+            results.save(self.path / "results.json")
+            write_csv(results, self.path / "results.csv")
+            page.save(self.path / "report.html")
+        return results
+
+    def _results(self, say: Say) -> Results:
         contents = [content for content in map(self.read, self.experiment.cells()) if content is not None]
-        results = Results.from_dict(
+        return Results.from_dict(
             {
                 "schema": 1,
                 "name": self.experiment.name,
@@ -129,11 +155,6 @@ class Comparison:
                 "costs": self._costs(contents, say),
             }
         )
-        page = report_page(results)
-        results.save(self.path / "results.json")
-        write_csv(results, self.path / "results.csv")
-        page.save(self.path / "report.html")
-        return results
 
     def _costs(self, contents: Sequence[Mapping[str, Any]], say: Say) -> list[dict[str, Any]]:
         """Measured once, and anew when there are new methods."""

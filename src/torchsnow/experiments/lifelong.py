@@ -9,7 +9,8 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -35,6 +36,7 @@ from torchsnow.experiments.lifelong_settings import LifelongSettings
 from torchsnow.experiments.lifelong_tasks import SequenceTask, make_tasks
 from torchsnow.experiments.measuring import median_times_s, wait_for
 from torchsnow.files import clear_os_errors, write_atomically
+from torchsnow.lock import FolderLock
 from torchsnow.plots import png_bytes
 from torchsnow.report.lifelong import lifelong_figure, lifelong_page
 from torchsnow.source import Source, load_source
@@ -53,27 +55,46 @@ _ADVICE = "remove the file, and that step is done again"
 class Lifelong:
     """The folder of one lifelong evaluation: `settings.yaml`, `hub/`, `steps/*.json`, `runs/`.
 
-    What is finished is kept, and a sequence may grow by data at its end. Raises ExperimentError when the folder holds
-    a sequence of other settings.
+    What is finished is kept, and a sequence may grow by data at its end. Whoever writes there owns the folder
+    meanwhile, by `owned`. Raises ExperimentError when the folder holds a sequence of other settings.
     """
 
     def __init__(self, settings: LifelongSettings, path: Path) -> None:
         self.settings, self.path = settings, path
-        file = path / "settings.yaml"
+        self._lock = FolderLock(path, ExperimentError)
+        self._refuse_other_settings()
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Make the folder and own it; blocks of one thread may be nested.
+
+        Raises ExperimentError when another process or thread owns it, with who that is, and when it holds a sequence
+        of other settings by now.
+        """
+        with self._lock.held():
+            self._refuse_other_settings()
+            yield
+
+    def _refuse_other_settings(self) -> None:
+        file = self.path / "settings.yaml"
         if file.exists():
-            settings.refuse_other(_read_settings(file), str(path))
+            self.settings.refuse_other(_read_settings(file), str(self.path))
 
     def run(self, report: Report, load: Callable[[str], LoadedData]) -> dict[str, Any]:
         """Do what is missing, and return the content of results.json.
 
         Raises a TorchsnowError for data or a source that cannot be used.
         """
+        with self.owned():
+            return self._run(report, load)
+
+    def _run(self, report: Report, load: Callable[[str], LoadedData]) -> dict[str, Any]:
         settings = self.settings
         numbers = (settings.train_images, settings.val_images, settings.test_images)
         tasks = make_tasks(settings.data, load, settings.classes_per_task, settings.seed, *numbers)
         source = load_source(settings.source, settings.weights)
         with clear_os_errors("create the folder", self.path, ExperimentError):
-            (self.path / "steps").mkdir(parents=True, exist_ok=True)
+            (self.path / "steps").mkdir(exist_ok=True)
         text = yaml.safe_dump(settings.to_dict(), sort_keys=False, allow_unicode=True)
         write_atomically(self.path / "settings.yaml", text, ExperimentError)
         learners: list[Learner] = [

@@ -17,10 +17,11 @@ from pathlib import Path
 from torchsnow.errors import HubError, TaskFileError
 from torchsnow.files import TEMPORARY_SUFFIX, clear_os_errors, sync_folder
 from torchsnow.hub.index import Entry, Index, IndexFile
-from torchsnow.hub.lock import locked
+from torchsnow.lock import LOCK_FILE, locked
 from torchsnow.task_file import check_task_name
 
-SOURCE_FILE, INDEX_FILE, TASKS_FOLDER, LOCK_FILE = "source.json", "index.json", "tasks", ".lock"
+SOURCE_FILE, INDEX_FILE, TASKS_FOLDER = "source.json", "index.json", "tasks"
+LOCK_TIMEOUT_S = 10.0
 _TASK_FILE = re.compile(r"[0-9a-f]{64}\.safetensors")
 _TEMPORARY = re.compile(rf"\.[0-9a-f]{{16}}{re.escape(TEMPORARY_SUFFIX)}")
 
@@ -69,7 +70,7 @@ class Folder:
 
     def locked(self) -> AbstractContextManager[None]:
         """Hold the hub's lock; for every change. Raises HubError when another writer keeps it."""
-        return locked(self._inside(LOCK_FILE))
+        return locked(self._inside(LOCK_FILE), LOCK_TIMEOUT_S, self._busy, HubError)
 
     def make_task_folder(self, name: str) -> None:
         """Make a task's folder unless it is there."""
@@ -113,6 +114,11 @@ class Folder:
         occupied = [path for path in self.strays(Index(0, {})) if not _TEMPORARY.fullmatch(path.name)]
         if occupied:
             raise HubError(f"{self.path} is not empty (it holds {occupied[0].name!r}); choose a new or empty folder")
+
+    def _busy(self) -> HubError:
+        return HubError(
+            f"another process has been changing the hub {self.path} for {LOCK_TIMEOUT_S:g} s; try again when it is done"
+        )
 
     def _delete(self, strays: Iterator[Path]) -> Cleanup:
         num_files, size_bytes, left_alone = 0, 0, []

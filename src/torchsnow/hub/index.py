@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +16,6 @@ from torchsnow.task_file.json_shape import check_shape, check_version, parse_jso
 SOURCE_VERSION, INDEX_VERSION = 1, 2
 _ENTRY = {"sha256": str, "size_bytes": int, "num_classes": int, "added": str}
 _SHAPE = {"schema_version": int, "generation": int, "tasks": {str: _ENTRY}, "former": {str: [_ENTRY]}}
-_TICK_NS = 2 * 10**9  # two changes closer together than this may bear the same time on some file system
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,8 @@ class Entry:
 class Index:
     """The tasks of a hub, and the former versions of these and of removed tasks, in the order of going back.
 
-    `generation` counts the changes. An index is never changed: every method but `versions` gives the next one.
+    `generation` counts the changes; indexes of one number may differ, so compare them whole. An index is never changed:
+    every method but `versions` gives the next one.
     """
 
     generation: int
@@ -80,26 +78,24 @@ class Index:
 
 
 class IndexFile:
-    """A hub's index on disk, read again only when it was replaced. Safe for threads."""
+    """A hub's index on disk, parsed again only when it holds other bytes. Safe for threads.
+
+    The bytes are compared, not times or the generation: a hub that was brought back from a copy may equal the one
+    before in both.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._read: tuple[tuple[int, ...] | None, Index] = None, Index(0, {})
+        self._read: tuple[bytes | None, Index] = None, Index(0, {})
 
     def read(self) -> Index:
         """The index as it is now. Raises HubError for an index that is missing, damaged or of another version."""
         with clear_os_errors("read", self.path, HubError):
-            stamp, index = self._read
-            if stamp is not None and stamp == _stamp(os.stat(self.path)):
-                return index
-            now_ns = time.time_ns()
-            with self.path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                content = file.read()
-        index = _decode_index(content, self.path)
-        # A file that has just been written may be replaced by one of the same inode, size and time: look again then.
-        is_settled = abs(now_ns - status.st_mtime_ns) > _TICK_NS
-        self._read = _stamp(status) if is_settled else None, index
+            content = self.path.read_bytes()
+        known, index = self._read
+        if content != known:
+            index = _decode_index(content, self.path)
+            self._read = content, index
         return index
 
     def write(self, index: Index) -> None:
@@ -147,10 +143,6 @@ def _entry(where: str, values: dict[str, Any]) -> Entry:
     if len(values["sha256"]) != 64 or set(values["sha256"]) - set("0123456789abcdef"):
         raise ValueError(f"index.{where}.sha256 is not a SHA-256 in hex")
     return Entry(**values)
-
-
-def _stamp(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _write(path: Path, version: int, values: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from torchsnow.compile import Engine, Work
 from torchsnow.errors import HubError, SourceError, TorchsnowError
+from torchsnow.files import Stamp, file_stamp
 from torchsnow.hub import Entry, Hub
+from torchsnow.hub.index import Index
 from torchsnow.hub.residents import Residents, size_of
 
 RESIDENT_BYTES = 2 * 2**30  # of tasks; about 400 on ResNet-50
@@ -43,9 +46,13 @@ class Answer:
 class Snapshot:
     """The tasks of a hub at one moment; never changed. `faults` are the tasks that cannot be used, and why."""
 
-    generation: int
-    entries: Mapping[str, Entry]
+    index: Index
     faults: Mapping[str, str]
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """The current version of every task."""
+        return self.index.tasks
 
 
 class LiveHub:
@@ -62,7 +69,8 @@ class LiveHub:
         self.engine = Engine(hub.source)
         self.residents: Residents[LiveTask] = Residents(resident_bytes)
         self._lock = threading.Lock()
-        self._now = Snapshot(-1, MappingProxyType({}), MappingProxyType({}))
+        self._faulty: dict[str, Stamp] = {}  # what the files of faulty tasks were like
+        self._now = Snapshot(Index(-1, {}), MappingProxyType({}))
         self.follow()
 
     @property
@@ -76,17 +84,17 @@ class LiveHub:
         return self._now
 
     def follow(self) -> bool:
-        """Take over what has changed in the hub's folder; returns whether anything has.
+        """Take over what has changed in the hub's folder; returns whether anything has, the file of a faulty task too.
 
         Raises HubError when the index cannot be read; the tasks that were there go on answering.
         """
         index = self.hub.index()
         with self._lock:
             now = self._now
-            if index.generation == now.generation:
+            kept = {name: why for name, why in now.faults.items() if self._is_still_faulty(name, index)}
+            if index == now.index and kept == now.faults:
                 return False
-            kept = {name: why for name, why in now.faults.items() if now.entries[name] == index.tasks.get(name)}
-            self._now = Snapshot(index.generation, MappingProxyType(dict(index.tasks)), MappingProxyType(kept))
+            self._now = Snapshot(index, MappingProxyType(kept))
         return True
 
     def tasks(self, names: Iterable[str] | None = None) -> list[LiveTask]:
@@ -149,12 +157,13 @@ class LiveHub:
             return resident
         if name in now.faults:
             raise HubError(now.faults[name])
+        stamp = self._stamp(name, entry)  # before the file is read: it may be mended right after
         try:
             task = self._load(name, entry)
         except TorchsnowError as error:
             if self.follow():  # changed by another process since: what was asked for may be another file by now
                 return self._task(self._now, name)
-            self._note_fault(name, entry, str(error))
+            self._note_fault(name, entry, str(error), stamp)
             raise HubError(str(error)) from error
         return task
 
@@ -165,12 +174,22 @@ class LiveHub:
         self.residents.put(name, entry.sha256, live, size_of(task))
         return live
 
-    def _note_fault(self, name: str, entry: Entry, why: str) -> None:
+    def _is_still_faulty(self, name: str, index: Index) -> bool:
+        entry = index.tasks.get(name)
+        return entry is not None and entry == self._now.entries[name] and self._stamp(name, entry) == self._faulty[name]
+
+    def _stamp(self, name: str, entry: Entry) -> Stamp:
+        with suppress(HubError):  # of a link, which is not followed
+            return file_stamp(self.hub.folder.task_file(name, entry))
+        return None
+
+    def _note_fault(self, name: str, entry: Entry, why: str, stamp: Stamp) -> None:
         with self._lock:
             now = self._now
             if now.entries.get(name) == entry:
+                self._faulty[name] = stamp
                 faults = MappingProxyType({**now.faults, name: why})
-                self._now = Snapshot(now.generation, now.entries, faults)
+                self._now = Snapshot(now.index, faults)
 
 
 def _refuse_odd(images: Tensor) -> None:

@@ -76,7 +76,7 @@ def choose_reading(values: Tensor, labels: Tensor, num_classes: int, nums: Seque
 
     `nums` are the numbers to choose from. Taken is what has the lowest cross-entropy in cross-validation: one of these
     numbers penalised by importance, or the first with one penalty for all. How important the values are
-    (`probe_importance`) is found again without the images that are held out. Fewer than 100 images cannot say: the first
+    (`probe_importance`) is found again without what is held out. Fewer than 100 images cannot say: the first
     number, by importance.
     """
     if len(values) < _FEWEST:

@@ -88,7 +88,7 @@ def _listing(service: Service) -> dict[str, Any]:
     """The tasks with their classes, accuracy and dates, and the names of those that cannot be used, or not again."""
     following = service.following
     rows = []
-    for name, listed in following.listed.items():
+    for name, listed in sorted(following.listed.items()):
         if name in following.unloaded or name in following.faults:
             continue
         metrics = listed.info.metrics

@@ -25,11 +25,13 @@ from torchsnow.live import LiveHub, LiveTask
 from torchsnow.serving.answers import Answers, TaskAnswer
 from torchsnow.serving.fair_order import FairOrder
 from torchsnow.serving.logs import log_fault
+from torchsnow.serving.loop import Loop
 from torchsnow.serving.metrics import Metrics
 from torchsnow.serving.pictures import Picture
 from torchsnow.serving.refusal import Refusal
 from torchsnow.serving.settings import ServeSettings
 
+_IDLE_S = 1.0
 _IN_TIME = 0.8  # of the deadline: what may pass until the last in line is answered, for passes are not all alike
 Result = TypeVar("Result")
 Decode = Callable[[bytes, Sequence[int], str], Mapping[int, Tensor]]
@@ -61,7 +63,7 @@ class Piece:
 
 
 class Batcher:
-    """Answers for images, in batches. To be used from one event loop, between `start` and `close`."""
+    """Answers for images, in batches, while its `loop` runs. To be used from one event loop."""
 
     def __init__(self, live: LiveHub, decode: Decode, settings: ServeSettings, metrics: Metrics) -> None:
         self._live, self._decode, self._settings, self._metrics = live, decode, settings, metrics
@@ -74,19 +76,12 @@ class Batcher:
         self._wake = asyncio.Event()
         self._pool = ThreadPoolExecutor(settings.decode_threads, "decode")
         self._engine = ThreadPoolExecutor(1, "engine")
-        self._passes: asyncio.Task[None] | None = None
+        self.loop = Loop("passes", self._round)
+        self._end_s = 0.0  # of the last pass, if there was more to do by then
         metrics.queue.set_function(lambda: len(self._waiting) + len(self._window))
 
-    def start(self) -> None:
-        """Begin to answer, on the running event loop."""
-        self._passes = asyncio.create_task(self._run())
-
-    async def close(self) -> None:
-        """Stop; what still waits is never answered."""
-        if self._passes is not None:
-            self._passes.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._passes
+    def close(self) -> None:
+        """End the threads, when the loop has stopped; what still waits is never answered."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._engine.shutdown(wait=False, cancel_futures=True)
 
@@ -209,25 +204,33 @@ class Batcher:
             item.answer.set_exception(error)
         self._leave(item)
 
-    async def _run(self) -> None:
-        end_s = 0.0  # of the last pass, if there was more to do by then
-        while True:
-            batch = self._take(await self._next_size())
-            if not batch:
-                continue
-            start_s = end_s or time.monotonic()
-            try:
-                said: list[Answers | Exception] = [*await self.aside(partial(self._pass, batch))]
-            except Exception:
-                said = [await self._alone(piece) for piece in batch]
-            for piece, answers in zip(batch, said, strict=True):
-                if isinstance(answers, Exception):
-                    self._fail(piece.item, answers)
-                else:
-                    self._say(piece.item, answers)
-            now_s = time.monotonic()
-            self._s_per_image += 0.2 * ((now_s - start_s) / len(batch) - self._s_per_image)
-            end_s = now_s if self._window else 0.0
+    async def _round(self) -> bool:
+        """One pass, or none if nothing is there to be answered for a while."""
+        size = await self._next_size()
+        batch = [] if size is None else self._take(size)
+        try:
+            if batch:
+                await self._answer(batch)
+        except Exception as error:
+            for piece in batch:
+                self._fail(piece.item, error)
+            raise
+        return True
+
+    async def _answer(self, batch: Sequence[Piece]) -> None:
+        start_s = self._end_s or time.monotonic()
+        try:
+            said: list[Answers | Exception] = [*await self.aside(partial(self._pass, batch))]
+        except Exception:
+            said = [await self._alone(piece) for piece in batch]
+        for piece, answers in zip(batch, said, strict=True):
+            if isinstance(answers, Exception):
+                self._fail(piece.item, answers)
+            else:
+                self._say(piece.item, answers)
+        now_s = time.monotonic()
+        self._s_per_image += 0.2 * ((now_s - start_s) / len(batch) - self._s_per_image)
+        self._end_s = now_s if self._window else 0.0
 
     async def _alone(self, piece: Piece) -> Answers | Exception:
         """One image by itself, so that one that fails takes no others with it."""
@@ -243,8 +246,12 @@ class Batcher:
                 item.answer.set_result(item.said)
             self._leave(item)
 
-    async def _next_size(self) -> int:
-        """The image size of the next pass: as soon as a batch is full, or its first image has waited long enough."""
+    async def _next_size(self) -> int | None:
+        """The image size of the next pass: as soon as a batch is full, or its first image has waited long enough.
+
+        None after `_IDLE_S` without any: then the loop is seen to be alive.
+        """
+        end_s = time.monotonic() + _IDLE_S
         while True:
             self._wake.clear()
             first = {size: pieces[0].ready_s for size, pieces in self._ready.items()}
@@ -254,9 +261,11 @@ class Batcher:
             full = [size for size, pieces in self._ready.items() if len(pieces) >= self._settings.batch_size]
             if full:
                 return full[0]
-            left_s = min(first.values()) + self._settings.wait_s - time.monotonic() if first else None
+            if time.monotonic() >= end_s:
+                return None
+            until_s = min(first.values()) + self._settings.wait_s if first else end_s
             with suppress(TimeoutError):
-                async with asyncio.timeout(left_s):
+                async with asyncio.timeout(min(until_s, end_s) - time.monotonic()):
                     await self._wake.wait()
 
     def _take(self, size: int) -> list[Piece]:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torchsnow.errors import HubError
+from torchsnow.files import Stamp, file_stamp
 from torchsnow.hub import Entry, Hub
 from torchsnow.serving.logs import log, log_trouble
-
-_Stamp = tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
 class _Seen:
     entry: Entry
     file: Path
-    stamp: _Stamp
+    stamp: Stamp
 
 
 class FileWatch:
@@ -39,7 +37,7 @@ class FileWatch:
         for name, entry in entries.items():
             seen = self._seen.get(name)
             file = self._hub.folder.task_file(name, entry) if seen is None else seen.file
-            stamp = _stamp(file)
+            stamp = file_stamp(file)
             if seen is not None and stamp != seen.stamp:
                 self._check(name, entry)
             self._seen[name] = _Seen(entry, file, stamp)
@@ -54,11 +52,3 @@ class FileWatch:
         if name in self.damaged:
             log("the file of a task is sound again", task=name)
             self.damaged -= {name}
-
-
-def _stamp(file: Path) -> _Stamp:
-    try:
-        found = os.lstat(file)
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -6,17 +6,23 @@ import asyncio
 import difflib
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
+from typing import TypeVar
 
 from torchsnow.errors import HubError, TorchsnowError
 from torchsnow.hub import Entry
 from torchsnow.live import LiveHub, LiveTask
+from torchsnow.live.hub import Snapshot
 from torchsnow.serving.file_watch import FileWatch
 from torchsnow.serving.logs import log, log_trouble
+from torchsnow.serving.loop import Loop
 from torchsnow.serving.metrics import Metrics
 from torchsnow.serving.refusal import Refusal
 from torchsnow.task_file import TaskInfo, read_task_info
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,17 +34,18 @@ class Listed:
 
 
 class Following:
-    """Follows a hub. Everything here but `run` may take the time of a disk: call it from a thread."""
+    """Follows a hub. Everything here but its `loop` may take the time of a disk: call it from a thread."""
 
-    def __init__(self, live: LiveHub, metrics: Metrics) -> None:
+    def __init__(self, live: LiveHub, metrics: Metrics, every_s: float) -> None:
         self.live = live
+        self.loop = Loop("follow", partial(asyncio.to_thread, self.look), every_s)
         self._metrics = metrics
         self._turn, self._loading = threading.Lock(), threading.Lock()
         self._warm: Mapping[str, LiveTask] = MappingProxyType({})
         self._unloaded: frozenset[str] = frozenset()
         self._trouble: str | None = None
         self.listed: Mapping[str, Listed] = MappingProxyType({})
-        self._looked = False
+        self._taken_over: Snapshot | None = None
         self._watch = FileWatch(live.hub)
 
     @property
@@ -56,53 +63,71 @@ class Following:
         """Tasks that are not offered, by request."""
         return self._unloaded
 
-    async def run(self, every_s: float) -> None:
-        """Follow the hub until cancelled."""
-        while True:
-            await asyncio.to_thread(self.look)
-            await asyncio.sleep(every_s)
-
-    def look(self) -> None:
+    def look(self) -> bool:
         """Take over what has changed. New versions are loaded here; until they are, the old ones answer.
 
-        A hub that cannot be read is reported once, and its tasks go on answering.
+        Returns whether the hub could be read. One that cannot is reported once, and its tasks go on answering. Raises
+        what is no fault of the hub; the next look does again what this one could not.
         """
         with self._turn:
             try:
-                if self.live.follow() or not self._looked:
-                    self._take_over()
-                self._watch.look({name: listed.entry for name, listed in self.listed.items()})
-                self._looked, self._trouble = True, None
+                self._look()
+                self._trouble = None
             except TorchsnowError as error:
                 if str(error) != self._trouble:
                     log_trouble("the hub cannot be read", reason=str(error))
                 self._trouble = str(error)
-            self._metrics.tasks.set(len(self.listed))
-            self._metrics.unusable.set(len(self.faults.keys() | self.damaged))
-            self._metrics.keep(self.live.now.entries)
+            finally:
+                self._metrics.tasks.set(len(self.listed))
+                self._metrics.unusable.set(len(self.faults.keys() | self.damaged))
+                self._metrics.keep(self.live.now.entries)
+            return self._trouble is None
 
-    def _take_over(self) -> None:
-        before, now = self.listed, {}
-        entries = self.live.now.entries
-        self._warm = MappingProxyType({name: task for name, task in self._warm.items() if name in entries})
+    def _look(self) -> None:
+        self.live.follow()
+        now = self.live.now  # requests follow the hub too, when they find a version gone
+        if now != self._taken_over:
+            self._take_over(now.entries)
+            self._taken_over = replace(now, faults=self.live.now.faults)  # with those that were found just now
+        self._watch.look({name: listed.entry for name, listed in self.listed.items()})
+
+    def _take_over(self, entries: Mapping[str, Entry]) -> None:
+        """Raises what loading raised, when all tasks had their turn."""
+        for name in sorted(self.listed.keys() - entries):
+            log("task removed", task=name)
+            self._forget(name)
         room_bytes = self.live.resident_bytes
+        failed = []
         for name, entry in sorted(entries.items()):
-            if name in before and before[name].entry == entry:
-                now[name] = before[name]
+            if name in self.listed and self.listed[name].entry == entry:
                 continue
             room_bytes -= entry.size_bytes
             try:
-                warm = {name: self._load(name)} if room_bytes > 0 else {}
-                self._warm = MappingProxyType({**_without(self._warm, name), **warm})
-                now[name] = Listed(entry, read_task_info(self.live.hub.folder.task_file(name, entry)))
-                log("task replaced" if name in before else "task added", task=name, sha256=entry.sha256)
-            except TorchsnowError as error:
-                self._warm = MappingProxyType(_without(self._warm, name))
-                if self.live.now.entries.get(name) == entry:
-                    log_trouble("task cannot be used", task=name, reason=str(error))
-        for name in sorted(set(before) - set(entries)):
-            log("task removed", task=name)
-        self.listed = MappingProxyType(now)
+                self._take(name, entry, room_bytes > 0)
+                self.loop.progress()
+            except Exception as error:
+                error.add_note(f"This came of taking over the task {name!r}.")
+                failed.append(error)
+        if failed:
+            raise ExceptionGroup("tasks could not be taken over", failed)
+
+    def _take(self, name: str, entry: Entry, has_room: bool) -> None:
+        """Offer a version of a task, loaded if there is room, or no version if this one cannot be used."""
+        try:
+            warm = {name: self._load(name)} if has_room else {}
+            listed = Listed(entry, read_task_info(self.live.hub.folder.task_file(name, entry)))
+        except TorchsnowError as error:
+            self._forget(name)
+            if self.live.now.entries.get(name) == entry:
+                log_trouble("task cannot be used", task=name, reason=str(error))
+            return
+        log("task replaced" if name in self.listed else "task added", task=name, sha256=entry.sha256)
+        self._warm = MappingProxyType({**_without(self._warm, name), **warm})
+        self.listed = MappingProxyType({**self.listed, name: listed})
+
+    def _forget(self, name: str) -> None:
+        self._warm = MappingProxyType(_without(self._warm, name))
+        self.listed = MappingProxyType(_without(self.listed, name))
 
     def tasks_at_hand(self, names: Sequence[str] | None) -> list[LiveTask] | None:
         """What `tasks` would return if that takes no time, else None."""
@@ -160,5 +185,5 @@ class Following:
         raise Refusal(404, "unknown_task", f"there is no task of this name{hint}")
 
 
-def _without(tasks: Mapping[str, LiveTask], name: str) -> dict[str, LiveTask]:
+def _without(tasks: Mapping[str, T], name: str) -> dict[str, T]:
     return {other: task for other, task in tasks.items() if other != name}

@@ -7,6 +7,8 @@ from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from torchsnow.serving.loop import Loop
+
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -26,7 +28,14 @@ class Metrics:
         )
         self.rejected = Counter("torchsnow_rejected", "What was not answered, by reason", ["reason"], registry=registry)
         self.requests = Counter("torchsnow_requests", "Requests", ["route", "status"], registry=registry)
+        self._loop_age = Gauge(
+            "torchsnow_loop_age_seconds", "Since the last good round of a background loop", ["loop"], registry=registry
+        )
         self._seen: set[str] = set()
+
+    def watch(self, loop: Loop) -> None:
+        """Tell the age of a background loop."""
+        self._loop_age.labels(loop.name).set_function(loop.age_s)
 
     def answered(self, names: Iterable[str], seconds: float) -> None:
         """A request for these tasks was answered."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence, Set
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -37,27 +37,34 @@ class Service:
         self.live, self.settings = live, settings
         self.metrics = Metrics()
         self.bodies = Bodies(settings)
-        self.following = Following(live, self.metrics)
+        self.following = Following(live, self.metrics, settings.follow_s)
         to_tensors = partial(decode, config=live.hub.source.input_config, max_pixels=settings.max_pixels)
         self.batcher = Batcher(live, to_tensors, settings, self.metrics)
         self.explainer = Explainer(live)
-        self.ready = False
+        self._loops = (self.following.loop, self.batcher.loop)
+        for loop in self._loops:
+            self.metrics.watch(loop)
+        self._is_running = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers, and follows its hub: no background loop has stuck or failed for long."""
+        return self._is_running and all(loop.age_s() <= self.settings.longest_age_s for loop in self._loops)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Answer and follow the hub, until the block ends."""
         await asyncio.to_thread(self.following.look)
-        follower = asyncio.create_task(self.following.run(self.settings.follow_s))
-        self.batcher.start()
-        self.ready = True
+        for loop in self._loops:
+            loop.start()
+        self._is_running = True
         try:
             yield
         finally:
-            self.ready = False
-            follower.cancel()
-            with suppress(asyncio.CancelledError):
-                await follower
-            await self.batcher.close()
+            self._is_running = False
+            for loop in self._loops:
+                await loop.stop()
+            self.batcher.close()
 
     async def answer(
         self,

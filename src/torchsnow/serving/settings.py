@@ -25,6 +25,8 @@ class ServeSettings:
     decode_threads: int = 2
     follow_s: float = 0.25
     """Between two looks at the hub's folder."""
+    stale_s: float = 30.0
+    """How much longer than it needs a round of a background loop may take, before the server is no longer ready."""
     token: str | None = None
     """What clients must send as a bearer token. Without one there are no admin routes."""
     hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")
@@ -46,7 +48,8 @@ class ServeSettings:
     def __post_init__(self) -> None:
         for name in ("batch_size", "queue_size", "decode_threads", "deadline_s", "follow_s", "body_timeout_s"):
             _expect(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
-        _expect(self.wait_s >= 0, "wait_s", self.wait_s, "0 or more")
+        for name in ("wait_s", "stale_s"):
+            _expect(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         if self.token is not None and (
             len(self.token) < MIN_TOKEN_CHARACTERS or not all("!" <= c <= "~" for c in self.token)
         ):
@@ -54,6 +57,11 @@ class ServeSettings:
                 f"the token must be {MIN_TOKEN_CHARACTERS} or more ASCII characters without spaces; "
                 "`openssl rand -hex 32` makes a good one"
             )
+
+    @property
+    def longest_age_s(self) -> float:
+        """The highest age of a background loop with which the server is ready: a pass may take a deadline."""
+        return self.stale_s + max(self.deadline_s, self.follow_s)
 
 
 def _expect(holds: bool, name: str, value: Any, expected: str) -> None:

@@ -75,10 +75,11 @@ def fit(
     caller, and why; it is written into args.yaml beside them.
 
     Raises TrainingError when `run` holds a run already (without `resume`) or none or another one (with it), when
-    there are too few images, and when the loss is no longer a finite number. KeyboardInterrupt says how to go on.
+    another process works in it, when there are too few images, and when the loss is no longer a finite number.
+    KeyboardInterrupt says how to go on.
     """
     loop = Loop(method, splits, settings, run, pool, chosen)
-    with loop.own_randomness(), TrainingBar(settings.epochs, len(loop.images.train), quiet) as bar:
+    with run.owned(), loop.own_randomness(), TrainingBar(settings.epochs, len(loop.images.train), quiet) as bar:
         try:
             if resume:
                 loop.resume(bar)

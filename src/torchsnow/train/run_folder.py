@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +17,7 @@ import yaml
 
 from torchsnow.errors import TrainingError
 from torchsnow.files import clear_os_errors, write_atomically
+from torchsnow.lock import LOCK_FILE, OWNER_FILE, FolderLock
 from torchsnow.train.history import Epoch
 from torchsnow.train.settings import TrainSettings
 
@@ -26,11 +29,13 @@ class RunFolder:
     epoch, from the start on, and `selection.csv` one per epoch and tap; `last.safetensors` is what a run resumes from
     and `best.safetensors` the best model so far; `subscription.json` has the channels that the finished task reads, and
     `metrics.json` how good it is.
-    Whoever shows the run adds `results.png`, `selection.png` and `confusion_matrix.png`.
+    Whoever shows the run adds `results.png`, `selection.png` and `confusion_matrix.png`. Whoever writes here owns the
+    folder meanwhile, by `owned`.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self._lock = FolderLock(self.path, TrainingError)
 
     @property
     def args(self) -> Path:
@@ -64,6 +69,17 @@ class RunFolder:
     @property
     def best(self) -> Path:
         return self.path / "best.safetensors"
+
+    def owned(self) -> AbstractContextManager[None]:
+        """Make the folder and own it; blocks of one thread may be nested.
+
+        Raises TrainingError, with who the owner is, when another process or thread owns it.
+        """
+        return self._lock.held()
+
+    def refuse_owned(self) -> None:
+        """Raise TrainingError when another process or thread owns the folder."""
+        self._lock.refuse_held()
 
     def create(self, config: Mapping[str, Any]) -> None:
         """Make the folder and write args.yaml.
@@ -103,6 +119,15 @@ class RunFolder:
             taken = self.last.exists()
         if taken:
             raise TrainingError(f"{self.path} holds a run already: resume it, or choose another folder")
+
+    def clear(self) -> None:
+        """Delete a run; the folder must be owned."""
+        with clear_os_errors("clear the run folder", self.path, TrainingError):
+            for path in self.path.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name not in (LOCK_FILE, OWNER_FILE):
+                    path.unlink()
 
     def write_tables(self, history: Sequence[Epoch], selection: Sequence[Mapping[str, Any]]) -> None:
         """Write results.csv, and selection.csv if there are rows for it."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -38,7 +39,7 @@ def fit_together(
     out. So does one whose loss is no longer a finite number: the others go on, and the error is its result.
 
     With `resume` every task goes on from its own last finished epoch. Raises what `fit` raises for a run folder that
-    is taken or of another run, and KeyboardInterrupt, with where the tasks stand.
+    is taken, owned by another process or of another run, and KeyboardInterrupt, with where the tasks stand.
     """
     alone = [(task, stream) for stream in streams for task in stream.tasks if task.method.trains_alone]
     results: dict[str, FitResult | TrainingError] = {
@@ -66,7 +67,9 @@ def _fit_in_steps(streams: Sequence[Stream], resume: bool, quiet: bool) -> dict[
     bar = TrainingBar(max(stream.settings.epochs for stream in streams), images, quiet)
     together = Together(streams, bar)
     runs = together.runs
-    with runs[0].loop.own_randomness(), bar:
+    with ExitStack() as owned, runs[0].loop.own_randomness(), bar:
+        for run in runs:
+            owned.enter_context(run.task.run.owned())
         try:
             together.begin(resume)
             while together.epoch():
