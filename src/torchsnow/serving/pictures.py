@@ -1,4 +1,4 @@
-"""From the bytes that a client sent to the tensors that tasks read; nothing is decoded before its size is known."""
+"""From the bytes that a client sent to the tensors that tasks read; nothing is decoded before it was measured."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torchsnow.data import eval_transform, read_image
 from torchsnow.data.images import format_of
 from torchsnow.errors import DataError
+from torchsnow.serving.picture_parts import parts_problem
 from torchsnow.serving.refusal import Refusal
 from torchsnow.source import InputConfig
 
@@ -35,11 +36,15 @@ def decode(
 ) -> dict[int, Tensor]:
     """A picture as tensors (3, S, S), as at evaluation, for every image size S in pixels.
 
-    Raises Refusal (415) for anything but JPEG, PNG and WebP, and (422) for a picture that is damaged, too large, or of
-    a shape that cannot be used; the words name it as it is `called`.
+    Raises Refusal (415) for anything but JPEG, PNG and WebP, and (422) for a picture that is damaged, too large, made
+    of too many parts, or of a shape that cannot be used; the words name it as it is `called`.
     """
-    if format_of(content[:16]) not in FORMATS:
+    kind = format_of(content[:16])
+    if kind not in FORMATS:
         raise Refusal(415, "not_an_image", f"the image {called} is no JPEG, PNG or WebP picture")
+    problem = parts_problem(content, kind)
+    if problem is not None:
+        raise Refusal(422, "bad_image", f"cannot read the image {called}: {problem}")
     try:
         file = io.BytesIO(content)
         file.name = called
