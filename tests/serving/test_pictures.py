@@ -18,9 +18,12 @@ from running_server import Running, form, picture
 
 from sample_tasks import logits
 from torchsnow.data import eval_transform, read_image
-from torchsnow.serving.pictures import decode
+from torchsnow.data.cuts import Cut
+from torchsnow.serving.pictures import Picture, decode
 from torchsnow.serving.refusal import Refusal
-from torchsnow.source import InputConfig, Source
+from torchsnow.source import Source
+
+CUT = Cut(32, 32, Image.Resampling.BILINEAR)
 
 
 def sixteen_bit() -> bytes:
@@ -89,11 +92,11 @@ def test_odd_pictures_are_answered_rightly(steady: Running, source: Source, make
     assert [given[name] for name in task.classes] == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_first_picture_of_an_animation_is_read(source: Source) -> None:
+def test_the_first_picture_of_an_animation_is_read() -> None:
     for kind in ("WEBP", "PNG"):
-        first = decode(saved(Image.new("RGB", (40, 40), "red"), kind), [32], "x", source.input_config, 10**6)
-        given = decode(animated(kind), [32], "x", source.input_config, 10**6)
-        assert (first[32] - given[32]).abs().max() < 0.1
+        red = saved(Image.new("RGB", (40, 40), "red"), kind)
+        ((first,), (given,)) = (decode(Picture(content, "x"), [CUT], 10**6) for content in (red, animated(kind)))
+        assert max(abs(a - b) for a, b in zip(first, given, strict=True)) < 10
 
 
 @pytest.mark.parametrize("make", BAD.values(), ids=BAD)
@@ -125,11 +128,10 @@ def test_a_refused_picture_is_named(steady: Running) -> None:
 
 
 def test_a_bomb_is_refused_before_it_is_decoded() -> None:
-    config = InputConfig((3, 32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear", 1.0)
     content = bomb()
     assert len(content) < 600_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(Refusal, match="pixels are more than") as refused:
-        decode(content, [32], "x", config, 25_000_000)
+        decode(Picture(content, "x"), [CUT], 25_000_000)
     assert refused.value.status == 422
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB; decoded it is 483 MB

@@ -17,11 +17,11 @@ from torchsnow.live import LiveHub, LiveTask
 from torchsnow.serving.answers import Answers, TaskAnswer
 from torchsnow.serving.batcher import Batcher
 from torchsnow.serving.bodies import Bodies
+from torchsnow.serving.decoders import Decoders
 from torchsnow.serving.explaining import Explainer
 from torchsnow.serving.following import Following
 from torchsnow.serving.logs import log
 from torchsnow.serving.metrics import Metrics
-from torchsnow.serving.pictures import decode
 from torchsnow.serving.refusal import ClientGone, Refusal
 from torchsnow.serving.replies import as_json
 from torchsnow.serving.settings import ServeSettings
@@ -40,10 +40,15 @@ class Service:
         self.metrics = Metrics()
         self.bodies = Bodies(settings)
         self.following = Following(live, self.metrics)
-        to_tensors = partial(decode, config=live.hub.source.input_config, max_pixels=settings.max_pixels)
-        self.batcher = Batcher(live, to_tensors, settings, self.metrics)
+        self.decoders = Decoders(live.hub.source.input_config, settings)
+        self.batcher = Batcher(live, self.decoders.decode, settings, self.metrics)
         self.explainer = Explainer(live)
-        self.ready = False
+        self._is_running = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are answered at this moment."""
+        return self._is_running and not self.decoders.stuck
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -52,16 +57,18 @@ class Service:
         if isinstance(self.live.engine, AutoEngine):
             log("engine", note=self.live.engine.note or "chosen with the first task")
         follower = asyncio.create_task(self.following.run(self.settings.follow_s))
+        await self.decoders.start()
         self.batcher.start()
-        self.ready = True
+        self._is_running = True
         try:
             yield
         finally:
-            self.ready = False
+            self._is_running = False
             follower.cancel()
             with suppress(asyncio.CancelledError):
                 await follower
             await self.batcher.close()
+            await self.decoders.close()
 
     async def answer(
         self,
