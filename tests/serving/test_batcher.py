@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -41,10 +41,15 @@ def sent(*contents: bytes) -> list[Picture]:
     return [Picture(content, "x") for content in contents]
 
 
-def decode(content: bytes, sizes: Sequence[int], called: str) -> dict[int, Tensor]:
-    if content == b"bad":
-        raise Refusal(422, "bad_image", "no picture")
-    return {size: torch.full((3, size, size), float(content[0])) for size in sizes}
+def decode(given: Picture, sizes: Sequence[int], given_up: Callable[[], bool]) -> asyncio.Future[Mapping[int, Tensor]]:
+    decoded = asyncio.get_running_loop().create_future()
+    if given.content == b"bad":
+        decoded.set_exception(Refusal(422, "bad_image", "no picture"))
+    elif given_up():
+        decoded.set_result({})
+    else:
+        decoded.set_result({size: torch.full((3, size, size), float(given.content[0])) for size in sizes})
+    return decoded
 
 
 @pytest.fixture

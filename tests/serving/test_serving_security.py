@@ -158,6 +158,7 @@ def test_images_parts_and_names_are_counted(steady: Running) -> None:
         b'{"images":' + b"[" * 20 + b"]" * 20 + b"}",
         b'"",' * 300_000,
         b"1," * 200_000,
+        b'{"images": ["' + b'\\"' * 19_000 + b"a" * 62_000,
     ],
 )
 @pytest.mark.parametrize("path", ["/predict", "/v2/models/a/infer"])

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from torchsnow.data.cuts import Cut
 from torchsnow.errors import DataError
 from torchsnow.source.config import MAX_IMAGE_SIZE, InputConfig
 
@@ -32,6 +33,17 @@ def eval_transform(config: InputConfig, image_size: int) -> Callable[[Any], Tens
     interpolation that Pillow does not have.
     """
     return _pipeline(config, image_size, [v2.CenterCrop(image_size)])
+
+
+def cut_of(config: InputConfig, image_size: int) -> Cut:
+    """The first half of `eval_transform`, as numbers: what `cut` does before `scale`. Raises DataError as that does."""
+    resample = Image.Resampling[_interpolation(config).name.removesuffix("_EXACT")]
+    return Cut(image_size, _shorter_side(config, image_size), resample)
+
+
+def scale(config: InputConfig) -> Callable[[Tensor], Tensor]:
+    """The second half of `eval_transform`: uint8 pixels (..., 3, H, W) to normalised floats."""
+    return cast("Callable[[Tensor], Tensor]", v2.Compose(_scaling(config)))
 
 
 def train_transform(config: InputConfig, image_size: int, augmentation: str) -> Callable[[Any], Tensor]:
@@ -55,14 +67,21 @@ def train_transform(config: InputConfig, image_size: int, augmentation: str) -> 
 def _pipeline(config: InputConfig, image_size: int, steps: list[Any]) -> Callable[[Any], Tensor]:
     # On a prepared tensor the resize finds its size reached and does nothing.
     resized = [_resize(config, image_size), v2.PILToTensor()]
-    scaled = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(config.mean, config.std)]
-    return cast("Callable[[Any], Tensor]", v2.Compose([*resized, *steps, *scaled]))
+    return cast("Callable[[Any], Tensor]", v2.Compose([*resized, *steps, *_scaling(config)]))
+
+
+def _scaling(config: InputConfig) -> list[Any]:
+    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(config.mean, config.std)]
 
 
 def _resize(config: InputConfig, image_size: int) -> Any:
+    return v2.Resize(_shorter_side(config, image_size), interpolation=_interpolation(config))
+
+
+def _shorter_side(config: InputConfig, image_size: int) -> int:
     if not 1 <= image_size <= MAX_IMAGE_SIZE:
         raise DataError(f"the image size must be at least 1 pixel, and at most {MAX_IMAGE_SIZE}, not {image_size}")
-    return v2.Resize(floor(image_size / config.crop_pct), interpolation=_interpolation(config))
+    return floor(image_size / config.crop_pct)
 
 
 def _interpolation(config: InputConfig) -> InterpolationMode:

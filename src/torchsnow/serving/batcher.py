@@ -1,7 +1,7 @@
 """One queue over all tasks: requests for different tasks share source passes.
 
-An image goes through three stages: it waits, in an order that is fair to the tasks; it is decoded in a pool of
-threads, a little ahead of what the next passes can take; then it joins a pass. All of the bookkeeping happens on the
+An image goes through three stages: it waits, in an order that is fair to the tasks; it is decoded in another process,
+a little ahead of what the next passes can take; then it joins a pass. All of the bookkeeping happens on the
 event loop, so there are no locks. An image whose request was given up is dropped at the next stage.
 """
 
@@ -34,8 +34,8 @@ from torchsnow.serving.settings import ServeSettings
 _IDLE_S = 1.0
 _IN_TIME = 0.8  # of the deadline: what may pass until the last in line is answered, for passes are not all alike
 Result = TypeVar("Result")
-Decode = Callable[[bytes, Sequence[int], str], Mapping[int, Tensor]]
-"""(content, image sizes, what the picture is called) -> a tensor (3, S, S) per size."""
+Decode = Callable[[Picture, Sequence[int], Callable[[], bool]], asyncio.Future[Mapping[int, Tensor]]]
+"""(picture, image sizes, whether it is given up) -> a tensor (3, S, S) per size, in a while."""
 
 
 @dataclass(eq=False)
@@ -74,15 +74,13 @@ class Batcher:
         self._order = FairOrder()
         self._s_per_image = 0.1  # while there is always work
         self._wake = asyncio.Event()
-        self._pool = ThreadPoolExecutor(settings.decode_threads, "decode")
         self._engine = ThreadPoolExecutor(1, "engine")
         self.loop = Loop("passes", self._round)
         self._end_s = 0.0  # of the last pass, if there was more to do by then
         metrics.queue.set_function(lambda: len(self._waiting) + len(self._window))
 
     def close(self) -> None:
-        """End the threads, when the loop has stopped; what still waits is never answered."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """End the thread, when the loop has stopped; what still waits is never answered."""
         self._engine.shutdown(wait=False, cancel_futures=True)
 
     async def aside(self, work: Callable[[], Result]) -> Result:
@@ -156,7 +154,7 @@ class Batcher:
             item.answer.exception()  # it has been looked at
         with suppress(ValueError):
             self._waiting.remove(item)
-        if not item.decoding:  # or else it leaves when its thread is free
+        if not item.decoding:  # or else it leaves when its process is free
             self._leave(item)
 
     def _leave(self, item: Item) -> None:
@@ -170,15 +168,8 @@ class Batcher:
             self._order.reached(item.place)
             self._window.add(item)
             item.decoding = True
-            decoding = asyncio.get_running_loop().run_in_executor(self._pool, self._tensors, item)
-            decoding.add_done_callback(partial(self._decoded, item))
-
-    def _tensors(self, item: Item) -> Mapping[int, Tensor]:
-        """In a thread of the pool."""
-        if item.answer.done():
-            return {}
-        content, called = item.picture
-        return self._decode(content, sorted({task.image_size for task in item.tasks}), called)
+            sizes = sorted({task.image_size for task in item.tasks})
+            self._decode(item.picture, sizes, item.answer.done).add_done_callback(partial(self._decoded, item))
 
     def _decoded(self, item: Item, decoding: asyncio.Future[Mapping[int, Tensor]]) -> None:
         item.decoding = False

@@ -1,18 +1,16 @@
-"""From the bytes that a client sent to the tensors that tasks read; nothing is decoded before its size is known."""
+"""From the bytes that a client sent to pixels; nothing is decoded before its size and its parts are known."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch import Tensor
-
-from torchsnow.data import eval_transform, read_image
-from torchsnow.data.images import format_of
+from torchsnow.data.cuts import Cut, cut
+from torchsnow.data.images import format_of, read_image
 from torchsnow.errors import DataError
+from torchsnow.serving.picture_parts import parts_problem
 from torchsnow.serving.refusal import Refusal
-from torchsnow.source import InputConfig
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 _MAX_NAME_CHARACTERS = 80
@@ -30,20 +28,22 @@ def picture(content: bytes, name: str | None, number: int) -> Picture:
     return Picture(content, name[-_MAX_NAME_CHARACTERS:] if name else f"number {number + 1}")
 
 
-def decode(
-    content: bytes, sizes: Iterable[int], called: str, config: InputConfig, max_pixels: int
-) -> dict[int, Tensor]:
-    """A picture as tensors (3, S, S), as at evaluation, for every image size S in pixels.
+def decode(given: Picture, cuts: Sequence[Cut], max_pixels: int) -> list[bytes]:
+    """The cuts of a picture, each as its rows of RGB pixels, S x S x 3 bytes. Needs no torch: see `decode_process`.
 
-    Raises Refusal (415) for anything but JPEG, PNG and WebP, and (422) for a picture that is damaged, too large, or of
-    a shape that cannot be used; the words name it as it is `called`.
+    Raises Refusal (415) for anything but JPEG, PNG and WebP, and (422) for a picture that is damaged, too large, made
+    of too many parts, or of a shape that cannot be used; the words name it as it is `called`.
     """
-    if format_of(content[:16]) not in FORMATS:
-        raise Refusal(415, "not_an_image", f"the image {called} is no JPEG, PNG or WebP picture")
+    kind = format_of(given.content[:16])
+    if kind not in FORMATS:
+        raise Refusal(415, "not_an_image", f"the image {given.called} is no JPEG, PNG or WebP picture")
+    problem = parts_problem(given.content, kind)
+    if problem is not None:
+        raise Refusal(422, "bad_image", f"cannot read the image {given.called}: {problem}")
     try:
-        file = io.BytesIO(content)
-        file.name = called
+        file = io.BytesIO(given.content)
+        file.name = given.called
         image = read_image(file, max_pixels)
-        return {size: eval_transform(config, size)(image) for size in sizes}
     except DataError as error:
         raise Refusal(422, "bad_image", str(error)) from error
+    return [cut(image, how).tobytes() for how in cuts]

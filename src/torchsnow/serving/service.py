@@ -16,10 +16,10 @@ from torchsnow.live import LiveHub, LiveTask
 from torchsnow.serving.answers import Answers, TaskAnswer
 from torchsnow.serving.batcher import Batcher
 from torchsnow.serving.bodies import Bodies
+from torchsnow.serving.decoders import Decoders
 from torchsnow.serving.explaining import Explainer
 from torchsnow.serving.following import Following
 from torchsnow.serving.metrics import Metrics
-from torchsnow.serving.pictures import decode
 from torchsnow.serving.refusal import ClientGone, Refusal
 from torchsnow.serving.replies import as_json
 from torchsnow.serving.settings import ServeSettings
@@ -38,8 +38,8 @@ class Service:
         self.metrics = Metrics()
         self.bodies = Bodies(settings)
         self.following = Following(live, self.metrics, settings.follow_s)
-        to_tensors = partial(decode, config=live.hub.source.input_config, max_pixels=settings.max_pixels)
-        self.batcher = Batcher(live, to_tensors, settings, self.metrics)
+        self.decoders = Decoders(live.hub.source.input_config, settings)
+        self.batcher = Batcher(live, self.decoders.decode, settings, self.metrics)
         self.explainer = Explainer(live)
         self._loops = (self.following.loop, self.batcher.loop)
         for loop in self._loops:
@@ -48,13 +48,15 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether it answers, and follows its hub: no background loop has stuck or failed for long."""
-        return self._is_running and all(loop.age_s() <= self.settings.longest_age_s for loop in self._loops)
+        """Whether it answers, and follows its hub: nothing has stuck or failed for long."""
+        alive = all(loop.age_s() <= self.settings.longest_age_s for loop in self._loops)
+        return self._is_running and alive and not self.decoders.stuck
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Answer and follow the hub, until the block ends."""
         await asyncio.to_thread(self.following.look)
+        await self.decoders.start()
         for loop in self._loops:
             loop.start()
         self._is_running = True
@@ -64,6 +66,7 @@ class Service:
             self._is_running = False
             for loop in self._loops:
                 await loop.stop()
+            await self.decoders.close()
             self.batcher.close()
 
     async def answer(

@@ -22,7 +22,9 @@ class ServeSettings:
     """Images that may wait; more are answered 429."""
     deadline_s: float = 10.0
     """From the moment that a request is read to its answer; a client may ask for less."""
-    decode_threads: int = 2
+    decode_processes: int = 2
+    decode_timeout_s: float = 5.0
+    """For one picture; then its process is killed. Never more than the deadline."""
     follow_s: float = 0.25
     """Between two looks at the hub's folder."""
     stale_s: float = 30.0
@@ -46,7 +48,8 @@ class ServeSettings:
     """For a client to send its whole request."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "queue_size", "decode_threads", "deadline_s", "follow_s", "body_timeout_s"):
+        above_0 = ("batch_size", "queue_size", "decode_processes", "decode_timeout_s", "deadline_s", "follow_s")
+        for name in (*above_0, "body_timeout_s"):
             _expect(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
         for name in ("wait_s", "stale_s"):
             _expect(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")

@@ -1,0 +1,184 @@
+"""The processes that decode pictures: one that takes too long, or ends, is replaced.
+
+The pools of libraries send pickles, which a decoder that a picture has taken over could forge; so these are plain
+subprocesses, of which asyncio takes care.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import sys
+import time
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchsnow.data.transforms import cut_of, scale
+from torchsnow.serving.decode_process import READY
+from torchsnow.serving.logs import log_trouble
+from torchsnow.serving.pictures import Picture
+from torchsnow.serving.refusal import Refusal
+from torchsnow.serving.settings import ServeSettings
+from torchsnow.source import InputConfig
+
+_START_S, _END_S = 30.0, 5.0
+_PAUSE_S = 1.0  # before another try to start a process
+_BUFFER_BYTES = 2**20
+Decoded = Mapping[int, Tensor]
+"""A tensor (3, S, S) for every image size S in pixels, as at evaluation."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    picture: Picture
+    sizes: Sequence[int]
+    given_up: Callable[[], bool]
+    decoded: asyncio.Future[Decoded]
+
+
+class Decoders:
+    """Decodes pictures in processes of their own. To be used from one event loop, between `start` and `close`."""
+
+    def __init__(self, config: InputConfig, settings: ServeSettings) -> None:
+        self._config, self._settings = config, settings
+        self._scale = scale(config)
+        self._timeout_s = min(settings.decode_timeout_s, settings.deadline_s)
+        self._jobs: asyncio.Queue[_Job] = asyncio.Queue()
+        self._keepers: list[asyncio.Task[None]] = []
+        self._endings: set[asyncio.Task[None]] = set()
+        self._since_s: dict[
+            Process, float
+        ] = {}  # when each was given the picture that it is at; later than now for none
+        self._started = asyncio.Event()
+
+    async def start(self) -> None:
+        """Start the processes, and wait for the first of them for a while."""
+        self._keepers = [asyncio.create_task(self._keep()) for _ in range(self._settings.decode_processes)]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_START_S):
+                await self._started.wait()
+
+    async def close(self) -> None:
+        """Kill the processes; what still waits is never decoded."""
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        if self._endings:
+            await asyncio.wait(self._endings, timeout=_END_S)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether no process can be asked: none has started, or all have been at a picture for half of its time."""
+        return all(time.monotonic() - since_s > self._timeout_s / 2 for since_s in self._since_s.values())
+
+    def decode(self, picture: Picture, sizes: Sequence[int], given_up: Callable[[], bool]) -> asyncio.Future[Decoded]:
+        """A picture in these image sizes, or in none if it was given up before its turn came.
+
+        Its error is a Refusal: 415 for anything but JPEG, PNG and WebP, 422 for a picture that cannot be used, whose
+        decoding takes too long, or makes the process end.
+        """
+        job = _Job(picture, sizes, given_up, asyncio.get_running_loop().create_future())
+        self._jobs.put_nowait(job)
+        return job.decoded
+
+    async def _keep(self) -> None:
+        """One process after another, until cancelled."""
+        while True:
+            try:
+                async with self._process() as process:
+                    await self._work(process)
+            except (OSError, EOFError) as error:
+                log_trouble("a process for decoding did not start", reason=str(error) or type(error).__name__)
+                await asyncio.sleep(_PAUSE_S)
+
+    @asynccontextmanager
+    async def _process(self) -> AsyncIterator[Process]:
+        """A process that is ready, killed when the block ends."""
+        # The same path as here, for the same code, and not the working folder before it.
+        code = f"import sys; sys.path[:] = {sys.path!r}; from torchsnow.serving.decode_process import main; main()"
+        starting = asyncio.create_task(
+            asyncio.create_subprocess_exec(sys.executable, "-c", code, stdin=PIPE, stdout=PIPE, limit=_BUFFER_BYTES)
+        )
+        try:
+            process = await asyncio.shield(starting)  # cancelled half-way, it would leave the process behind
+            async with asyncio.timeout(_START_S):
+                await _replies(process).readuntil(READY)
+            self._since_s[process] = math.inf
+            self._started.set()
+            yield process
+        finally:
+            ending = asyncio.create_task(self._end(starting))
+            self._endings.add(ending)
+            ending.add_done_callback(self._endings.discard)
+
+    async def _end(self, starting: asyncio.Task[Process]) -> None:
+        """Kill a process that has started, and wait for its end: a task of its own, for that must not be cancelled."""
+        try:
+            process = await starting
+        except OSError:
+            return
+        self._since_s.pop(process, None)
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+    async def _work(self, process: Process) -> None:
+        """Give pictures to a process until it has ended, or is at one for too long."""
+        while True:
+            job = await self._jobs.get()
+            if process.returncode is not None:
+                self._jobs.put_nowait(job)
+                return
+            if job.given_up():
+                job.decoded.set_result({})
+                continue
+            self._since_s[process] = time.monotonic()
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    job.decoded.set_result(await self._ask(process, job))
+            except Refusal as refusal:
+                job.decoded.set_exception(refusal)
+            except Exception as error:
+                job.decoded.set_exception(self._failed(job, error))
+                return
+            self._since_s[process] = math.inf
+
+    async def _ask(self, process: Process, job: _Job) -> Decoded:
+        content, called = job.picture
+        asked = {
+            "called": called,
+            "bytes": len(content),
+            "cuts": [cut_of(self._config, size) for size in job.sizes],
+            "max_pixels": self._settings.max_pixels,
+            "seconds": math.ceil(self._timeout_s) + 1,
+        }
+        requests, replies = process.stdin, _replies(process)
+        assert requests is not None
+        requests.write(json.dumps(asked).encode() + b"\n")
+        requests.write(content)
+        refusal = json.loads(await replies.readuntil())
+        if refusal is not None:
+            raise Refusal(*refusal)
+        return {size: self._tensor(await replies.readexactly(3 * size * size), size) for size in job.sizes}
+
+    def _tensor(self, rows: bytes, size: int) -> Tensor:
+        pixels = torch.frombuffer(bytearray(rows), dtype=torch.uint8).view(size, size, 3)
+        return self._scale(pixels.permute(2, 0, 1).contiguous())
+
+    def _failed(self, job: _Job, error: Exception) -> Refusal:
+        """What to say of a picture that has cost a process."""
+        is_late = isinstance(error, TimeoutError)
+        reason = f"it takes more than {self._timeout_s:g} s" if is_late else "it makes the decoder fail"
+        log_trouble("a picture ended its process", reason=reason, error=repr(error), bytes=len(job.picture.content))
+        return Refusal(422, "bad_image", f"cannot read the image {job.picture.called}: {reason}; save it anew")
+
+
+def _replies(process: Process) -> asyncio.StreamReader:
+    assert process.stdout is not None
+    return process.stdout

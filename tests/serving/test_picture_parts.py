@@ -1,0 +1,104 @@
+"""The parts of pictures are counted as decoders meet them, in little time, and good pictures have few."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hostile_pictures import (
+    chunk,
+    jpeg_of_markers,
+    jpeg_of_scans,
+    jpeg_with_loose_bytes,
+    png_of_chunks,
+    saved,
+    webp_of_chunks,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from torchsnow.data.images import format_of, read_image
+from torchsnow.serving.picture_parts import parts_problem
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (1000, 1200, 3), dtype=np.uint8))
+JPEG = saved(NOISE, "JPEG")
+
+
+def png_in_chunks_of(size: int) -> bytes:
+    content = saved(NOISE)
+    start = content.index(b"IDAT") - 4
+    rows, at = b"", start
+    while content[at + 4 : at + 8] == b"IDAT":
+        length = int.from_bytes(content[at : at + 4], "big")
+        rows += content[at + 8 : at + 8 + length]
+        at += 12 + length
+    parts = b"".join(chunk(b"IDAT", rows[i : i + size]) for i in range(0, len(rows), size))
+    return content[:start] + parts + content[at:]
+
+
+GOOD: dict[str, Callable[[], bytes]] = {
+    "jpeg": lambda: JPEG,
+    "progressive jpeg": lambda: saved(NOISE, "JPEG", progressive=True),
+    "jpeg with a restart after every row": lambda: saved(NOISE, "JPEG", restart_marker_rows=1),
+    "jpeg with a jpeg in its exif": lambda: saved(NOISE, "JPEG", exif=b"Exif\0\0" + b"\xff\xda\0\2" * 9_000),
+    "jpeg with a large profile": lambda: saved(NOISE, "JPEG", icc_profile=b"\xff\xda\0\2" * 1_000_000),
+    "jpeg with something behind its end": lambda: JPEG + b"\xff\xda\0\2" * 9_000,
+    "jpeg without an end": lambda: JPEG[:-2],
+    "jpeg of as many scans as it may have": lambda: jpeg_of_scans(100),
+    "png in small chunks": lambda: png_in_chunks_of(256),
+    "png with something behind its end": lambda: saved(NOISE) + bytes(12 * 30_000),
+    "webp": lambda: saved(NOISE, "WEBP"),
+    "animated webp": lambda: saved(Image.new("L", (8, 8)), "WEBP", save_all=True, append_images=[NOISE.resize((8, 8))]),
+    "webp with something behind its end": lambda: saved(Image.new("L", (8, 8)), "WEBP") + bytes(8 * 30_000),
+}
+BAD: dict[str, tuple[Callable[[], bytes], str]] = {
+    "scans": (lambda: jpeg_of_scans(101), "more than 100 scans"),
+    "thousands of scans": (lambda: jpeg_of_scans(10_000), "more than 100 scans"),
+    "markers": (lambda: jpeg_of_markers(6_000_000), "more than 5000 markers"),
+    "loose bytes": (lambda: jpeg_with_loose_bytes(70_000), "more than 65536 loose bytes"),
+    "loose bytes alone": (lambda: b"\xff\xd8\xff\xe0\0\2" + bytes(10_000_000), "more than 65536 loose bytes"),
+    "filling": (lambda: b"\xff\xd8" + b"\xff" * 10_000_000, "more than 65536 loose bytes"),
+    "restarts before a scan": (lambda: b"\xff\xd8" + b"\xff\xd0" * 5_000_000, "more than 65536 loose bytes"),
+    "segments that say they are shorter than nothing": (
+        lambda: b"\xff\xd8" + b"\xff\xe0\0\0" * 5_000_000,
+        "more than 5000 markers",
+    ),
+    "markers in a scan": (lambda: JPEG[:-2] + b"\xff\xfe\0\2" * 6_000, "more than 5000 markers"),
+    "ends before a scan": (lambda: b"\xff\xd8" + b"\xff\xd9" * 5_001, "more than 5000 markers"),
+    "png": (lambda: png_of_chunks(2_000_000), "more than 20000 chunks"),
+    "webp": (lambda: webp_of_chunks(2_000_000), "more than 20000 chunks"),
+}
+
+
+@pytest.mark.parametrize("make", GOOD.values(), ids=GOOD)
+def test_good_pictures_have_few_parts(make: Callable[[], bytes]) -> None:
+    content = make()
+    kind = format_of(content[:16])
+    assert kind is not None
+    assert parts_problem(content, kind) is None
+    read_image(io.BytesIO(content + b"\xff\xd9"))  # with an end for the one that has none
+
+
+@pytest.mark.parametrize(("make", "problem"), BAD.values(), ids=BAD)
+def test_pictures_of_many_parts_are_known_in_little_time(make: Callable[[], bytes], problem: str) -> None:
+    content = make()
+    kind = format_of(content[:16])
+    assert kind is not None
+    start_s = time.process_time()
+    assert problem in str(parts_problem(content, kind))
+    assert time.process_time() - start_s < 0.5
+
+
+def test_a_scan_is_looked_through_in_little_time() -> None:
+    start_s = time.process_time()
+    assert parts_problem(JPEG[:-2] + b"\xff\x00" * 10_000_000 + b"\xff\xd0" * 5_000_000, "JPEG") is None
+    assert time.process_time() - start_s < 2
+
+
+@given(content=st.binary(max_size=300), kind=st.sampled_from(["JPEG", "PNG", "WEBP"]))
+def test_whatever_comes_is_looked_through(content: bytes, kind: str) -> None:
+    assert parts_problem(content, kind) is None
