@@ -111,10 +111,16 @@ class FeatureMaps:
         return values if known is index else choose_channels(values, torch.searchsorted(known, index))
 
     def averages(self, index: Tensor) -> Tensor:
-        """The means of the channels `index` (M,) over all positions, (B, M), float32, from whichever grid was made."""
-        reduction = ONE_CELL if ONE_CELL in self.grids else min(self.grids)
+        """The means of the channels `index` (M,) over all positions, (B, M), float32, from whichever grid has them."""
+        reduction = self._grid_with(index)
         known, means = self.grids[reduction][0], self.means(reduction)
         return means if known is index else means.index_select(1, torch.searchsorted(known, index))
+
+    def _grid_with(self, index: Tensor) -> int:
+        """The reduction of a grid that has the channels `index` (M,)."""
+        first, *others = sorted(self.grids)
+        has_all = (r for r in (first, *others) if torch.isin(index, self.grids[r][0]).all())
+        return next(has_all) if others else first
 
     def means(self, reduction: int) -> Tensor:
         """The averages of all channels of a grid, (B, M); computed once, however many deltas ask."""
