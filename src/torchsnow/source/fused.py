@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from torchsnow.source.graph import VALUE
+
 _ACTS: Mapping[type[nn.Module], tuple[str, list[float]]] = {nn.ReLU: ("relu", []), nn.ReLU6: ("hardtanh", [0.0, 6.0])}
 _IDENTITIES = (nn.Identity, nn.Dropout)
 _ops: Any = torch.ops.mkldnn
@@ -74,7 +76,7 @@ def _fuse(
             last = user
         elif other is None and user.op == "call_function" and user.target in (operator.add, operator.iadd, torch.add):
             sides = [side for side in user.args if side is not last]
-            if len(sides) != 1 or not isinstance(sides[0], fx.Node) or user.kwargs:
+            if len(sides) != 1 or user.kwargs or not _is_like(sides[0], last):
                 break
             last, other = user, sides[0]
         else:
@@ -83,4 +85,10 @@ def _fuse(
     plan.add_module(name, known.setdefault((id(conv), act[0]), FusedConv2d(conv, act)))
     with plan.graph.inserting_before(last):
         fused = plan.graph.call_module(name, (node.args[0], *([other] if other is not None else [])))
+    fused.meta = dict(last.meta)
     last.replace_all_uses_with(fused)
+
+
+def _is_like(side: Any, node: fx.Node) -> bool:
+    """Whether one side of an addition is a map of a node's own shape: oneDNN broadcasts nothing."""
+    return isinstance(side, fx.Node) and getattr(side.meta[VALUE], "shape", None) == node.meta[VALUE].shape
