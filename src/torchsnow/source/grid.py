@@ -73,11 +73,15 @@ def _as_maps(x: Tensor, dim: int, size: Size) -> Tensor:
     """(B, C, H, W), without a copy."""
     if x.ndim == 3:
         tokens = x if dim == 2 else x.transpose(1, 2)
-        height = round(math.sqrt(tokens.shape[1] * size[0] / size[1]))
-        width = tokens.shape[1] // height
-        maps = tokens[:, tokens.shape[1] - height * width :]  # what stands before them, such as a class token, is none
-        return maps.transpose(1, 2).reshape(len(maps), -1, height, width)
+        return tokens.transpose(1, 2).unflatten(2, _sides(tokens.shape[1], size))
     return x if dim == 1 else x.movedim(dim, 1)
+
+
+def _sides(num_positions: int, size: Size) -> Size:
+    """Height and width of a map of so many positions, in the aspect nearest to the grid's."""
+    heights = (height for height in range(1, num_positions + 1) if num_positions % height == 0)
+    height = min(heights, key=lambda height: abs(math.log(height**2 / num_positions * size[1] / size[0])))
+    return height, num_positions // height
 
 
 def _pool(x: Tensor, size: Size) -> Tensor:
