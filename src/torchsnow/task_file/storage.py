@@ -98,7 +98,8 @@ def refuse_too_large(source: Source, spec: DeltaSpec, classes: Sequence[str]) ->
 
 
 def check_numbers(delta: Delta) -> None:
-    """Raise TaskFileError unless a delta is settled, in float32, finite, and its chosen channels exist, once each."""
+    """Raise TaskFileError unless a delta is settled, in float32, finite, and its chosen channels exist, once each;
+    those of a grid in ascending order."""
     if not delta.fixed:
         raise TaskFileError(
             "this delta is not settled: a task stores the chosen channels only; use delta.settle(source)"
@@ -111,6 +112,8 @@ def check_numbers(delta: Delta) -> None:
     for name, pool in delta.named_modules():
         if isinstance(pool, Subscription):
             _check_index(f"{name}.index", pool)
+    if delta.grid_pool is not None and not bool((delta.grid_pool.index.diff() > 0).all()):
+        raise TaskFileError("tensor 'pools.grid.index' is not in ascending order")
 
 
 def _check_index(key: str, pool: Subscription) -> None:

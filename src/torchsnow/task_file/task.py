@@ -14,6 +14,7 @@ import timm
 import torch
 
 from torchsnow.delta import Delta, DeltaSpec
+from torchsnow.delta.delta import GRID
 from torchsnow.errors import TaskFileError
 from torchsnow.pooling import Subscription
 from torchsnow.source import Source
@@ -32,10 +33,10 @@ _MAX_NAMES_BYTES = 4 * 2**20  # of all classes; a header holds them in JSON with
 class TaskInfo:
     """All that is known of a task but its numbers.
 
-    `classes` are in the order of the logits; `subscription` is the number of chosen channels per tap, the head's own
-    last as "head"; `image_size` the height and width in pixels that it was trained with; `training` is a
-    free JSON object, `metrics` the main results by split; `versions` are those of torchsnow, torch and timm, and
-    `created` is an ISO date and time in UTC.
+    `classes` are in the order of the logits; `subscription` is the number of chosen channels per tap (or of all taps
+    together as "grid"), the head's own last as "head"; `image_size` the height and width in pixels that it was trained
+    with; `training` is a free JSON object, `metrics` the main results by split; `versions` are those of torchsnow,
+    torch and timm, and `created` is an ISO date and time in UTC.
     """
 
     name: str
@@ -145,9 +146,11 @@ def check_classes(classes: Sequence[str], num_classes: int) -> None:
 
 
 def subscription_of(delta: Delta) -> dict[str, int]:
-    """The number of chosen channels of a settled delta, by tap name, the head's last as "head"."""
+    """The number of chosen channels of a settled delta, by tap name, those of a grid body as "grid", the head's last
+    as "head"."""
     pools = [module for module in delta.pools.values() if isinstance(module, Subscription)]
-    numbers = {name: pool.num_pooled for name, pool in zip(delta.taps, pools, strict=True)}
+    names = delta.taps if delta.grid_pool is None else [GRID]
+    numbers = {name: pool.num_pooled for name, pool in zip(names, pools, strict=True)}
     head = getattr(delta.head, "pool", None)
     return numbers | ({"head": head.num_pooled} if isinstance(head, Subscription) else {})
 
