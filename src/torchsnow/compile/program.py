@@ -74,10 +74,18 @@ class Program(nn.Module):
         self.deltas = nn.ModuleList(fold(delta) for delta in deltas)
         self.request = Request.together(delta.request(delta.choose()) for delta in self._folded())
         self.readers = nn.ModuleList(Reader(delta, self.request) for delta in self._folded())
+        for reduction, index in self.request.grids.items():
+            for at, channels in enumerate(source.by_tap(index)):
+                self.register_buffer(f"channels_{reduction}_{at}", channels)
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        features = self.source(images, self.request)
+        parts = {
+            reduction: [getattr(self, f"channels_{reduction}_{at}") for at in range(len(self.source.taps))]
+            for reduction in self.request.grids
+        }
+        with torch.no_grad():
+            features = self.source.differentiable(images, self.request, parts)
         return tuple(reader(features) for reader in self.readers)
 
     def _folded(self) -> list[Delta]:

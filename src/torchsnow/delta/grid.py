@@ -38,7 +38,7 @@ class GridBody(nn.Module):
         # channel by channel. Scaling the few columns gives what scaling the maps would.
         rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
         columns = conv.weight.flatten(1) * weight
-        x = F.linear(rows, columns, conv.bias).reshape(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
+        x = F.linear(rows, columns, conv.bias).reshape(x.shape[0], *x.shape[2:], len(columns)).permute(0, 3, 1, 2)
         for module in norm:
             x = module(x)
         x = self.blocks(F.gelu(x))

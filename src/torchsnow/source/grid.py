@@ -18,8 +18,10 @@ ONE_CELL = 0
 """A grid reduction: one cell for the whole image, so that the grid holds the channels' averages."""
 
 Size = tuple[int, int]
-GridWanted = tuple[Sequence[Tensor | None], Size]
-"""Which channels of each of several taps, (M,) or None for all, are averaged onto a grid of which size."""
+ChannelsByTap = Sequence[Tensor | None]
+"""Which channels of each of several taps: (M,) each, or None for all."""
+GridWanted = tuple[ChannelsByTap, Size]
+"""Which channels of several taps are averaged onto a grid of which size."""
 
 
 def grid_size(height: int, width: int, reduction: int) -> Size:
@@ -73,7 +75,7 @@ def _as_maps(x: Tensor, dim: int, size: Size) -> Tensor:
     """(B, C, H, W), without a copy."""
     if x.ndim == 3:
         tokens = x if dim == 2 else x.transpose(1, 2)
-        return tokens.transpose(1, 2).unflatten(2, _sides(tokens.shape[1], size))
+        return tokens.transpose(1, 2).reshape(*tokens.shape[::2], *_sides(tokens.shape[1], size))
     return x if dim == 1 else x.movedim(dim, 1)
 
 

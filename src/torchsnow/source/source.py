@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -19,7 +19,7 @@ from torchsnow.source.config import InputConfig
 from torchsnow.source.features import FeatureMaps, Request
 from torchsnow.source.fused import FusedConvs, fuse
 from torchsnow.source.graph import VALUE, trace
-from torchsnow.source.grid import GridWanted, grid_size, join_images
+from torchsnow.source.grid import ChannelsByTap, GridWanted, grid_size, join_images
 from torchsnow.source.plan import FoldedPass, GridOutput, Output, PlanOutput
 from torchsnow.source.taps import Tap, find_taps
 
@@ -87,14 +87,17 @@ class Source(nn.Module):
         with torch.no_grad():
             return self.differentiable(images, request)
 
-    def differentiable(self, images: Tensor, request: Request | None = None) -> FeatureMaps:
+    def differentiable(
+        self, images: Tensor, request: Request | None = None, parts: Mapping[int, ChannelsByTap] | None = None
+    ) -> FeatureMaps:
         """The same pass, through which gradients flow to `images`: to find what a channel answers to, not to train.
 
-        Raises what a call raises.
+        `parts` are what `by_tap` gives of the channels of each grid, where that is known: with them nothing that the
+        pass does depends on numbers, so that it can be traced. Raises what a call raises.
         """
         request = request or Request(taps=tuple(self.taps), last=True)
         outputs = self._outputs(request)
-        wanted: list[Wanted] = [*request.channels.values(), *self.grid_inputs(request, images.shape[2:])]
+        wanted: list[Wanted] = [*request.channels.values(), *self.grid_inputs(request, images.shape[2:], parts)]
         values = iter(self._run(outputs, images, wanted))
         return FeatureMaps(
             images,
@@ -157,29 +160,39 @@ class Source(nn.Module):
         ends = list(accumulate(tap.num_chs for tap in self.taps.values()))
         return dict(zip(self.taps, zip([0, *ends[:-1]], ends, strict=True), strict=True))
 
-    def grid_inputs(self, request: Request, image_size: Sequence[int]) -> list[GridWanted]:
-        """The inputs of a plan for a request's grids, of images of so many pixels.
+    def grid_inputs(
+        self, request: Request, image_size: Sequence[int], parts: Mapping[int, ChannelsByTap] | None = None
+    ) -> list[GridWanted]:
+        """The inputs of a plan for a request's grids, of images of so many pixels; `parts` as in `differentiable`.
 
         Raises SourceError for channels that there are not, and for images smaller than a cell.
         """
         height, width = image_size
         inputs: list[GridWanted] = []
         for reduction, index in request.grids.items():
-            if len(index) and not 0 <= int(index.min()) <= int(index.max()) < self.num_chs:
-                raise SourceError(f"a grid is asked for channel {int(index.max())}; {self.name} has {self.num_chs}")
             if min(height, width) < reduction:
                 raise SourceError(
                     f"the images have {height} x {width} pixels, less than the {reduction} x {reduction} of one cell "
                     "of the grid; use larger images"
                 )
-            firsts = torch.tensor([first for first, _ in self._spans.values()]).to(index)
-            parts = index.tensor_split(torch.searchsorted(index, firsts).tolist())[1:]
-            of_taps = [
-                None if len(own) == end - first else own - first
-                for (first, end), own in zip(self._spans.values(), parts, strict=True)
-            ]
+            of_taps = self.by_tap(index) if parts is None else parts[reduction]
             inputs.append((of_taps, grid_size(height, width, reduction)))
         return inputs
+
+    def by_tap(self, index: Tensor) -> ChannelsByTap:
+        """Channels of `channels_of`, ascending, as those of each tap: (M,) each, None for all that it has.
+
+        Raises SourceError for channels that there are not.
+        """
+        outside = index[(index < 0) | (index >= self.num_chs)]
+        if len(outside):
+            raise SourceError(f"a grid is asked for channel {int(outside[0])}; {self.name} has {self.num_chs}")
+        firsts = torch.tensor([first for first, _ in self._spans.values()]).to(index)
+        parts = index.tensor_split(torch.searchsorted(index, firsts).tolist())[1:]
+        return [
+            None if len(own) == end - first else own - first
+            for (first, end), own in zip(self._spans.values(), parts, strict=True)
+        ]
 
     @property
     def _dims(self) -> dict[str, int]:
@@ -203,7 +216,7 @@ class Source(nn.Module):
         images = images.to(_DTYPES[self.precision])
         values = [one.node for one in outputs if isinstance(one, PlanOutput) and one.kind == "whole"]
         whole = any(node != self.last_node.name for node in values)
-        if images.device.type != "cpu" or whole:
+        if images.device.type != "cpu" or whole or _is_traced():
             results: list[Tensor] = plan(images, *wanted)
             return results
         # Little is kept, so a few images at a time need less memory, and the layout may be the fastest one. Every
@@ -227,9 +240,9 @@ class Source(nn.Module):
 
     @property
     def _fuses(self) -> bool:
-        """Whether convolutions do what follows them, in steps of oneDNN."""
+        """Whether convolutions do what follows them, in steps of oneDNN, which no other runtime could take over."""
         on_cpu = next(self.parameters()).device.type == "cpu"
-        return on_cpu and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+        return on_cpu and not _is_traced() and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
     def _outputs(self, request: Request) -> tuple[Output, ...]:
         tap = self.taps
@@ -314,6 +327,11 @@ class Source(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Source:
         """A source is immutable, so copies of what holds it share it."""
         return self
+
+
+def _is_traced() -> bool:
+    """Whether the pass is being written down for another runtime."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[no-untyped-call,attr-defined]
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
