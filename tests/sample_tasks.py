@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from torchsnow.delta import Delta, DeltaSpec
+from torchsnow.model import SnowModel
 from torchsnow.source import Source
 from torchsnow.task_file import Task, make_task
 
@@ -27,5 +28,5 @@ def sample_task(source: Source, name: str = "pets", num_classes: int = 3, seed: 
 
 def logits(source: Source, task: Task, images: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        result: torch.Tensor = task.delta.eval()(source(images))
+        result: torch.Tensor = SnowModel(source, task.delta.eval())(images)
     return result

@@ -89,7 +89,7 @@ def test_other_outputs_than_pytorchs_are_never_timed() -> None:
 
 
 def test_a_runtime_that_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CompileError, match="no backend 'tvm'; expected one of eager, inductor, native, onnx, openvino"):
+    with pytest.raises(CompileError, match="no backend 'tvm'; expected one of eager, inductor, onnx, openvino"):
         check_backend("tvm", "cpu")
     with pytest.raises(CompileError, match="'openvino' works on the CPU"):
         check_backend("openvino", "cuda")
@@ -98,7 +98,7 @@ def test_a_runtime_that_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch
         with pytest.raises(CompileError, match=rf"pip install 'torchsnow\[{name}\]'"):
             check_backend(name, "cpu")
     check_backend("eager", "cuda")
-    assert set(BACKENDS) == {"eager", "inductor", "native", "onnx", "openvino"}
+    assert set(BACKENDS) == {"eager", "inductor", "onnx", "openvino"}
 
 
 @pytest.mark.parametrize(

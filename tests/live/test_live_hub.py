@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 from pathlib import Path
@@ -10,9 +9,7 @@ import torch
 from torch import Tensor
 
 from sample_tasks import logits, sample_task
-from torchsnow.compile import EagerEngine, Engine
-from torchsnow.compile.native import NativeEngine
-from torchsnow.errors import CompileError, HubError, SourceError
+from torchsnow.errors import HubError, SourceError
 from torchsnow.hub import Hub
 from torchsnow.hub.residents import size_of
 from torchsnow.live import LiveHub
@@ -22,15 +19,6 @@ from torchsnow.source import FeatureMaps, Request, Source, load_source
 @pytest.fixture(scope="module")
 def source() -> Source:
     return load_source("test_resnet", weights="random")
-
-
-has_compiler = pytest.mark.skipif(not (os.environ.get("CXX") or shutil.which("g++")), reason="needs a C++ compiler")
-
-
-@pytest.fixture(scope="module", params=[EagerEngine, pytest.param(NativeEngine, marks=has_compiler)])
-def engine(request: pytest.FixtureRequest, source: Source) -> Engine:
-    made: Engine = request.param(source)
-    return made
 
 
 @pytest.fixture
@@ -51,32 +39,32 @@ def close(given: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_every_task_answers_as_it_does_alone(hub: Hub, engine: Engine, source: Source, images: Tensor) -> None:
-    answers = LiveHub(hub, engine).predict(images)
+def test_every_task_answers_as_it_does_alone(hub: Hub, source: Source, images: Tensor) -> None:
+    answers = LiveHub(hub).predict(images)
     assert list(answers) == ["a", "b", "c"]
     for name, answer in answers.items():
         close(answer.logits, logits(source, hub.task(name), images))
         assert (answer.task.classes, answer.task.sha256) == (hub.task(name).classes, hub.infos()[name].sha256)
 
 
-def test_images_go_to_their_own_tasks(hub: Hub, engine: Engine, source: Source, images: Tensor) -> None:
+def test_images_go_to_their_own_tasks(hub: Hub, source: Source, images: Tensor) -> None:
     names = [["a"], ["c", "b"], [], ["a", "c"]]
-    routed = LiveHub(hub, engine).route(images, names)
+    routed = LiveHub(hub).route(images, names)
     assert [sorted(own) for own in routed] == [sorted(own) for own in names]
     for row, own in enumerate(routed):
         for name, answer in own.items():
             close(answer.logits, logits(source, hub.task(name), images)[row])
 
 
-def test_neighbours_in_batch_and_hub_change_nothing(hub: Hub, engine: Engine, images: Tensor) -> None:
-    live = LiveHub(hub, engine)
+def test_neighbours_in_batch_and_hub_change_nothing(hub: Hub, images: Tensor) -> None:
+    live = LiveHub(hub)
     alone = live.route(images[1:2], [["b"]])[0]["b"].logits
     close(live.route(images, [["a", "c"], ["b"], ["b"], ["c"]])[1]["b"].logits, alone)
     close(live.predict(images)["b"].logits[1], alone)
 
 
-def test_the_same_plan_gives_the_same_bits(hub: Hub, engine: Engine, images: Tensor) -> None:
-    live = LiveHub(hub, engine)
+def test_the_same_plan_gives_the_same_bits(hub: Hub, images: Tensor) -> None:
+    live = LiveHub(hub)
     before = live.predict(images, ["a", "b"])
     hub.remove("c")
     live.follow()
@@ -95,21 +83,21 @@ def test_one_source_pass_for_all(hub: Hub, source: Source, images: Tensor, monke
 
     monkeypatch.setattr(Source, "differentiable", noting)
     hub.add(sample_task(source, "small", head_taps=(), head_last=False))
-    live = LiveHub(hub, EagerEngine(source))
+    live = LiveHub(hub)
     live.route(images, [["a"], ["b"], ["a"], []])
     live.route(images, [["small"], [], [], []])
     both, small = requests
     assert both is not None
     assert small is not None
-    assert (both.last, small.last, small.averages) == (True, False, ())
+    assert (both.last, small.last, small.grids) == (True, False, {})
 
 
-def test_nothing_asked_for_is_no_pass(hub: Hub, engine: Engine, images: Tensor) -> None:
-    assert LiveHub(hub, engine).route(images, [[], [], [], []]) == [{}, {}, {}, {}]
+def test_nothing_asked_for_is_no_pass(hub: Hub, images: Tensor) -> None:
+    assert LiveHub(hub).route(images, [[], [], [], []]) == [{}, {}, {}, {}]
 
 
-def test_changes_are_followed(hub: Hub, engine: Engine, source: Source, images: Tensor) -> None:
-    live = LiveHub(Hub.open(hub.folder.path, source), engine)
+def test_changes_are_followed(hub: Hub, source: Source, images: Tensor) -> None:
+    live = LiveHub(Hub.open(hub.folder.path, source))
     assert not live.follow()
     held = live.tasks(["a"])[0]
     old = live.predict(images)["a"].logits
@@ -125,12 +113,12 @@ def test_changes_are_followed(hub: Hub, engine: Engine, source: Source, images: 
 
 
 def test_a_hub_from_a_copy_of_the_same_generation_is_taken_over(
-    hub: Hub, engine: Engine, source: Source, images: Tensor, tmp_path: Path
+    hub: Hub, source: Source, images: Tensor, tmp_path: Path
 ) -> None:
     copy = Hub.open(shutil.copytree(hub.folder.path, tmp_path / "copy"), source)
     hub.add(sample_task(source, "a", seed=8), replace=True)
     hub.remove("b")
-    live = LiveHub(Hub.open(hub.folder.path, source), engine)
+    live = LiveHub(Hub.open(hub.folder.path, source))
     assert list(live.predict(images)) == ["a", "c"]
     new = sample_task(source, "a", seed=9)
     copy.add(new, replace=True)
@@ -143,20 +131,20 @@ def test_a_hub_from_a_copy_of_the_same_generation_is_taken_over(
     assert not live.follow()
 
 
-def test_a_damaged_task_is_named_and_the_others_answer(hub: Hub, engine: Engine, images: Tensor) -> None:
+def test_a_damaged_task_is_named_and_the_others_answer(hub: Hub, images: Tensor) -> None:
     next((hub.folder.path / "tasks" / "b").iterdir()).write_bytes(b"damaged")
-    live = LiveHub(hub, engine)
+    live = LiveHub(hub)
     assert list(live.predict(images)) == ["a", "c"]
     assert "'b'" in live.now.faults["b"]
     with pytest.raises(HubError, match=r"'b'.*cannot be used"):
         live.predict(images, ["a", "b"])
 
 
-def test_a_file_that_is_brought_back_from_a_copy_answers_again(hub: Hub, engine: Engine, images: Tensor) -> None:
+def test_a_file_that_is_brought_back_from_a_copy_answers_again(hub: Hub, images: Tensor) -> None:
     file = next((hub.folder.path / "tasks" / "b").iterdir())
     kept = file.read_bytes()
     file.write_bytes(b"damaged")
-    live = LiveHub(hub, engine)
+    live = LiveHub(hub)
     assert list(live.predict(images)) == ["a", "c"]
     assert not live.follow()
     file.write_bytes(b"still damaged")
@@ -168,9 +156,9 @@ def test_a_file_that_is_brought_back_from_a_copy_answers_again(hub: Hub, engine:
     assert not live.follow()
 
 
-def test_a_mended_task_answers_again(hub: Hub, engine: Engine, source: Source, images: Tensor) -> None:
+def test_a_mended_task_answers_again(hub: Hub, source: Source, images: Tensor) -> None:
     next((hub.folder.path / "tasks" / "b").iterdir()).write_bytes(b"damaged")
-    live = LiveHub(hub, engine)
+    live = LiveHub(hub)
     live.predict(images)
     hub.add(sample_task(source, "b", seed=7), replace=True)
     live.follow()
@@ -179,26 +167,26 @@ def test_a_mended_task_answers_again(hub: Hub, engine: Engine, source: Source, i
 
 
 def test_a_version_that_is_gone_before_it_was_loaded_gives_way_to_the_next(
-    hub: Hub, engine: Engine, source: Source, images: Tensor
+    hub: Hub, source: Source, images: Tensor
 ) -> None:
-    live = LiveHub(Hub.open(hub.folder.path, source), engine)
+    live = LiveHub(Hub.open(hub.folder.path, source))
     new = sample_task(source, "a", seed=9)
     next((hub.folder.path / "tasks" / "a").iterdir()).unlink()
     hub.add(new, replace=True)
     close(live.predict(images, ["a"])["a"].logits, logits(source, new, images))
 
 
-def test_tasks_used_last_stay(hub: Hub, engine: Engine, images: Tensor) -> None:
+def test_tasks_used_last_stay(hub: Hub, images: Tensor) -> None:
     size = size_of(hub.task("c"))  # the largest of them
-    live = LiveHub(hub, engine, resident_bytes=2 * size)
+    live = LiveHub(hub, resident_bytes=2 * size)
     for names in (["a"], ["b"], ["a"], ["c"]):
         live.predict(images, names)
     assert live.residents.names() == ["a", "c"]
     assert list(live.predict(images)) == ["a", "b", "c"]
 
 
-def test_unknown_names_and_shapes(hub: Hub, engine: Engine, images: Tensor) -> None:
-    live = LiveHub(hub, engine)
+def test_unknown_names_and_shapes(hub: Hub, images: Tensor) -> None:
+    live = LiveHub(hub)
     with pytest.raises(HubError, match="no task 'z'"):
         live.predict(images, ["z"])
     with pytest.raises(HubError, match="4 images and 1 lists"):
@@ -207,8 +195,8 @@ def test_unknown_names_and_shapes(hub: Hub, engine: Engine, images: Tensor) -> N
         live.predict(images[:, :2])
 
 
-def test_images_that_are_none_are_refused_in_words(hub: Hub, engine: Engine, images: Tensor) -> None:
-    live = LiveHub(hub, engine)
+def test_images_that_are_none_are_refused_in_words(hub: Hub, images: Tensor) -> None:
+    live = LiveHub(hub)
     for odd in (images[0], images.double(), images.to(torch.uint8), images.numpy()):
         with pytest.raises(SourceError, match=r"expected a float32 tensor \(B, 3, H, W\)"):
             live.predict(odd)  # type: ignore[arg-type]
@@ -219,19 +207,13 @@ def test_images_that_are_none_are_refused_in_words(hub: Hub, engine: Engine, ima
         live.route(images, ["a", "b", "a", "b"])  # strings are sequences too
 
 
-def test_engines_by_name(hub: Hub, images: Tensor) -> None:
-    assert LiveHub(hub, "eager").engine.name == "eager"
-    with pytest.raises(CompileError, match="no engine 'fast'; expected one of auto, eager, native"):
-        LiveHub(hub, "fast")
+def test_answers_print_in_a_few_lines(hub: Hub, images: Tensor) -> None:
+    assert len(repr(LiveHub(hub).predict(images))) < 3000
 
 
-def test_answers_print_in_a_few_lines(hub: Hub, engine: Engine, images: Tensor) -> None:
-    assert len(repr(LiveHub(hub, engine).predict(images))) < 3000
-
-
-def test_predictions_while_tasks_come_and_go(hub: Hub, engine: Engine, source: Source, images: Tensor) -> None:
+def test_predictions_while_tasks_come_and_go(hub: Hub, source: Source, images: Tensor) -> None:
     """Every answer is that of the version that it names, and no prediction fails."""
-    live = LiveHub(Hub.open(hub.folder.path, source), engine)
+    live = LiveHub(Hub.open(hub.folder.path, source))
     versions = [sample_task(source, "b", seed=seed, num_classes=3) for seed in range(6)]
     done = threading.Event()
     answers, failures = [], []
