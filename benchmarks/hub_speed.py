@@ -20,17 +20,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from torchsnow.compile import BACKENDS, ENGINES, Engine, Program, Work
+from torchsnow.compile import BACKENDS, Engine, Program, Work
 from torchsnow.experiments.served import Heads, random_deltas
 from torchsnow.methods import PRESETS
-from torchsnow.source import load_source
+from torchsnow.source import Source, load_source
 
 TASKS = (1, 8, 32)
 Step = Callable[[], object]
 
 
-def engine_steps(name: str, engine: Engine, alone: Step, deltas: list, images: Tensor) -> dict[str, Step]:
+def engine_steps(name: str, source: Source, alone: Step, deltas: list, images: Tensor) -> dict[str, Step]:
     """The source alone, tasks on all images, and 32 tasks of which each image names one (or more, in turn)."""
+    engine = Engine(source)
     prepared = [engine.prepare(delta) for delta in deltas]
     rows = tuple(range(len(images)))
 
@@ -63,19 +64,20 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--backends", default="native,native-bf16,eager,openvino")
+    parser.add_argument("--backends", default="eager,eager-bf16,openvino")
     args = parser.parse_args()
     sources = {precision: load_source(args.source, "random", precision) for precision in ("fp32", "bf16")}
-    deltas = random_deltas(sources["fp32"], PRESETS["default"].spec(10), max(TASKS))
+    spec = PRESETS["default"].spec_for(sources["fp32"], 10)
+    deltas = random_deltas(sources["fp32"], spec, max(TASKS))
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size)
     steps = dict[str, Step]()
     for name in args.backends.split(","):
         backend, _, precision = name.partition("-")
         source = sources[precision or "fp32"]
         one = Heads(source, 1, 10)
-        if backend in ENGINES:
+        if backend == "eager":
             alone = BACKENDS[backend](one, images)
-            steps |= engine_steps(name, ENGINES[backend](source), lambda alone=alone: alone(images), deltas, images)
+            steps |= engine_steps(name, source, lambda alone=alone: alone(images), deltas, images)
         else:
             for what, network in (("source", one), ("8", Program(source, deltas[:8]))):
                 run = BACKENDS[backend](network, images)

@@ -20,7 +20,9 @@ What the methods of this package reached on data sets that need no download. Thi
 `python experiments/write_results_page.py` from the JSON files in `experiments/results`, which `torchsnow compare` wrote
 from the YAML files beside them; [compare.md](compare.md) says how to make such files and what is equal for all methods.
 
-**Read with care.** All of it was sized for two CPU cores: a few hundred training images or fewer, 64 pixels, four to
+**Read with care.** `snow` on this page is what the presets were before the
+[grid delta](method.md#the-grid-delta), a narrow copy of the source, and no figure here is of the present default; they stay
+until they are measured again. All of it was sized for two CPU cores: a few hundred training images or fewer, 64 pixels, four to
 eight epochs.
 Such a budget favours methods that start near their end (linear layers, and SNOW, whose head starts as one) and is
 hard on those that train a whole network. Three seeds make wide intervals. The page shows that the table can be made by

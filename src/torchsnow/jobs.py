@@ -258,6 +258,11 @@ def as_started(settings: TrainSettings, auto: Collection[str], run: RunFolder) -
     return replaced(settings, **{setting: getattr(stored, setting) for setting in auto}), chosen
 
 
+def stores_features(method: Method, settings: TrainSettings) -> bool:
+    """Whether a method trains from stored features, so that an epoch is cheap."""
+    return method.frozen_part(settings.image_size) is not None and settings.store_bytes > 0
+
+
 def _choose(
     settings: TrainSettings,
     auto: Collection[str],
@@ -267,10 +272,11 @@ def _choose(
     say: Callable[[str], None],
 ) -> tuple[TrainSettings, dict[str, str]]:
     """The settings with those that `auto` names chosen, and why by name."""
-    settings, chosen = auto_sizes(settings, auto, splits, config.input_size[1])
+    stored = stores_features(make(), settings)
+    settings, chosen = auto_sizes(settings, auto, splits, config.input_size[1], stored)
     for setting, why in chosen.items():
         say(f"{setting} {getattr(settings, setting)}: {why}")
-    if "lr" in auto:
+    if "lr" in auto and not stored:  # a grid delta's rate fits all: its features are standardised
         lr, chosen["lr"] = auto_lr(make, run_images(splits, config, settings), settings)
         settings = replaced(settings, lr=lr)
         say(f"lr {lr:g}: {chosen['lr']}")

@@ -14,7 +14,7 @@ from typing import cast
 from torchsnow.data import LoadedData, Splits, TaskTable, make_splits, split_table
 from torchsnow.errors import TrainingError
 from torchsnow.hub import Hub
-from torchsnow.jobs import TrainedTask, Training, as_started, complete, is_hub, refuse_taken
+from torchsnow.jobs import TrainedTask, Training, as_started, complete, is_hub, refuse_taken, stores_features
 from torchsnow.lock import FolderLock
 from torchsnow.methods import kind_of, make_method
 from torchsnow.source import Source
@@ -140,7 +140,10 @@ def _streams(
         say(f"image_size {settings.image_size}: {reason}")
     streams = []
     for group in splits:
-        sizes, why = auto_sizes(settings, set(auto) - {"image_size", "lr"}, _together(group), settings.image_size)
+        stored = stores_features(learn(2), settings)
+        sizes, why = auto_sizes(
+            settings, set(auto) - {"image_size", "lr"}, _together(group), settings.image_size, stored
+        )
         for name, reason in why.items():
             say(f"{name} {getattr(sizes, name)}: {reason} ({', '.join(group)})")
         tasks = []
@@ -183,7 +186,7 @@ def _with_lr(
     task: SharedTask, auto: Collection[str], learn: Callable[[int], SharedMethod], say: Callable[[str], None]
 ) -> SharedTask:
     """The task with a learning rate of its own, if that is to be chosen."""
-    if "lr" not in auto:
+    if "lr" not in auto or stores_features(task.method, task.settings):
         return task
     images = run_images(task.splits, task.method.input_config, task.settings)
     lr, why = auto_lr(partial(learn, len(task.splits.classes)), images, task.settings)

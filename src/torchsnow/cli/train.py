@@ -39,7 +39,7 @@ def train(
         str, typer.Option(help="'default'; 'small', 'large', 'paper' (snow); 'probe' (head).")
     ] = "default",
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training images; by default as many as 2,000 steps, 5 to 40.")
+        int | None, typer.Option(help="Passes over the training images; by default by their number, 20 to 60.")
     ] = None,
     image_size: Annotated[
         int | None, typer.Option(help="Pixels, to 1024; by default the images' own size, 64 to the source's own.")
@@ -66,6 +66,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of the split, the first weights and the order of images.")] = 0,
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
     num_workers: Annotated[int, typer.Option(help="Processes that load images beside the main one.")] = 0,
+    store_mb: Annotated[int, typer.Option(help="Most MB of stored features; 0 computes them in every epoch.")] = 16_000,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/TASK by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the run folder.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a task of this name.")] = False,
@@ -101,6 +102,7 @@ def train(
         "seed": seed,
         "device": device,
         "num_workers": num_workers,
+        "store_bytes": 1_000_000 * store_mb,
     }
     known = {**asked, "precision": precision}
     given |= {name: value for name, value in known.items() if value is not None}  # the others depend on source and data

@@ -9,14 +9,15 @@ from typing import Any
 import timm
 import torch
 
-from torchsnow.delta.cost import delta_cost, source_cost
+from torchsnow.delta.cost import delta_cost, source_cost, within_budget
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.errors import TorchsnowError
 from torchsnow.source.families import CONVOLUTIONAL, OTHER, family_of
 from torchsnow.source.load import make_source, refuse_unknown
 
 _CLASSES = 10
-_SPEC = DeltaSpec(_CLASSES, entry_reduction=8, head_divisor=4)
+_SPEC = DeltaSpec(_CLASSES, width_divisor=None, grid_width=96, head_divisor=4)
+_BUDGET = 0.04  # of the source's multiply-adds, as in the default preset
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Row:
 
 
 def survey_model(name: str) -> Row:
-    """Derive a delta (K = M = 8, 10 classes, as the default preset makes it) without numbers.
+    """Make a delta (10 classes, as the default preset makes it) without numbers.
 
     Raises SourceError for a name that timm does not know.
     """
@@ -49,7 +50,7 @@ def survey_model(name: str) -> Row:
         family = family_of(model)
         try:
             source = make_source(model, name, "none")
-            whole, delta = source_cost(source), delta_cost(source, _SPEC)
+            whole, delta = source_cost(source), delta_cost(source, within_budget(source, _SPEC, _BUDGET))
         except TorchsnowError as error:
             return Row(family, name, reason=str(error))
     params, multiply_adds = delta.num_params / whole.num_params, delta.multiply_adds / whole.multiply_adds
@@ -83,16 +84,17 @@ Written by `torchsnow sources --markdown`, with timm {timm.__version__}; do not 
 
 A family is a module of timm. It counts as convolutional when at least one of its models mixes positions by
 convolution and pooling alone: {len(tried)} families, of which {len(working)} work
-({100 * len(working) / len(tried):.0f}%). One small model of each is derived below, for {_CLASSES} classes with
-K = M = 8; parameters and multiply-adds are those of the delta that ships, its head included, in percent of the
-source's. `torchsnow sources NAME` tells the same of any other model.
+({100 * len(working) / len(tried):.0f}%).
+One small model of each is below with a delta of the default preset for {_CLASSES} classes; parameters and multiply-adds
+are those of the delta that ships, its head included, in percent of the source's. (Parameters are stored as halves, so a
+task has half that share of the source's bytes.) `torchsnow sources NAME` tells the same of any other model.
 
 | family | model | taps | parameters, % | multiply-adds, % |
 |---|---|---|---|---|
 {table}
 
-In small networks the shares exceed the 1/K² + 1/(K·M) of a wide one: depthwise convolutions shrink by K alone, a
-layer never has less than one channel, and convolutions of the image keep all three colours.
+A delta is as wide as 4% of the multiply-adds allow, 32 at least and 96 at most; on the smallest networks the least
+exceeds the 4%.
 
 Models of these families that use attention between positions (for example `fastvit_sa12`, `caformer_s18`,
 `mobilenetv4_hybrid_medium`) are refused by name, and so are `bat_resnext26ts` (its bilinear attention hides its

@@ -98,10 +98,9 @@ class Serving:
         if self.image_size > MAX_IMAGE_SIZE:
             raise ExperimentError(f"image_size is {self.image_size}; expected {MAX_IMAGE_SIZE} pixels or fewer")
 
-    @property
-    def spec(self) -> DeltaSpec:
-        """The shape of all deltas: that of SNOW's default preset."""
-        return PRESETS["default"].spec(self.num_classes)
+    def spec(self, source: Source) -> DeltaSpec:
+        """The shape of all deltas: that of SNOW's default preset on the source."""
+        return PRESETS["default"].spec_for(source, self.num_classes)
 
     def source(self) -> Source:
         """A source of its own at every call, on the CPU."""
@@ -115,7 +114,7 @@ class Serving:
 def multiply_adds(serving: Serving, source: Source) -> MultiplyAdds:
     """Counted on shapes alone."""
     head = source.num_features * serving.num_classes
-    return MultiplyAdds(source_cost(source).multiply_adds, head, delta_cost(source, serving.spec).multiply_adds)
+    return MultiplyAdds(source_cost(source).multiply_adds, head, delta_cost(source, serving.spec(source)).multiply_adds)
 
 
 def throughput(
@@ -136,7 +135,7 @@ def throughput(
     source, images, make = serving.source(), serving.images(), BACKENDS[serving.backend]
     adds, memory = multiply_adds(serving, source), _Memory.measure(serving, source)
     say(f"making {max(tasks)} deltas and {min(MOST_HELD, max(tasks))} separate networks")
-    deltas = random_deltas(source, serving.spec, max(tasks))
+    deltas = random_deltas(source, serving.spec(source), max(tasks))
     networks = [make(_one_network(serving), images) for _ in range(min(MOST_HELD, max(tasks)))]
     decoding = partial(_decode, _photos(serving.batch_size), eval_transform(source.input_config, serving.image_size))
     rows: list[Throughput] = []
@@ -207,7 +206,7 @@ class _Memory:
     def measure(cls, serving: Serving, source: Source) -> _Memory:
         """Weights are counted, passes measured in processes of their own."""
         head = nn.Linear(source.num_features, serving.num_classes)
-        (delta,) = random_deltas(source, serving.spec, 1)
+        (delta,) = random_deltas(source, serving.spec(source), 1)
         passes = {kind: peak_bytes(serving.device, partial(_pass, serving, kind), whole=False) for kind in KINDS[1:]}
         passes["separate"] = passes["heads"]
         return cls(_num_bytes(source.model), _num_bytes(head), _num_bytes(delta), passes)
@@ -224,7 +223,7 @@ class _Memory:
 def _pass(serving: Serving, kind: str) -> Step:
     """One pass for two tasks, after everything that a first pass leaves behind is there."""
     source, images = serving.source(), serving.images()
-    deltas = random_deltas(source, serving.spec, 2) if kind == "snow" else []
+    deltas = random_deltas(source, serving.spec(source), 2) if kind == "snow" else []
     run = eager(Program(source, deltas) if deltas else Heads(source, 2, serving.num_classes), images)
     run(images[:1])
     return partial(run, images)

@@ -165,10 +165,16 @@ class Snow:
 
     def frozen_part(self, image_size: int) -> tuple[SubscribedValues, nn.Module] | None:
         """For a grid body: what the source gives of an image of so many pixels, and the delta on that. None for a
-        narrow copy, which reads the images, and another choice of channels in every step."""
-        if self.delta.grid_pool is None:
+        narrow copy, which reads the images, and where the choice may be another in every step."""
+        if self.delta.grid_pool is None or self._choice_may_change:
             return None
         return SubscribedValues(self.source, self.delta), StoredDelta(self.delta, image_size)
+
+    @property
+    def _choice_may_change(self) -> bool:
+        """Whether what an open pool chooses depends on the step."""
+        pools = [] if self.pools.head == "apart" else list(self.delta.named_pools().values())
+        return bool(pools) and (self.pools.learned or self.pools.sigma > 0)
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """The delta's parameters; norms, biases and pooling weights without weight decay."""
@@ -284,9 +290,9 @@ def best_shares(probe: Tensor, body: Tensor, labels: Tensor) -> tuple[float, flo
 
     A body counts if some sum has a lower cross-entropy than the probe alone, by more than twice the standard error of
     the difference, and in all by more than 1: the price of a number that is chosen (Akaike, "A new look at the
-    statistical model identification", 1974). Then it counts alone, unless the best sum is better by more than one
-    standard error: a task without a probe reads less of the source. Each is taken at the temperature that suits it
-    best: over-confidence is no reason for or against.
+    statistical model identification", 1974). Then it counts alone, unless the best sum is clearly better in the same
+    sense: a task without a probe reads less of the source, and is smaller. Each is taken at the temperature that suits
+    it best: over-confidence is no reason for or against.
     """
 
     def losses(logits: Tensor) -> Tensor:
@@ -296,7 +302,7 @@ def best_shares(probe: Tensor, body: Tensor, labels: Tensor) -> tuple[float, flo
     by_share = {share: losses(probe + share * body) for share in _SHARES}
     share = min(_SHARES, key=lambda share: float(by_share[share].mean()))
     alone, joint = losses(body), by_share[share]
-    if not _clearly_better(joint, alone, 1):
+    if not _clearly_better(joint, alone, 2):
         return (0.0, 1.0) if _clearly_better(alone, by_share[0.0], 2) else (1.0, 0.0)
     return (1.0, share) if _clearly_better(joint, by_share[0.0], 2) else (1.0, 0.0)
 

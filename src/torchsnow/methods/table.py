@@ -61,12 +61,12 @@ METHODS: Mapping[str, Kind] = {
     "snow": Kind(
         "a delta that subscribes to the source",
         lambda source, num_classes, seed, preset, changes: make_snow(source, num_classes, preset, seed, changes),
-        5e-3,
+        3e-3,
         is_delta=True,
         presets=tuple(PRESETS),
     ),
     "scratch": Kind("the delta without any subscription", _delta(make_scratch), 5e-3, is_delta=True),
-    "random": Kind("SNOW with a random, fixed subscription", _delta(make_random), 5e-3, is_delta=True),
+    "random": Kind("SNOW with a random, fixed subscription", _delta(make_random), 3e-3, is_delta=True),
     "lora": Kind("low-rank updates of the dense layers (LoRA, by PEFT)", _plain(make_lora), 2e-3),
     "taps": Kind(
         "a linear layer over averages of all taps, chosen by a group lasso (Head2Toe)",

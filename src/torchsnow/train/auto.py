@@ -22,11 +22,12 @@ _LEAST_STEPS = 8  # in an epoch
 
 
 def auto_sizes(
-    settings: TrainSettings, names: Collection[str], splits: Splits, source_size: int
+    settings: TrainSettings, names: Collection[str], splits: Splits, source_size: int, stored: bool = False
 ) -> tuple[TrainSettings, dict[str, str]]:
     """The settings with image size, batch size and epochs chosen where `names` has them, and why by name.
 
-    `source_size` is the side of the images that the source was made for, in pixels. Raises DataError when an image
+    `source_size` is the side of the images that the source was made for, in pixels; `stored` says that training is
+    from stored features. Raises DataError when an image
     can no longer be read.
     """
     why: dict[str, str] = {}
@@ -37,7 +38,7 @@ def auto_sizes(
         batch_size, why["batch_size"] = auto_batch_size(len(splits.train))
         settings = replace(settings, batch_size=batch_size)
     if "epochs" in names:
-        epochs, why["epochs"] = auto_epochs(len(splits.train), settings.batch_size)
+        epochs, why["epochs"] = auto_epochs(len(splits.train), settings.batch_size, stored)
         settings = replace(settings, epochs=epochs)
     return settings, why
 
@@ -60,8 +61,9 @@ def auto_batch_size(num_images: int) -> tuple[int, str]:
     return size, f"{math.ceil(num_images / size)} steps an epoch over {num_images} training images"
 
 
-def auto_epochs(num_images: int, batch_size: int) -> tuple[int, str]:
-    """As many as 2,000 steps take, from 5 to 40."""
+def auto_epochs(num_images: int, batch_size: int, stored: bool = False) -> tuple[int, str]:
+    """As many as 2,000 steps take, from 5 to 40; from stored features, which make epochs cheap, 4,000, 20 to 60."""
+    target, least, most = (2 * TARGET_STEPS, 20, 60) if stored else (TARGET_STEPS, LEAST_EPOCHS, MOST_EPOCHS)
     steps = math.ceil(num_images / batch_size)
-    epochs = min(max(round(TARGET_STEPS / steps), LEAST_EPOCHS), MOST_EPOCHS)
-    return epochs, f"{epochs * steps} steps; about {TARGET_STEPS} are wanted, in {LEAST_EPOCHS} to {MOST_EPOCHS} epochs"
+    epochs = min(max(round(target / steps), least), most)
+    return epochs, f"{epochs * steps} steps; about {target} are wanted, in {least} to {most} epochs"
