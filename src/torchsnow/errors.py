@@ -29,6 +29,10 @@ class TrainingError(TorchsnowError):
     """A training run cannot start or go on."""
 
 
+class DivergedError(TrainingError):
+    """A training run cannot go on: its numbers are no longer finite."""
+
+
 class CompileError(TorchsnowError):
     """A hub cannot be compiled or exported: a backend is missing, or does not give what PyTorch gives."""
 

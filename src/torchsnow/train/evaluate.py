@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from torchsnow.errors import TrainingError
+from torchsnow.errors import DivergedError, TrainingError
 
 MATRIX_CLASSES = 1_000
 """With more classes there is no confusion matrix: it has as many entries as there are pairs of classes."""
@@ -79,8 +79,8 @@ def evaluate(
 ) -> Metrics:
     """Classify all images, in eval mode, and compare with their labels.
 
-    Raises TrainingError for an empty set, for labels outside `classes`, and when the model gives numbers that are
-    not finite.
+    Raises TrainingError for an empty set and for labels outside `classes`, and DivergedError when the model gives
+    numbers that are not finite.
     """
     return judge(*predict(model, dataset, batch_size, device, num_workers), classes)
 
@@ -95,10 +95,10 @@ def judge(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Metrics:
             f"but {len(classes)} class names were given"
         )
     if not bool(logits.isfinite().all()):
-        raise TrainingError("the model's logits are not finite numbers; its training must have failed")
+        raise DivergedError("the model's logits are not finite numbers; its training must have failed")
     metrics = measure(logits, labels, classes)
     if not math.isfinite(metrics.loss):
-        raise TrainingError("the model's logits are too large for a finite loss; its training must have failed")
+        raise DivergedError("the model's logits are too large for a finite loss; its training must have failed")
     return metrics
 
 

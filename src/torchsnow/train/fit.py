@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from torchsnow.data import ImageSet, Splits
-from torchsnow.errors import TrainingError
+from torchsnow.errors import DivergedError, TrainingError
 from torchsnow.source import Source
 from torchsnow.train.batches import (
     data_config,
@@ -75,7 +75,8 @@ def fit(
     caller, and why; it is written into args.yaml beside them.
 
     Raises TrainingError when `run` holds a run already (without `resume`) or none or another one (with it), when
-    another process works in it, when there are too few images, and when the loss is no longer a finite number.
+    another process works in it, and when there are too few images; DivergedError when the loss is no longer a finite
+    number.
     KeyboardInterrupt says how to go on.
     """
     loop = Loop(method, splits, settings, run, pool, chosen)
@@ -160,8 +161,9 @@ class Loop:
         load_optimizer_tensors(self.stepper.optimizer, checkpoint.optimizer)
         self.history, self.selection = checkpoint.history, checkpoint.selection
         self._repair(checkpoint)
-        self._store_features(bar)
         finished = is_finished(self.history, self.settings.epochs, self.settings.patience)
+        if not finished:
+            self._store_features(bar)
         self._say(bar, f"{'this run is finished: ' if finished else 'resumed after '}epoch {self.done}")
 
     @property
@@ -282,7 +284,7 @@ class Loop:
                 f"probably too high; try {self.settings.lr / 10:g}, or warmup_epochs, in a new run. {self._kept()}"
             )
             self.run.log(message)
-            raise TrainingError(message)
+            raise DivergedError(message)
 
     def _validate(self, model: nn.Module, images: ImageSet | FeatureStore) -> Metrics:
         settings, classes = self.settings, self.splits.classes

@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from torchsnow.errors import TrainingError
+from torchsnow.errors import DivergedError, TrainingError
 from torchsnow.source.features import FeatureMaps, Request
 from torchsnow.source.source import Source
 from torchsnow.train.batches import epoch_seed
@@ -41,24 +41,28 @@ def fit_together(
     With `resume` every task goes on from its own last finished epoch. Raises what `fit` raises for a run folder that
     is taken, owned by another process or of another run, and KeyboardInterrupt, with where the tasks stand.
     """
-    alone = [(task, stream) for stream in streams for task in stream.tasks if task.method.trains_alone]
-    results: dict[str, FitResult | TrainingError] = {
-        task.name: _fit_alone(task, stream, resume, quiet) for task, stream in alone
-    }
-    return results if alone else _fit_in_steps(streams, resume, quiet)
+    tasks = [(task, stream) for stream in streams for task in stream.tasks]
+    if resume and not any(task.run.args.exists() for task, _ in tasks):
+        tasks[0][0].run.refuse_empty()
+    with ExitStack() as owned:
+        for task, _ in tasks:
+            owned.enter_context(task.run.owned())
+            if not resume:
+                task.run.refuse_taken()
+        if any(task.method.trains_alone for task, _ in tasks):
+            return {task.name: _fit_alone(task, stream, resume, quiet) for task, stream in tasks}
+        return _fit_in_steps(streams, resume, quiet)
 
 
 def _fit_alone(task: SharedTask, stream: Stream, resume: bool, quiet: bool) -> FitResult | TrainingError:
     """A task by itself, on the images that the stream has decoded; the error if it was given up."""
-    resume = resume and task.run.args.exists()
+    resume = resume and task.run.args.exists()  # what was stopped may have begun some of its tasks only
     try:
         return fit(
             task.method, task.splits, task.settings, task.run,
             resume=resume, quiet=quiet, pool=stream.pool, chosen=task.chosen,
         )  # fmt: skip
-    except TrainingError as error:
-        if not task.run.args.exists():
-            raise
+    except DivergedError as error:
         return error
 
 
@@ -67,9 +71,7 @@ def _fit_in_steps(streams: Sequence[Stream], resume: bool, quiet: bool) -> dict[
     bar = TrainingBar(max(stream.settings.epochs for stream in streams), images, quiet)
     together = Together(streams, bar)
     runs = together.runs
-    with ExitStack() as owned, runs[0].loop.own_randomness(), bar:
-        for run in runs:
-            owned.enter_context(run.task.run.owned())
+    with runs[0].loop.own_randomness(), bar:
         try:
             together.begin(resume)
             while together.epoch():
@@ -200,8 +202,6 @@ class Together:
     def begin(self, resume: bool) -> None:
         """Bring every task to its last finished epoch: to epoch 0, its start, if there is none."""
         started = [run for run in self.runs if run.task.run.last.exists()] if resume else []
-        if resume and not any(run.task.run.args.exists() for run in self.runs):
-            self.runs[0].task.run.refuse_empty()
         for run in started:
             run.loop.resume(self.bar)
         fresh = [run for run in self.runs if run not in started]
