@@ -37,7 +37,8 @@ def source_cost(source: Source) -> Cost:
 
 def delta_cost(source: Source, spec: DeltaSpec) -> Cost:
     """The cost of a delta as it ships, with its choice of channels fixed and its head."""
-    delta = Delta(source, spec, fixed=True).to("meta").eval()
+    with torch.random.fork_rng(devices=[]):  # making it draws weights
+        delta = Delta(source, spec, fixed=True).to("meta").eval()
     values = {node.name: node.meta.get(VALUE) for node in source.traced.graph.nodes}
     image = source.traced.graph.find_nodes(op="placeholder")[0].meta[VALUE]
     taps = {tap.name: values[tap.node] for tap in source.taps.values()}
