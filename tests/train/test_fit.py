@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
+from run_checks import NARROW, Killed, assert_same_run, at, raising
 from tiny_method import Tiny
 from torch import Tensor
 
@@ -27,60 +27,19 @@ from torchsnow.source import Source
 from torchsnow.train import FitResult, RunFolder, TrainSettings, evaluate, fit
 from torchsnow.train.batches import plain_images
 from torchsnow.train.checkpoint import Checkpoint
-from torchsnow.train.history import Epoch
 
 FILES = {
     "args.yaml", "splits.json", "log.txt", "results.csv", "selection.csv",
     "subscription.json", "last.safetensors", "best.safetensors", ".lock",
 }  # fmt: skip
-
-
-class Killed(BaseException):
-    """Ends a run at a place of the test's choice, as nothing in the code expects."""
-
-
-def at(fraction: float, action: Callable[[], None], method: Any) -> Any:
-    """The method, with `action` done before the first step at or after a share of all steps."""
-    set_progress = method.set_progress
-
-    def hooked(now: float) -> None:
-        if now >= fraction:
-            action()
-        set_progress(now)
-
-    method.set_progress = hooked
-    return method
-
-
-def raising(error: BaseException) -> Callable[[], None]:
-    def action() -> None:
-        raise error
-
-    return action
-
-
-def without_times(history: tuple[Epoch, ...] | list[Epoch]) -> list[Epoch]:
-    return [replace(row, images_per_s=0.0, seconds=0.0) for row in history]
-
-
-def assert_same_run(first: Path, second: Path) -> None:
-    """Equal checkpoints, bit by bit, and equal tables but for the times."""
-    for name in ("last.safetensors", "best.safetensors"):
-        a, b = Checkpoint.load(first / name), Checkpoint.load(second / name)
-        for then, now in ((a.model, b.model), (a.optimizer, b.optimizer)):
-            assert then.keys() == now.keys()
-            assert [key for key in then if not torch.equal(then[key], now[key])] == []
-        assert without_times(a.history) == without_times(b.history)
-        assert a.selection == b.selection
-    first_rows, second_rows = (len((path / "results.csv").read_text().splitlines()) for path in (first, second))
-    assert first_rows == second_rows
+TOGETHER = {**NARROW, "head": "together"}
 
 
 @pytest.fixture(scope="module")
 def trained(source: Source, splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FitResult, Snow]:
-    """SNOW, trained for three epochs; by one loss, so that its body ships."""
+    """A narrow copy, trained for three epochs; by one loss, so that its body ships."""
     settings = TrainSettings(epochs=3, batch_size=8, image_size=32, lr=5e-3, augmentation="light", device="cpu")
-    path, method = tmp_path_factory.mktemp("runs") / "snow", make_snow(source, 2, changes={"head": "together"})
+    path, method = tmp_path_factory.mktemp("runs") / "snow", make_snow(source, 2, changes=TOGETHER)
     return path, fit(method, splits, settings, RunFolder(path), quiet=True), method
 
 
@@ -108,7 +67,7 @@ def test_result_is_the_best_epoch_as_it_ships(
 ) -> None:
     path, result, _ = trained
     assert not result.model.training
-    again = make_snow(source, 2, seed=5)
+    again = make_snow(source, 2, seed=5, changes=TOGETHER)
     again.load_trainable_state(Checkpoint.load(path / "best.safetensors").model)
     val = ImageSet(splits.val, splits.classes, eval_transform(source.input_config, 32))
     images = torch.stack([image for image, _ in val])
@@ -142,19 +101,24 @@ def test_source_is_bit_identical_after_training(
     assert [key for key in before if not torch.equal(before[key], after[key])] == []
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize(("optimizer", "changes"), [("adamw", NARROW), ("sgd", NARROW), ("adamw", {})])
 def test_interrupted_run_resumes_bit_by_bit(
-    source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path, optimizer: Literal["adamw", "sgd"]
+    source: Source,
+    splits: Splits,
+    settings: TrainSettings,
+    tmp_path: Path,
+    optimizer: Literal["adamw", "sgd"],
+    changes: dict[str, Any],
 ) -> None:
     settings = replace(settings, epochs=2, optimizer=optimizer, warmup_epochs=1, label_smoothing=0.1)
     whole, parted = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parted")
-    fit(make_snow(source, 2), splits, settings, whole, quiet=True)
-    interrupted = at(0.7, raising(KeyboardInterrupt()), make_snow(source, 2))
+    fit(make_snow(source, 2, changes=changes), splits, settings, whole, quiet=True)
+    interrupted = at(0.7, raising(KeyboardInterrupt()), make_snow(source, 2, changes=changes))
     with pytest.raises(KeyboardInterrupt, match=r"1 of 2 epochs are safe in .*parted\. Resume"):
         fit(interrupted, splits, settings, parted, quiet=True)
     assert "stopped. 1 of 2 epochs" in (parted.path / "log.txt").read_text()
     torch.manual_seed(99)  # whatever happened in between must not matter
-    fit(make_snow(source, 2), splits, settings, parted, resume=True, quiet=True)
+    fit(make_snow(source, 2, changes=changes), splits, settings, parted, resume=True, quiet=True)
     assert_same_run(whole.path, parted.path)
 
 
@@ -333,6 +297,7 @@ WITH_A_WORKER = """
 import sys
 from pathlib import Path
 import torch
+from run_checks import NARROW, Killed, assert_same_run, at, raising
 from tiny_method import Tiny
 from torchsnow.data import Splits, load_data
 from torchsnow.source import load_source
@@ -432,11 +397,10 @@ def test_fixed_values_are_computed_once_and_change_nothing(
     seen: list[int] = []
     monkeypatch.setattr(FixedValues, "forward", counting_images(FixedValues.forward, seen))
     kept = fit(make_method(name, source, 2), splits, settings, RunFolder(tmp_path / "kept"), quiet=True)
-    assert sum(seen) == 25 + 8 + 8  # every image once, and the validation images again for the finished model
-    slow = make_method(name, source, 2)
-    monkeypatch.setattr(slow, "frozen_part", lambda: None)
-    anew = fit(slow, splits, settings, RunFolder(tmp_path / "anew"), quiet=True)
-    assert sum(seen) > 41 + 3 * 25
+    assert sum(seen) == 1 + 25 + 8 + 8  # one for the size, all once, and the finished model's validation
+    slow = replace(settings, store_bytes=0)
+    anew = fit(make_method(name, source, 2), splits, slow, RunFolder(tmp_path / "anew"), quiet=True)
+    assert sum(seen) > 42 + 3 * 25
     for one, other in zip(kept.history[1:], anew.history[1:], strict=True):
         assert one.train_loss == pytest.approx(other.train_loss, abs=1e-4)
         assert one.val_loss == pytest.approx(other.val_loss, abs=1e-4)
@@ -451,13 +415,32 @@ def counting_images(forward: Any, seen: list[int]) -> Any:
     return counted
 
 
-def test_augmented_images_are_not_computed_once(
-    source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("augmentation", "num_views"), [("flip", 2), ("light", 8)])
+def test_augmented_images_are_computed_once_in_every_view(
+    source: Source,
+    splits: Splits,
+    settings: TrainSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    augmentation: str,
+    num_views: int,
 ) -> None:
     seen: list[int] = []
+    settings = replace(settings, augmentation=augmentation)
     monkeypatch.setattr(FixedValues, "forward", counting_images(FixedValues.forward, seen))
     fit(make_method("head", source, 2), splits, settings, RunFolder(tmp_path / "run"), quiet=True)
-    assert sum(seen) == 8 + 3 * (25 + 8) + 8
+    assert sum(seen) == 1 + num_views * 25 + 8 + 8
+
+
+def test_a_finished_run_computes_no_features_again(
+    source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    fit(make_method("head", source, 2), splits, settings, run, quiet=True)
+    seen: list[int] = []
+    monkeypatch.setattr(FixedValues, "forward", counting_images(FixedValues.forward, seen))
+    fit(make_method("head", source, 2), splits, settings, run, resume=True, quiet=True)
+    assert sum(seen) == 8  # the finished model's validation
 
 
 def test_runs_that_share_a_pool_decode_each_image_once(

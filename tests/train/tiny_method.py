@@ -31,7 +31,7 @@ class Tiny:
     def start(self, images: Any, device: torch.device) -> None:
         self.starts += sum(len(labels) for _, labels in images)
 
-    def frozen_part(self) -> None:
+    def frozen_part(self, image_size: int) -> None:
         return None
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -40,7 +40,7 @@ class Tiny:
     def set_progress(self, fraction: float) -> None:
         self.progress.append(fraction)
 
-    def tune(self, images: Any, device: torch.device) -> None:
+    def tune(self, model: nn.Module, batches: Any, device: torch.device) -> None:
         """Nothing."""
 
     def record(self) -> list[dict[str, Any]]:
