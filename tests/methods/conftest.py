@@ -27,6 +27,6 @@ def source() -> Source:
 def batches() -> Batches:
     """30 images of three classes that differ in the strength of one colour, in batches of 12, 12 and 6."""
     generator = torch.Generator().manual_seed(0)
-    images, labels = torch.randn(30, 3, 32, 32, generator=generator), torch.arange(30) % 3
+    images, labels = torch.randn(30, 3, 64, 64, generator=generator), torch.arange(30) % 3
     images[torch.arange(30), labels] += 1.0
     return list(zip(images.split(12), labels.split(12), strict=True))

@@ -16,19 +16,41 @@ from torch import Tensor, nn
 from torchsnow.delta.head import Head
 from torchsnow.errors import TrainingError
 from torchsnow.methods import PRESETS, PoolTraining, Snow, make_method
-from torchsnow.methods.probe import INVERSE_PENALTIES, Reading, choose_reading, fit_probe, probe_strengths
-from torchsnow.methods.snow import best_share, inform, make_snow, still_changing
+from torchsnow.methods.probe import INVERSE_PENALTIES, Reading, choose_reading, fit_probe, probe_importance
+from torchsnow.methods.snow import best_shares, inform, make_snow, still_changing
 from torchsnow.methods.statistics import ClassSums
 from torchsnow.pooling import ChannelPooling
-from torchsnow.source import Source
+from torchsnow.source import Request, Source
+from torchsnow.source.grid import ONE_CELL
 
 CPU = torch.device("cpu")
 Batches = list[tuple[Tensor, Tensor]]
+NARROW = {"width_divisor": 8, "grid_width": None, "learned": True, "sigma": 0.5}
+"""A narrow copy whose choice is learned, otherwise as in the default preset."""
+HALVES = 3e-3  # what is lost where a grid delta's weights are rounded to half precision
 
 
 @pytest.fixture
 def snow(source: Source) -> Snow:
     return make_snow(source, 3)
+
+
+@pytest.fixture
+def narrow(source: Source) -> Snow:
+    return make_snow(source, 3, changes=NARROW)
+
+
+def joined(batches: Batches) -> tuple[Tensor, Tensor]:
+    """All images, and their labels."""
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return images, labels
+
+
+def all_values(source: Source, images: Tensor) -> Tensor:
+    """The averages of all channels, then the last features."""
+    index = torch.arange(source.num_chs)
+    values: Tensor = source(images, Request(grids={ONE_CELL: index}, last=True)).values(index, last=True)
+    return values
 
 
 def train(snow: Snow, batches: Batches, steps: int, lr: float) -> None:
@@ -85,14 +107,14 @@ def test_perfect_values_score_highest() -> None:
 
 
 @pytest.mark.parametrize(("num_images", "ridge"), [(40, 75.0), (1500, 3.0)])
-def test_strengths_are_those_of_a_ridge_regression(num_images: int, ridge: float) -> None:
+def test_importance_is_that_of_a_ridge_regression(num_images: int, ridge: float) -> None:
     generator = torch.Generator().manual_seed(0)
     values, labels = torch.randn(num_images, 60, generator=generator), torch.arange(num_images) % 3
     penalty = ridge * float(values.square().sum(1).mean())
     indicators = nn.functional.one_hot(labels, 3).double()
     targets = indicators - indicators.mean(0)
     reference = Ridge(alpha=penalty, fit_intercept=False).fit(values.double().numpy(), targets.numpy())
-    found, expected = probe_strengths(values, labels, 3).numpy(), np.linalg.norm(reference.coef_, axis=0)
+    found, expected = probe_importance(values, labels, 3).numpy(), np.linalg.norm(reference.coef_, axis=0)
     np.testing.assert_allclose(found, expected / np.sqrt(np.mean(expected**2)), rtol=1e-3)
 
 
@@ -103,7 +125,7 @@ def test_a_value_that_repeats_others_is_worth_less_than_one_that_adds() -> None:
     noise = 0.3 * torch.randn(400, 21, generator=generator)
     values = torch.cat([first[:, None].expand(-1, 20), 0.8 * second[:, None]], dim=1) + noise
     standard = (values - values.mean(0)) / values.std(0)
-    assert int(probe_strengths(standard, labels, 4).argmax()) == 20
+    assert int(probe_importance(standard, labels, 4).argmax()) == 20
     assert int(sums_of(values, labels, 4).f_statistic().argmax()) != 20
 
 
@@ -120,12 +142,10 @@ def test_informed_weights_follow_the_scores() -> None:
 
 
 def test_start_standardises_the_head_and_informs_the_pools(source: Source, batches: Batches) -> None:
-    snow = make_snow(source, 3, changes={"start": "probe"})
+    snow = make_snow(source, 3, changes={**NARROW, "start": "probe"})
     snow.start(batches, CPU)
-    images = torch.cat([images for images, _ in batches])
-    labels = torch.cat([labels for _, labels in batches])
-    features = source(images)
-    values = features.vector(tuple(source.taps), last=True).double()
+    images, labels = joined(batches)
+    values = all_values(source, images).double()
     torch.testing.assert_close(snow.delta.head.center.double(), values.mean(0), rtol=1e-4, atol=1e-5)
     alive = values.std(0, correction=0) > 0.1 * values.std(0, correction=0).mean()
     spread = snow.delta.head.spread.double()
@@ -136,25 +156,26 @@ def test_start_standardises_the_head_and_informs_the_pools(source: Source, batch
     standard = (values - values.mean(0)) / snow.delta.head.spread.double()
     names = [*source.taps, "last"]
     sizes = [source.taps[name].num_chs for name in source.taps] + [source.num_features]
-    strengths = dict(zip(names, probe_strengths(standard.float(), labels, 3).split(sizes), strict=True))
+    of_all = probe_importance(standard.float(), labels, 3)
+    importance = dict(zip(names, of_all.split(sizes), strict=True))
     pools = snow.delta.named_pools()
-    for name, strength in strengths.items():
+    for name, own in importance.items():
         if name in pools:
             pool = pools[name]
-            assert set(pool.choose().tolist()) == set(strength.topk(pool.num_pooled).indices.tolist())
-    head, of_all = snow.delta.head.pool, torch.cat(list(strengths.values()))
+            assert set(pool.choose().tolist()) == set(own.topk(pool.num_pooled).indices.tolist())
+    head = snow.delta.head.pool
     best = set(of_all.topk(head.num_pooled).indices.tolist())  # wherever they stand
     assert len(best - set(head.choose().tolist())) <= 0.02 * head.num_pooled  # the last ones are all but equal
 
 
-def test_informed_start_ranks_each_channel_alone(source: Source, batches: Batches) -> None:
-    snow = make_snow(source, 3)
-    snow.start(batches, CPU)
-    features = source(torch.cat([images for images, _ in batches]))
-    labels = torch.cat([labels for _, labels in batches])
-    for name in snow.delta.taps:
-        score = sums_of(features.average(name), labels, 3).f_statistic()
-        pool = snow.delta.named_pools()[name]
+def test_anova_ranks_each_channel_alone(narrow: Snow, source: Source, batches: Batches) -> None:
+    narrow.start(batches, CPU)
+    images, labels = joined(batches)
+    features = source(images)
+    for name, tap in narrow.delta.taps.items():
+        averages = features.taps[name].movedim(tap.dim, 1).flatten(2).mean(2)
+        score = sums_of(averages, labels, 3).f_statistic()
+        pool = narrow.delta.named_pools()[name]
         assert set(pool.choose().tolist()) == set(score.topk(pool.num_pooled).indices.tolist())
 
 
@@ -203,37 +224,91 @@ def test_settling_keeps_the_bodys_share(source: Source, batches: Batches) -> Non
     snow.delta.head.share.fill_(0.5)
     logits = snow.model.eval()(batches[0][0])
     assert not torch.allclose(logits, probe)
-    torch.testing.assert_close(snow.finish()(batches[0][0]), logits)
+    torch.testing.assert_close(snow.finish()(batches[0][0]), logits, rtol=HALVES, atol=HALVES)
     assert not any("share" in name for name in snow.shipped_state())
 
 
-def test_tune_sets_the_share_that_the_loss_favours(source: Source, batches: Batches) -> None:
-    snow = make_snow(source, 3)
+def best_sum(probe: Tensor, body: Tensor, labels: Tensor) -> tuple[float, float]:
+    """The share of the body in the sum with the lowest cross-entropy at the best of six temperatures, and that loss."""
+    heats = (0.125, 0.25, 0.5, 1, 2, 4)
+    losses = {
+        share: min(float(nn.functional.cross_entropy((probe + share * body) / heat, labels)) for heat in heats)
+        for share in (0.0, 0.125, 0.25, 0.5, 1.0, 2.0)
+    }
+    best = min(losses, key=lambda share: losses[share])
+    return best, losses[best]
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_tune_sets_the_shares_that_the_validation_images_favour(snow: Snow, batches: Batches, stored: bool) -> None:
     snow.start(batches, CPU)
     train(snow, batches, steps=6, lr=1e-2)
-    model = snow.model.eval().requires_grad_(False)
-    losses = {}
-    for share in (0.0, 0.125, 0.25, 0.5, 1.0, 2.0):
-        snow.delta.head.share.fill_(share)
-        logits = torch.cat([model(images) for images, _ in batches])
-        labels = torch.cat([labels for _, labels in batches])
-        heated = [
-            nn.functional.cross_entropy(logits / heat, labels, reduction="none") for heat in (0.125, 0.25, 0.5, 1, 2, 4)
-        ]
-        losses[share] = min(heated, key=lambda loss: float(loss.mean()))
-    snow.tune(batches, CPU)
-    best = min(losses, key=lambda share: float(losses[share].mean()))
-    gain = losses[0.0] - losses[best]
-    clear = float(gain.mean()) > max(float(gain.std(correction=0)) / len(gain) ** 0.5, 1 / len(gain))
-    assert float(snow.delta.head.share) == (best if clear else 0.0)
+    head, model = snow.delta.head, snow.model
+    images, labels = joined(batches)
+    logits = []
+    for shares in ((1.0, 0.0), (0.0, 1.0)):
+        head.mix(*shares)
+        with torch.no_grad():
+            logits.append(model.eval()(images))
+    head.mix(0.3, 0.7)
+    frozen, rest = snow.frozen_part(64) or pytest.fail("no frozen part")
+    if stored:
+        snow.tune(rest, [(frozen(images), labels) for images, labels in batches], CPU)
+    else:
+        snow.tune(model, batches, CPU)
+    assert (float(head.read_share), float(head.share)) == best_shares(*logits, labels)
+
+
+def test_without_a_head_apart_nothing_is_tuned(source: Source, batches: Batches) -> None:
+    snow = make_snow(source, 3, changes={"head": "together"})
+    snow.start(batches, CPU)
+    snow.tune(snow.model, batches, CPU)
+    assert (float(snow.delta.head.read_share), float(snow.delta.head.share)) == (1.0, 1.0)
 
 
 def test_a_body_that_says_what_the_probe_says_is_no_gain() -> None:
     labels = torch.arange(60) % 3
     right = nn.functional.one_hot(labels, 3).float()
     for scale in (1.0, 4.0, 20.0):
-        assert best_share(scale * right, scale * right, labels) == 0.0
-    assert best_share(20 * right[:1], right[:1], labels[:1]) == 0.0
+        assert best_shares(scale * right, scale * right, labels) == (1.0, 0.0)
+    assert best_shares(20 * right[:1], right[:1], labels[:1]) == (1.0, 0.0)
+
+
+def test_a_useless_body_does_not_count() -> None:
+    labels = torch.arange(60) % 3
+    right = nn.functional.one_hot(labels, 3).float()
+    noise = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    assert best_shares(10 * right, noise, labels) == (1.0, 0.0)
+    assert best_shares(right, torch.zeros(60, 3), labels) == (1.0, 0.0)
+
+
+def test_a_body_that_is_better_without_the_probe_counts_alone() -> None:
+    labels = torch.arange(60) % 3
+    right = nn.functional.one_hot(labels, 3).float()
+    noise = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    assert best_shares(noise, right, labels) == (0.0, 1.0)
+    assert best_shares(torch.zeros(60, 3), right, labels) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("loudness", [0.5, 1.0, 4.0])
+def test_where_both_help_both_count_and_the_body_by_the_best_sum(loudness: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 3
+    right = nn.functional.one_hot(labels, 3).float()
+    probe, body = (2 * right + torch.randn(300, 3, generator=generator) for _ in range(2))
+    share, _ = best_sum(probe, loudness * body, labels)
+    assert share == pytest.approx(1 / loudness)
+    assert best_shares(probe, loudness * body, labels) == (1.0, share)
+
+
+def test_over_confidence_is_no_reason_against_a_body() -> None:
+    labels = torch.arange(300) % 3
+    right = nn.functional.one_hot(labels, 3).float()
+    generator = torch.Generator().manual_seed(0)
+    probe, body = right + 2 * torch.randn(300, 3, generator=generator), 2 * right
+    body[:15] = body[:15].roll(1, 1)
+    for confidence in (1.0, 8.0):  # where it is wrong, a loud body is very wrong
+        assert best_shares(probe, confidence * body, labels) != (1.0, 0.0)
 
 
 def test_a_gain_that_a_few_images_make_is_none() -> None:
@@ -242,10 +317,10 @@ def test_a_gain_that_a_few_images_make_is_none() -> None:
     body = torch.zeros(100, 2)
     body[:3] = torch.tensor([[1.0, -1.0]])
     body[3:5] = -body[0] / 2
-    assert best_share(probe, body, labels) == 0.0  # three images of a hundred, and two the other way
+    assert best_shares(probe, body, labels) == (1.0, 0.0)  # three images of a hundred, and two the other way
     probe[:20] *= -1
     body[:20] = body[0]
-    assert best_share(probe, body, labels) == 2.0
+    assert best_shares(probe, body, labels) == (1.0, 2.0)
 
 
 @pytest.mark.parametrize(("mended", "ships"), [(2, False), (8, True)])
@@ -255,24 +330,19 @@ def test_a_gain_of_one_standard_error_is_no_clear_one(mended: int, ships: bool) 
     probe, body = torch.tensor([[2.0, -2.0]]).repeat(100, 1), torch.zeros(100, 2)
     probe[:mended] *= -1
     body[:mended] = torch.tensor([[4.0, -4.0]])
-    assert (best_share(probe, body, labels) > 0) == ships
-
-
-def test_a_body_counts_as_much_as_it_helps() -> None:
-    labels = torch.arange(60) % 3
-    right = nn.functional.one_hot(labels, 3).float()
-    noise = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
-    assert best_share(10 * right, noise, labels) == 0.0
-    assert best_share(noise, right, labels) == 2.0
-    assert best_share(right, torch.zeros(60, 3), labels) == 0.0  # of equal shares the smallest
+    shares = best_shares(probe, body, labels)
+    assert shares[0] == 1.0
+    assert (shares[1] > 0) == ships
 
 
 # training
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_pooling_weights_get_gradient_and_change_the_selection(source: Source, batches: Batches, preset: str) -> None:
-    snow = make_snow(source, 3, preset)
+@pytest.mark.parametrize(("preset", "changes"), [("default", NARROW), ("paper", {})])
+def test_pooling_weights_get_gradient_and_change_the_selection(
+    source: Source, batches: Batches, preset: str, changes: dict[str, Any]
+) -> None:
+    snow = make_snow(source, 3, preset, changes=changes)
     snow.start(batches, CPU)
     pools = snow.delta.named_pools()
     before = {name: set(pool.eval().choose().tolist()) for name, pool in pools.items()}
@@ -299,9 +369,9 @@ def test_source_survives_an_optimiser_over_everything(snow: Snow, source: Source
     assert not any(module.training for module in source.modules())
 
 
-def test_every_parameter_trains_once_with_its_own_rate(source: Source) -> None:
-    spec = PRESETS["default"].spec(3)
-    snow = Snow(source, spec, replace(PRESETS["default"].pools, head="together", pool_lr=10.0, head_lr=3.0))
+@pytest.mark.parametrize("shape", [NARROW, {"learned": True}])
+def test_every_parameter_trains_once_with_its_own_rate(source: Source, shape: dict[str, Any]) -> None:
+    snow = make_snow(source, 3, changes={**shape, "head": "together", "pool_lr": 10.0, "head_lr": 3.0})
     groups = snow.parameter_groups(0.1, 0.05)
     listed = [parameter for group in groups for parameter in group["params"]]
     assert len(listed) == len({id(parameter) for parameter in listed})
@@ -319,34 +389,35 @@ def test_every_parameter_trains_once_with_its_own_rate(source: Source) -> None:
 # noise
 
 
-def test_noise_is_in_proportion_to_the_spread_and_ends(snow: Snow, batches: Batches) -> None:
-    snow.start(batches, CPU)
-    pools = [pool for name, pool in snow.delta.named_pools().items() if name != "head"]
+def test_noise_is_in_proportion_to_the_spread_and_ends(narrow: Snow, batches: Batches) -> None:
+    narrow.start(batches, CPU)
+    pools = [pool for name, pool in narrow.delta.named_pools().items() if name != "head"]
     expected = {0.0: 0.5, 0.35: 0.25, 0.7: 0.0, 0.99: 0.0}
     for progress, share in expected.items():
-        snow.set_progress(progress)
+        narrow.set_progress(progress)
         for pool in pools:
             assert pool.sigma == pytest.approx(share * float(pool.weight.detach().std(correction=0)))
 
 
 @pytest.mark.parametrize("slots", ["channel", "rank"])
 def test_the_head_starts_as_a_linear_probe_and_gets_no_noise(source: Source, batches: Batches, slots: str) -> None:
-    snow = make_snow(source, 3, changes={"slots": slots})
+    snow = make_snow(source, 3, changes={**NARROW, "slots": slots})
     snow.start(batches, CPU)
     snow.set_progress(0.0)
     head = snow.delta.head
     assert isinstance(head, Head)
     assert head.pool.sigma == 0
-    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    images, labels = joined(batches)
+    of_all = (all_values(source, images) - head.center) / head.spread
+    idx = head.pool.choose()
+    values = of_all[:, idx]
     with torch.no_grad():
-        values, idx = head.read(snow.source(images))
         logits = snow.model.eval()(images)
-        of_all = (snow.source(images).vector(head.taps, last=True) - head.center) / head.spread
-    weight, bias = fit_probe(values, labels, 3, strengths=probe_strengths(of_all, labels, 3)[idx])
+    weight, bias = fit_probe(values, labels, 3, importance=probe_importance(of_all, labels, 3)[idx])
     torch.testing.assert_close(logits, values @ weight.T + bias, rtol=1e-3, atol=1e-3)
 
 
-def test_a_stronger_value_is_penalised_less() -> None:
+def test_a_more_important_value_is_penalised_less() -> None:
     """Penalising w_i by 1/s_i^2 is penalising the weights of s_i x_i alike: two equal values share by s^2."""
     torch.manual_seed(0)
     labels = torch.arange(60) % 2
@@ -388,10 +459,10 @@ def test_noise_of_the_paper_never_ends() -> None:
     assert pools.sigma_at(0.0) == pools.sigma_at(1.0) == pools.sigma > 0
 
 
-def test_record_tells_noise_that_changes_nothing(snow: Snow, batches: Batches) -> None:
-    snow.start(batches, CPU)
-    train(snow, batches, steps=4, lr=0.0)
-    for row, pool in zip(snow.record(), snow.delta.named_pools().values(), strict=True):
+def test_record_tells_noise_that_changes_nothing(narrow: Snow, batches: Batches) -> None:
+    narrow.start(batches, CPU)
+    train(narrow, batches, steps=4, lr=0.0)
+    for row, pool in zip(narrow.record(), narrow.delta.named_pools().values(), strict=True):
         assert row["chosen"] <= row["ever_chosen"] <= row["channels"]
         pool.sigma = 1e-6 * float(pool.weight.detach().std())
         assert still_changing(pool) == 0
@@ -399,15 +470,16 @@ def test_record_tells_noise_that_changes_nothing(snow: Snow, batches: Batches) -
         assert 0 < still_changing(pool) <= pool.num_pooled
         pool.sigma = 0.0
         assert still_changing(pool) == 0
-    assert any(row["ever_chosen"] > row["chosen"] for row in snow.record())
+    assert any(row["ever_chosen"] > row["chosen"] for row in narrow.record())
 
 
-def test_record_does_not_disturb_training(snow: Snow) -> None:
-    snow.set_progress(0.0)
+def test_record_does_not_disturb_training(narrow: Snow) -> None:
+    narrow.set_progress(0.0)
     before = torch.get_rng_state()
-    first = snow.record()
+    first = narrow.record()
+    assert len(first) == len(narrow.delta.taps) + 1
     assert torch.equal(before, torch.get_rng_state())
-    assert snow.record() == first
+    assert narrow.record() == first
     assert json.loads(json.dumps(first)) == first
 
 
@@ -431,7 +503,8 @@ def test_finished_model_has_the_logits_of_the_trained_one(source: Source, batche
     train(snow, batches, steps=3, lr=0.01)
     finished, images = snow.finish(), batches[0][0]
     assert not finished.training
-    torch.testing.assert_close(finished(images), snow.model.eval()(images), rtol=1e-4, atol=1e-5)
+    lost = 1e-5 if preset == "paper" else HALVES
+    torch.testing.assert_close(finished(images), snow.model.eval()(images), rtol=10 * lost, atol=lost)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -447,6 +520,11 @@ def test_subscription_lists_what_is_chosen(source: Source, batches: Batches, pre
         assert subscription[name]["index"] == index
         assert subscription[name]["weight"] == pool.weight.detach()[index].tolist()
         assert subscription[name]["channels"] == pool.num_chs
+    if preset != "paper":
+        pool = snow.delta.grid_pool
+        assert subscription["grid"]["index"] == pool.index.tolist() == sorted(set(pool.index.tolist()))
+        assert subscription["grid"]["weight"] == pool.weight.tolist()
+        assert subscription["grid"]["channels"] == source.num_chs
 
 
 def test_head_without_values_of_the_source(source: Source, batches: Batches) -> None:
@@ -464,7 +542,8 @@ def test_head_without_values_of_the_source(source: Source, batches: Batches) -> 
 
 def test_presets() -> None:
     default, paper = (PRESETS[name].spec(5) for name in ("default", "paper"))
-    assert (default.slots, default.width_divisor, default.pool_divisor, default.head_taps) == ("channel", 8, 8, None)
+    assert (default.slots, default.width_divisor, default.pool_divisor, default.head_taps) == ("channel", None, 8, None)
+    assert [PRESETS[name].spec(5).grid_width for name in PRESETS] == [96, 96, 192, None]
     assert (paper.slots, paper.width_divisor, paper.pool_divisor, paper.head_taps) == ("rank", 8, 8, ())
     assert default.head_last
     assert paper.head_last
@@ -492,8 +571,8 @@ def test_unknown_names_are_told_apart(source: Source) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"head_start": "lucky"}, "head_start is 'lucky'; expected one of probe, informed, random, equal"),
-        ({"start": "lucky"}, "start is 'lucky'; expected one of probe, informed, random, equal"),
+        ({"head_start": "lucky"}, "head_start is 'lucky'; expected one of probe, anova, random, equal"),
+        ({"start": "lucky"}, "start is 'lucky'; expected one of probe, anova, random, equal"),
         ({"head": "off"}, "head is 'off'; expected 'apart' or 'together'"),
         ({"probe": False}, "head is 'apart', which keeps the probe, and probe is false"),
         ({"sigma": -1.0}, "sigma is -1.0; expected a number of 0 or more"),
@@ -530,17 +609,17 @@ def test_the_reading_with_the_lowest_held_out_loss_is_taken(seed: int, few_tell:
     tried = [(60, False), (60, True), (15, True), (4, True)]
     losses = np.zeros((len(tried), len(INVERSE_PENALTIES)))
     for fit, held in StratifiedKFold(5, shuffle=True, random_state=0).split(y, y):
-        strengths = probe_strengths(values[fit], labels[fit], 3)
-        for i, (num, by_strength) in enumerate(tried):
-            scaled = (values * strengths if by_strength else values).double().numpy()
-            read = scaled[:, strengths.argsort(descending=True)[:num]]
+        importance = probe_importance(values[fit], labels[fit], 3)
+        for i, (num, by_importance) in enumerate(tried):
+            scaled = (values * importance if by_importance else values).double().numpy()
+            read = scaled[:, importance.argsort(descending=True)[:num]]
             for j, inverse_penalty in enumerate(INVERSE_PENALTIES):
                 model = LogisticRegression(C=inverse_penalty, max_iter=1000).fit(read[fit], y[fit])
                 losses[i, j] += log_loss(y[held], model.predict_proba(read[held]), normalize=False)
     i, j = np.unravel_index(losses.argmin(), losses.shape)
     expected = Reading(*tried[i], INVERSE_PENALTIES[j])
     assert choose_reading(values, labels, 3, nums) == expected
-    assert expected.by_strength == few_tell  # so that both kinds come up
+    assert expected.by_importance == few_tell  # so that both kinds come up
 
 
 def test_what_is_held_out_does_not_choose_the_values() -> None:
