@@ -65,14 +65,13 @@ def test_a_plan_ends_with_the_last_thing_that_is_wanted() -> None:
     assert not hasattr(plan, "layer4")
 
 
-def test_channels_and_averages_of_a_value() -> None:
+def test_channels_of_a_value() -> None:
     source = lively_source("test_convnext")
     for tap in list(source.taps.values())[::4]:
         idx = torch.tensor([3, 0, 5])
-        outputs = (PlanOutput(tap.node, kind, tap.dim) for kind in ("whole", "channels", "average"))
-        whole, chosen, average = plan_of(source, *outputs)(image(), idx)
+        outputs = (PlanOutput(tap.node, kind, tap.dim) for kind in ("whole", "channels"))
+        whole, chosen = plan_of(source, *outputs)(image(), idx)
         assert torch.equal(chosen, whole.index_select(tap.dim, idx))
-        torch.testing.assert_close(average, whole.movedim(tap.dim, -1).flatten(1, -2).mean(1))
 
 
 class Repeating(nn.Module):

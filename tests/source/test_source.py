@@ -14,6 +14,7 @@ from torchsnow.delta import Delta, DeltaSpec
 from torchsnow.errors import SourceError
 from torchsnow.model import SnowModel
 from torchsnow.source import InputConfig, Precision, Request, Source, load_source
+from torchsnow.source.grid import ONE_CELL
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +87,13 @@ def test_gradients_reach_the_images_if_asked_for(name: str) -> None:
     source = lively_source(name)
     before, images = snapshot(source), image(batch=1).requires_grad_()
     tap = list(source.taps)[len(source.taps) // 2]
-    request = Request(averages=(tap,), last=True)
+    index = source.channels_of([tap])
+    request = Request(grids={ONE_CELL: index}, last=True)
     features, plain = source.differentiable(images, request), source(images, request)
-    assert torch.equal(features.last, plain.last)
-    assert torch.equal(features.average(tap), plain.average(tap))
+    torch.testing.assert_close(features.last, plain.last, rtol=1e-4, atol=1e-4)  # the plain one fuses its steps
+    torch.testing.assert_close(features.averages(index), plain.averages(index), rtol=1e-4, atol=1e-4)
     assert not plain.last.requires_grad
-    value = features.last.square().sum() + features.average(tap).square().sum()
+    value = features.last.square().sum() + features.averages(index).square().sum()
     (gradient,) = torch.autograd.grad(value, images)
     whole = source.model(images).square().sum()
     (expected,) = torch.autograd.grad(whole, images)
@@ -104,11 +106,12 @@ def test_gradients_reach_the_images_if_asked_for(name: str) -> None:
 
 def test_features_can_be_used_in_a_trained_graph(source: Source) -> None:
     """Features made under inference_mode would raise here."""
-    features = source(image())
     name, tap = next(iter(source.taps.items()))
+    index = source.channels_of([name])
+    features = source(image(), Request(taps=(name,), grids={ONE_CELL: index}, last=True))
     assert not features.taps[name].is_inference()
     layer = nn.Conv2d(tap.num_chs, 2, 1)
-    (layer(features.taps[name]).mean() + features.vector([name], last=True).sum() * layer.bias.sum()).backward()
+    (layer(features.taps[name]).mean() + features.values(index, last=True).sum() * layer.bias.sum()).backward()
     assert layer.weight.grad is not None
     assert layer.weight.grad.abs().sum() > 0
 
@@ -126,12 +129,14 @@ def test_a_request_returns_what_it_asks_for_and_no_more(name: str) -> None:
     first, second, third, *_ = source.taps
     idx = torch.tensor([5, 2])
     whole = source(image())
-    features = source(image(), Request(taps=(first,), channels={second: idx}, averages=(third,)))
+    index = source.channels_of([third])
+    features = source(image(), Request(taps=(first,), channels={second: idx}, grids={ONE_CELL: index}))
     assert list(features.taps) == [first]
     assert features.last is None
-    torch.testing.assert_close(features.channels(second, idx), whole.channels(second, idx))
+    torch.testing.assert_close(features.channels(second, idx), whole.channels(second, idx), rtol=1e-4, atol=1e-4)
     assert features.channels(second, idx).shape[source.taps[second].dim] == 2
-    torch.testing.assert_close(features.average(third), whole.average(third))
+    expected = whole.taps[third].movedim(source.taps[third].dim, 1).mean((2, 3))
+    torch.testing.assert_close(features.averages(index), expected, rtol=1e-4, atol=1e-4)
     assert source(image(), Request(last=True)).taps == {}
 
 
@@ -148,13 +153,28 @@ def test_channels_that_were_not_asked_for_are_not_passed_off_as_others(source: S
         features.channels(name, torch.tensor([1, 2]))
 
 
-def test_averages_and_vectors(source: Source) -> None:
-    features = source(image())
+def test_values_are_averages_and_last_features(source: Source) -> None:
     first, second, *_ = source.taps
-    expected = [features.taps[name].mean((2, 3)) for name in (second, first)]
-    torch.testing.assert_close(features.vector([second, first], last=False), torch.cat(expected, 1))
-    torch.testing.assert_close(features.vector([second, first], True), torch.cat([*expected, features.last], 1))
-    assert features.average(first) is features.average(first)
+    index = source.channels_of([second, first])
+    features = source(image(), Request(taps=(first, second), grids={ONE_CELL: index}, last=True))
+    expected = torch.cat([features.taps[name].mean((2, 3)) for name in (first, second)], 1)
+    torch.testing.assert_close(features.values(index, last=False), expected)
+    torch.testing.assert_close(features.values(index[3:5], last=False), expected[:, 3:5])
+    torch.testing.assert_close(features.values(index, last=True), torch.cat([expected, features.last], 1))
+    assert torch.equal(features.values(index[:0], last=True), features.last)
+
+
+def test_channels_are_counted_through_all_taps_in_the_order_of_the_pass(source: Source) -> None:
+    names = list(source.taps)
+    assert source.num_chs == sum(tap.num_chs for tap in source.taps.values())
+    assert source.channels_of(names).tolist() == list(range(source.num_chs))
+    first, third = source.channels_of(names[:1]), source.channels_of([names[2], names[0]])
+    assert third[: len(first)].tolist() == first.tolist() == list(range(source.taps[names[0]].num_chs))
+    assert source.channels_of([]).tolist() == []
+    for name in names:
+        assert [source.tap_of(channel) for channel in source.channels_of([name]).tolist()] == [
+            (name, channel) for channel in range(source.taps[name].num_chs)
+        ]
 
 
 def flops_of(source: Source, request: Request) -> int:
@@ -164,11 +184,14 @@ def flops_of(source: Source, request: Request) -> int:
     return int(counter.get_total_flops())
 
 
-def test_a_pass_runs_nothing_behind_the_last_thing_that_is_wanted(source: Source) -> None:
+def test_a_pass_runs_nothing_behind_the_last_thing_that_is_wanted(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Source, "_fuses", False)  # the steps of oneDNN are not counted
     whole = flops_of(source, Request(last=True))
     idx = torch.tensor([0])
     requests = [
-        [Request(taps=(name,)), Request(channels={name: idx}), Request(averages=(name,))]
+        [Request(taps=(name,)), Request(channels={name: idx}), Request(grids={ONE_CELL: source.channels_of([name])})]
         for name in ("layer1.0.conv1", "layer1.0.conv2", "layer3.0.conv2")
     ]
     costs = [{flops_of(source, request) for request in of_tap} for of_tap in requests]
@@ -182,7 +205,6 @@ def test_a_pass_runs_nothing_behind_the_last_thing_that_is_wanted(source: Source
 @pytest.mark.parametrize("request_of", [
     lambda name: Request(taps=(name,)),
     lambda name: Request(channels={name: torch.tensor([0])}),
-    lambda name: Request(averages=(name,)),
 ])  # fmt: skip
 def test_unknown_taps_are_refused(source: Source, request_of: Callable[[str], Request]) -> None:
     with pytest.raises(SourceError, match=r"test_resnet has no tap 'layer9'; its taps are named like 'conv1\.3'"):
@@ -209,7 +231,6 @@ def test_bfloat16_is_near_float32(name: str) -> None:
     for tap, value in rounded.taps.items():
         assert value.dtype == torch.bfloat16
         assert (value.float() - exact.taps[tap]).norm() < 0.05 * exact.taps[tap].norm()
-        assert rounded.average(tap).dtype == torch.float32
 
 
 def test_an_unknown_precision_is_refused() -> None:
@@ -297,24 +318,27 @@ def test_the_picture_to_try_deltas_on_is_passed_once_until_the_source_moves(monk
         return run(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Source, "forward", counted)
-    trial = source.trial
-    assert source.trial is trial
+    trial = source.trial(ONE_CELL)
+    assert source.trial(ONE_CELL) is trial
     assert trial.images.shape == (1, 3, 96, 96)
+    assert {reduction: maps.shape for reduction, (_, maps) in trial.grids.items()} == {0: (1, source.num_chs, 1, 1)}
     assert set(trial.taps) == set(source.taps)
     assert trial.last is not None
     assert not trial.last.requires_grad
+    finer = source.trial(32).grids[32][1]
+    assert finer.shape == (1, source.num_chs, 3, 3)
     source.to("cpu")
-    assert source.trial is not trial
-    assert len(passes) == 2
+    assert source.trial(ONE_CELL) is not trial
+    assert len(passes) == 3
 
 
 def test_a_network_that_takes_its_own_size_alone_has_a_picture_too(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Source.forward
 
-    def strict(self: Source, images: torch.Tensor) -> object:
+    def strict(self: Source, images: torch.Tensor, request: Request) -> object:
         if images.shape[-1] < 160:
             raise SourceError("cannot take images of this shape")
-        return run(self, images)
+        return run(self, images, request)
 
     monkeypatch.setattr(Source, "forward", strict)
-    assert load_source("test_resnet", weights="random").trial.images.shape == (1, 3, 160, 160)
+    assert load_source("test_resnet", weights="random").trial(ONE_CELL).images.shape == (1, 3, 160, 160)

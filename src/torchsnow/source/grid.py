@@ -36,6 +36,8 @@ def to_grid(x: Tensor, dim: int, idx: Tensor | None, size: Size) -> Tensor:
 
     (B, C, H, W), (B, H, W, C), or tokens (B, L, C) that make a map of the grid's aspect -> (B, M, *size), float32.
     """
+    if idx is not None and len(idx) == 0:
+        return x.new_empty(len(x), 0, *size, dtype=torch.float32)
     x = _as_maps(x, dim, size)
     pool_first = x.stride(1) == 1 and x.shape[1] > 1  # channels last: averaging is fast there, and gathering slow
     if idx is not None and not pool_first:
@@ -47,7 +49,7 @@ def to_grid(x: Tensor, dim: int, idx: Tensor | None, size: Size) -> Tensor:
 def join_channels(parts: Sequence[Tensor]) -> Tensor:
     """Maps (B, C, Gh, Gw) as one (B, all channels, Gh, Gw), laid out channel by channel: then choosing channels copies
     long rows, and what is chosen is the matrix that a 1x1 convolution multiplies with."""
-    return _joined(parts, 0)
+    return _joined([part for part in parts if part.shape[1]] or parts, 0)
 
 
 def join_images(parts: Sequence[Tensor]) -> Tensor:

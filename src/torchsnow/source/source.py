@@ -96,8 +96,9 @@ class Source(nn.Module):
         pass does depends on numbers, so that it can be traced. Raises what a call raises.
         """
         request = request or Request(taps=tuple(self.taps), last=True)
-        outputs = self._outputs(request)
-        wanted: list[Wanted] = [*request.channels.values(), *self.grid_inputs(request, images.shape[2:], parts)]
+        grids = self.grid_inputs(request, images.shape[2:], parts)
+        outputs = self._outputs(request, grids)
+        wanted: list[Wanted] = [*request.channels.values(), *grids]
         values = iter(self._run(outputs, images, wanted))
         return FeatureMaps(
             images,
@@ -120,11 +121,11 @@ class Source(nn.Module):
             raise SourceError("a shared pass returns no whole taps; ask for channels of them")
         joint = Request.together(Request(grids=request.grids, last=request.last) for request, _ in parts)
         channels = [(name, (idx, rows)) for request, rows in parts for name, idx in request.channels.items()]
-        gathers = tuple(PlanOutput(self.taps[name].node, "part", self.taps[name].dim) for name, _ in channels)
-        wanted: list[Wanted] = [part for _, part in channels]
-        wanted += self.grid_inputs(joint, images.shape[2:])
+        gathers = tuple(PlanOutput(self._tap(name).node, "part", self._tap(name).dim) for name, _ in channels)
+        inputs = self.grid_inputs(joint, images.shape[2:])
+        wanted: list[Wanted] = [*(part for _, part in channels), *inputs]
         with torch.no_grad():
-            values = iter(self._run((*gathers, *self._outputs(joint)), images, wanted))
+            values = iter(self._run((*gathers, *self._outputs(joint, inputs)), images, wanted))
         gathered = [{name: (idx, next(values)) for name, idx in request.channels.items()} for request, _ in parts]
         grids = {reduction: (idx, next(values)) for reduction, idx in joint.grids.items()}
         last = next(values).float() if joint.last else None
@@ -244,22 +245,29 @@ class Source(nn.Module):
         on_cpu = next(self.parameters()).device.type == "cpu"
         return on_cpu and not _is_traced() and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
-    def _outputs(self, request: Request) -> tuple[Output, ...]:
-        tap = self.taps
-        for name in (*request.taps, *request.channels):
-            if name not in tap:
-                raise SourceError(f"{self.name} has no tap {name!r}; its taps are named like {next(iter(tap))!r}")
+    def _tap(self, name: str) -> Tap:
+        if name not in self.taps:
+            raise SourceError(f"{self.name} has no tap {name!r}; its taps are named like {next(iter(self.taps))!r}")
+        return self.taps[name]
+
+    def _outputs(self, request: Request, grids: Sequence[GridWanted]) -> tuple[Output, ...]:
         return (
-            *(PlanOutput(tap[name].node) for name in request.taps),
-            *(PlanOutput(tap[name].node, "channels", tap[name].dim) for name in request.channels),
-            *([GridOutput(tuple((one.node, one.dim) for one in tap.values()))] * len(request.grids)),
+            *(PlanOutput(self._tap(name).node) for name in request.taps),
+            *(PlanOutput(self._tap(name).node, "channels", self._tap(name).dim) for name in request.channels),
+            *(self._grid_output(of_taps) for of_taps, _ in grids),
             *([PlanOutput(self.last_node.name)] if request.last else []),
         )
 
+    def _grid_output(self, of_taps: ChannelsByTap) -> GridOutput:
+        """A grid over the taps up to the last one of which anything is wanted."""
+        read = (at for at, own in enumerate(of_taps) if own is None or len(own))
+        taps = list(self.taps.values())[: max(read, default=0) + 1]
+        return GridOutput(tuple((tap.node, tap.dim) for tap in taps))
+
     def plan(self, request: Request) -> fx.GraphModule:
         """What a pass for this request runs: images, then the indices of `request.channels` and `grid_inputs`, to a
-        tuple of taps, channels, parts of grids by tap, and last features, those that are asked for."""
-        return self._plan(self._outputs(request))
+        tuple of taps, channels, grids, and last features, those that are asked for."""
+        return self._plan(self._outputs(request, self.grid_inputs(request, self.input_config.input_size[1:])))
 
     def _plan(self, outputs: tuple[Output, ...], fused: bool = False) -> fx.GraphModule:
         key = (*outputs, fused)
