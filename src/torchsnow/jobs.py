@@ -34,6 +34,7 @@ from torchsnow.train.batches import plain_images, run_images
 from torchsnow.train.range_test import auto_lr
 
 BATCH_SIZE = 32  # of evaluation
+LEAST_PATIENCE = 10  # epochs from stored features
 CALIBRATION_IMAGES, MEASURED_IMAGES = 200, 1000  # of an export to int8, at most
 
 
@@ -70,6 +71,7 @@ class TrainedTask:
             "run": str(self.run),
             "best_epoch": self.fit.best.epoch,
             "val_accuracy": self.fit.metrics.accuracy,
+            "start_val_accuracy": self.fit.history[0].val_accuracy,
             "probe_val_accuracy": self.probe.accuracy,
             "test_accuracy": None if self.test is None else self.test.accuracy,
             "test_balanced_accuracy": None if self.test is None else self.test.balanced_accuracy,
@@ -255,7 +257,7 @@ def complete(
 def as_started(settings: TrainSettings, auto: Collection[str], run: RunFolder) -> tuple[TrainSettings, dict[str, str]]:
     """The settings with those that `auto` names as the run has them, and why it has them."""
     stored, chosen = run.read_settings()
-    return replaced(settings, **{setting: getattr(stored, setting) for setting in auto}), chosen
+    return replaced(settings, **{name: getattr(stored, name) for name in {*auto, *chosen}}), chosen
 
 
 def stores_features(method: Method, settings: TrainSettings) -> bool:
@@ -276,6 +278,9 @@ def _choose(
     settings, chosen = auto_sizes(settings, auto, splits, config.input_size[1], stored)
     for setting, why in chosen.items():
         say(f"{setting} {getattr(settings, setting)}: {why}")
+    if stored and "epochs" in auto and settings.patience is None:
+        settings = replaced(settings, patience=max(LEAST_PATIENCE, settings.epochs // 3))
+        chosen["patience"] = "training stops when so many epochs bring nothing better"
     if "lr" in auto and not stored:  # a grid delta's rate fits all: its features are standardised
         lr, chosen["lr"] = auto_lr(make, run_images(splits, config, settings), settings)
         settings = replaced(settings, lr=lr)

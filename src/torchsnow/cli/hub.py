@@ -95,7 +95,7 @@ def show(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
         ["classes", first_few(info.classes, _MOST_NAMES, ", ")],
         ["source", info.source_info],
         ["image size", f"{info.image_size} px"],
-        ["layers", _divisors(info.spec)],
+        ["layers", _body(info.spec)],
         ["subscribes to", f"{sum(info.subscription.values())} channels of {len(info.subscription)} pools"],
         ["accuracy", ", ".join(f"{split} {value}" for split, value in accuracies.items()) or "-"],
         ["created", f"{info.created} by torchsnow {info.versions.get('torchsnow', '?')}"],
@@ -176,7 +176,9 @@ def verify(hub: HubFolder, json: AsJson = False) -> None:
         raise typer.Exit(2)
 
 
-def _divisors(spec: DeltaSpec) -> str:
+def _body(spec: DeltaSpec) -> str:
+    if spec.grid_width is not None:
+        return f"grid, width {spec.grid_width}, {spec.grid_blocks} blocks, one channel in {spec.pool_divisor}"
     if spec.width_divisor is None:
         return "none: a head alone"
     return f"K {spec.width_divisor}, M {spec.pool_divisor}, entry reduction {spec.entry_reduction}"

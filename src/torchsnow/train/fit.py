@@ -88,6 +88,7 @@ def fit(
                 loop.begin(bar)
             while not is_finished(loop.history, settings.epochs, settings.patience):
                 loop.run_epoch(bar)
+            loop.say_why_stopped(bar)
             return loop.result()
         except KeyboardInterrupt:
             raise KeyboardInterrupt(loop.stopped()) from None
@@ -301,6 +302,11 @@ class Loop:
 
     def _save_best(self, state: dict[str, Tensor]) -> None:
         Checkpoint(self.config, state, history=self.history).save(self.run.best)
+
+    def say_why_stopped(self, bar: TrainingBar) -> None:
+        """Say so if training ended before its time."""
+        if self.done < self.settings.epochs:
+            self._say(bar, f"stopped: the last {self.settings.patience} epochs brought nothing better on validation")
 
     def stopped(self) -> str:
         """Note that somebody stopped the run, and how it goes on."""
