@@ -113,7 +113,9 @@ class AutoEngine:
         """Keep a choice for the next start; a disk that refuses costs a measurement then, and nothing else."""
         try:
             self._choices.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._choices, json.dumps({**_known(self._choices), key: name}, indent=1), CompileError)
+            write_atomically(
+                self._choices, json.dumps({**_known(self._choices), key: name}, indent=1, allow_nan=False), CompileError
+            )
         except (OSError, CompileError):
             return
 
