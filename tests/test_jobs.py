@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -193,6 +194,25 @@ def test_what_no_file_could_hold_is_refused_before_the_training(
     with pytest.raises(TaskFileError, match=r"a task of 3 classes may take .* bytes with these settings"):
         trained(data, tmp_path / "hub", tmp_path / "run", source)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_task_of_very_many_classes_is_trained_and_loaded_again(tmp_path: Path, source: Source) -> None:
+    """Two confusion matrices of 1,800 classes are more than the reader lets a header have."""
+    rng = np.random.default_rng(0)
+    for name in range(1800):
+        (tmp_path / "data" / f"{name}").mkdir(parents=True)
+        for number in range(3):
+            pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / f"{name}" / f"{number}.png")
+    trained(load_data(tmp_path / "data"), tmp_path / "hub", tmp_path / "run", source)
+    hub = Hub.open(tmp_path / "hub", source)
+    assert hub.verify() == []
+    assert len(hub.task("colours").classes) == 1800
+    assert set(hub.info("colours").metrics["test"]) >= {"accuracy", "loss", "top5"}
+    stored = json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]
+    assert (stored["confusion"], len(stored["per_class"])) == (None, 1800)
+    assert sum(mistake["num_images"] for mistake in stored["mistakes"]) == round(1800 * (1 - stored["accuracy"]))
 
 
 def test_a_hub_that_fails_in_the_end_costs_no_training(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from sample_photos import make_photos
 from sample_tasks import sample_task
 from torchsnow.data import LoadedData, eval_transform, load_data, read_image
-from torchsnow.errors import HubError
+from torchsnow.errors import HubError, SourceError
 from torchsnow.hub import Hub
 from torchsnow.predictions import predict_images
 from torchsnow.source import Source, load_source
@@ -65,3 +66,33 @@ def test_a_hub_without_tasks_predicts_nothing(tmp_path: Path, source: Source) ->
     hub = Hub.create(tmp_path / "hub", source)
     with pytest.raises(HubError, match="has no tasks yet; train one first"):
         predict_images(hub, [], None, lambda *what: None)
+
+
+def test_one_task_that_cannot_answer_leaves_the_others_alone(hub: Hub, data: LoadedData, source: Source) -> None:
+    hub.add(sample_task(source, "b", seed=1))
+    hub.add(replace(sample_task(source, "tiny", seed=2), image_size=1))
+    torch.nn.init.constant_(hub.task("b").delta.head.fc.local.bias, torch.inf)  # type: ignore[union-attr, arg-type]
+    bad: list[tuple[Path, str]] = []
+    file = data.examples[0].path
+    predictions = predict_images(hub, [file], None, lambda *what: bad.append(what))
+    assert {prediction.task for prediction in predictions} == {"a", "tiny"}
+    assert bad == [(file, f"no answer of b for {file}: its logits are not finite numbers")]
+
+
+def test_an_image_size_that_the_source_cannot_take_is_of_its_tasks_alone(
+    hub: Hub, data: LoadedData, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add(replace(sample_task(source, "small", seed=2), image_size=8))
+    run = Source.forward
+
+    def strict(self: Source, images: torch.Tensor, *rest: object) -> object:
+        if images.shape[-1] < 32:
+            raise SourceError("test_resnet cannot take such images")
+        return run(self, images, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Source, "forward", strict)
+    bad: list[tuple[Path, str]] = []
+    file = data.examples[0].path
+    predictions = predict_images(hub, [file], None, lambda *what: bad.append(what))
+    assert [prediction.task for prediction in predictions] == ["a"]
+    assert bad == [(file, f"no answer of small for {file}: test_resnet cannot take such images")]

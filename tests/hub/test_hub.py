@@ -165,6 +165,17 @@ def test_one_corrupt_file_leaves_the_others_alone(hub: Hub, images: torch.Tensor
     assert hub.verify() == []
 
 
+def test_logits_that_are_not_finite_leave_the_others_alone(hub: Hub, images: torch.Tensor) -> None:
+    torch.nn.init.constant_(hub.task("a").delta.head.fc.local.bias, torch.inf)  # type: ignore[union-attr, arg-type]
+    for names in (None, ["a"], ["b", "a"]):
+        with pytest.raises(HubError, match=r"task 'a' of the hub .*: its logits are not finite numbers"):
+            hub.predict(images, names)
+        left_out: list[Problem] = []
+        assert set(hub.predict(images, names, left_out.append)) == {"b"} & set(names or "ab")
+        assert [problem.task for problem in left_out] == ["a"]
+    assert set(hub.predict(images, ["b"])) == {"b"}
+
+
 def edit_index(hub: Hub, change: Callable[[dict[str, Any]], Any]) -> None:
     values = json.loads(hub.folder.index_file.read_text())
     change(values)

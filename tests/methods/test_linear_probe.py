@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sample_photos import make_photos
 from torchsnow.data import load_data, make_splits
 from torchsnow.methods import head
-from torchsnow.methods.probe import INVERSE_PENALTIES
+from torchsnow.methods.probe import INVERSE_PENALTIES, fit_probe
 from torchsnow.source import Source
 from torchsnow.source.features import Request
 from torchsnow.train import TrainSettings
@@ -51,3 +51,8 @@ def test_the_probe_sees_plain_images_so_many_at_most(
         metrics = head.probe_metrics(source, images, SETTINGS)
     assert sum(seen) == 12 + len(images.val)
     assert metrics.num_images == len(images.val)
+
+
+def test_nearly_as_many_classes_as_images_are_no_reason_to_warn() -> None:
+    weight, bias = fit_probe(torch.randn(30, 4), torch.arange(30) % 25, 25, inverse_penalty=1.0)
+    assert (weight.shape, bias.shape) == ((25, 4), (25,))

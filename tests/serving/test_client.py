@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from running_server import TOKEN, Running, picture
+from starlette.responses import Response
 
 from torchsnow.errors import ServingError
 from torchsnow.serving import Client
@@ -31,6 +32,13 @@ def test_what_goes_wrong_is_one_sentence(sealed: Running, tmp_path: Path) -> Non
         client.predict([tmp_path / "gone.png"])
     with pytest.raises(ServingError, match="cannot be used"):
         Client("http://127.0.0.1:1").tasks()
+
+
+@pytest.mark.parametrize("text", ["NaN", "[Infinity]", "{"])
+def test_a_reply_that_is_no_json_is_refused(steady: Running, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr("torchsnow.serving.app.as_json", lambda value: Response(text))
+    with pytest.raises(ServingError, match="cannot be used"):
+        Client(steady.url).tasks()
 
 
 @pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://x", "http://", "file:///etc/passwd"])

@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running_server import TOKEN, Running, form, picture
+from bad_tasks import smuggle_overflow
+from running_server import TOKEN, Running, form, picture, running
 
+from sample_tasks import sample_task
+from torchsnow.hub import Hub
+from torchsnow.live import LiveHub
 from torchsnow.serving.page import page_html, policy
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -148,6 +152,25 @@ def test_an_answer_says_what_it_owes_to_which_tap(steady: Running, browser: Any,
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     page.uncheck("#explain")
     page.wait_for_selector("article:not(:has(.why))")
+    assert complaints == []
+
+
+def test_what_failed_and_what_has_very_many_classes_is_shown_in_short(
+    hub: Hub, browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smuggle_overflow(hub, "bad", monkeypatch)
+    hub.add(sample_task(hub.source, "many", num_classes=1000, head_divisor=64))
+    (tmp_path / "x.png").write_bytes(picture(1))
+    with running(LiveHub(hub, "eager")) as server:
+        page, complaints = opened(browser, server.url)
+        page.set_input_files("#file", tmp_path / "x.png")
+        page.wait_for_selector("article")
+        assert page.locator("article h3").all_inner_texts() == ["a", "b", "c", "many", "bad"]
+        many, bad = page.locator("article").nth(3), page.locator("article").nth(4)
+        assert many.locator("li").count() == 20
+        assert "and 980 classes more" in many.inner_text()
+        assert "No answer: " in bad.inner_text()
+        assert "not finite" in bad.inner_text()
     assert complaints == []
 
 

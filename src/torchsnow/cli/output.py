@@ -21,7 +21,7 @@ _PIPE_WIDTH = 100_000  # characters: what is read by a program is not folded
 
 def print_json(value: Any) -> None:
     """Write one JSON document."""
-    print(json.dumps(value, indent=1))
+    print(json.dumps(value, indent=1, allow_nan=False))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,9 +77,13 @@ def _from_server(
     client.tasks()  # a server that cannot be used is one error, not one for each image
     for image in images:
         try:
-            (answers,) = client.predict([image], tasks)
+            (answers,) = client.predict([image], tasks, partial(_report, image, on_bad))
         except ServingError as error:
             on_bad(image, f"{image}: {error}")
             continue
         found += [{"image": str(image), **answer} for answer in answers]
     return found
+
+
+def _report(image: Path, on_bad: Callable[[Path, str], None], failure: dict[str, Any]) -> None:
+    on_bad(image, f"{image}: the task {failure['task']!r} has no answer: {failure['error']}")

@@ -55,7 +55,7 @@ def describe(
             for task in tasks
         ],
     }
-    return json.dumps(document)
+    return json.dumps(document, allow_nan=False)
 
 
 def preprocessing(config: InputConfig, image_size: int) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Splits:
         }
         for name in NAMES:
             content[name] = [example.path.relative_to(self.root).as_posix() for example in getattr(self, name)]
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         # File names need not be UTF-8; surrogateescape carries such bytes through.
         write_atomically(path, text.encode("utf-8", "surrogateescape"), DataError)
 

@@ -130,7 +130,7 @@ def write_bench(content: Mapping[str, Any], out: Path) -> None:
     training, rows = content["training"] or [], (content["inference"] or {"rows": []})["rows"]
     write_atomically(out / "bench.csv", _csv(training, rows), ExperimentError)
     write_atomically(out / "bench.png", png_bytes(bench_figure(training, rows)), ExperimentError)
-    write_atomically(out / "bench.json", json.dumps(content, indent=1) + "\n", ExperimentError)
+    write_atomically(out / "bench.json", json.dumps(content, indent=1, allow_nan=False) + "\n", ExperimentError)
 
 
 def _training(settings: BenchSettings, say: Callable[[str], None], progress: Progress) -> list[dict[str, Any]]:

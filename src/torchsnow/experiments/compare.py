@@ -169,14 +169,14 @@ class Comparison:
             methods = [method for method in self.experiment.methods if (source, method) in wanted]
             num_classes = max(content["num_classes"] for content in finished)
             costs += measure_costs(self.experiment, source, methods, num_classes, say)
-        write_atomically(path, json.dumps(costs, indent=1) + "\n", ExperimentError)
+        write_atomically(path, json.dumps(costs, indent=1, allow_nan=False) + "\n", ExperimentError)
         return costs
 
     def _path(self, cell: Cell) -> Path:
         return self.path / "cells" / f"{_file_name(cell)}.json"
 
     def _write(self, cell: Cell, content: Mapping[str, Any]) -> None:
-        write_atomically(self._path(cell), json.dumps(content, indent=1) + "\n", ExperimentError)
+        write_atomically(self._path(cell), json.dumps(content, indent=1, allow_nan=False) + "\n", ExperimentError)
 
     def _refuse_other_budget(self) -> None:
         file = self.path / "experiment.yaml"
@@ -202,7 +202,7 @@ def _read_list(path: Path) -> list[dict[str, Any]]:
 
 def _file_name(cell: Cell) -> str:
     """A readable name that no other cell has."""
-    text = json.dumps(cell.to_dict(), sort_keys=True)
+    text = json.dumps(cell.to_dict(), sort_keys=True, allow_nan=False)
     short = re.sub(r"[^a-z0-9]+", "-", f"{cell.data} {cell.method} {cell.seed}".lower()).strip("-")[-60:]
     return f"{short}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 

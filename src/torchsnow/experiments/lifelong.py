@@ -202,7 +202,9 @@ class _Steps:
     def _keep(self, kind: str, task: SequenceTask, make: Callable[[], dict[str, Any]]) -> None:
         if not self.read(kind, task):
             content = {"task": task.to_dict(), **make()}
-            write_atomically(self._file(kind, task), json.dumps(content, indent=1) + "\n", ExperimentError)
+            write_atomically(
+                self._file(kind, task), json.dumps(content, indent=1, allow_nan=False) + "\n", ExperimentError
+            )
 
     def read(self, kind: str, task: SequenceTask) -> dict[str, Any]:
         """What was kept; empty if nothing was. Raises ExperimentError for a damaged file, or data that changed."""
@@ -253,7 +255,7 @@ def write_results(content: Mapping[str, Any], out: Path) -> None:
         write_atomically(out / f"matrix-{name}.csv", matrix_csv(content["tasks"], learner["matrix"]), ExperimentError)
     write_atomically(out / "lifelong.png", png_bytes(lifelong_figure(content)), ExperimentError)
     lifelong_page(content).save(out / "report.html")
-    write_atomically(out / "results.json", json.dumps(content, indent=1) + "\n", ExperimentError)
+    write_atomically(out / "results.json", json.dumps(content, indent=1, allow_nan=False) + "\n", ExperimentError)
 
 
 def matrix_csv(tasks: Sequence[Mapping[str, Any]], matrix: Sequence[Sequence[float]]) -> str:

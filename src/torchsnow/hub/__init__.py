@@ -3,7 +3,7 @@
 from torchsnow.hub.folder import SOURCE_FILE, Cleanup
 from torchsnow.hub.hub import Hub
 from torchsnow.hub.index import Entry
-from torchsnow.hub.together import predict_together
+from torchsnow.hub.together import not_finite, predict_together
 from torchsnow.hub.verify import Problem
 
-__all__ = ["SOURCE_FILE", "Cleanup", "Entry", "Hub", "Problem", "predict_together"]
+__all__ = ["SOURCE_FILE", "Cleanup", "Entry", "Hub", "Problem", "not_finite", "predict_together"]

@@ -22,7 +22,7 @@ from torchsnow.files import clear_os_errors, write_atomically
 from torchsnow.hub.folder import SOURCE_FILE, TASKS_FOLDER, Cleanup, Folder
 from torchsnow.hub.index import Entry, Index, read_source_info, write_source_info
 from torchsnow.hub.residents import RESIDENT_BYTES, Residents, size_of
-from torchsnow.hub.together import predict_together
+from torchsnow.hub.together import not_finite, predict_together
 from torchsnow.hub.verify import Problem, check_current, check_former, read_current, unusable
 from torchsnow.source import Source, load_source
 from torchsnow.source.load import PACKAGES
@@ -172,11 +172,19 @@ class Hub:
         """Logits (B, num_classes) of every named task, by default all, from one source pass.
 
         `images` (B, 3, H, W) are normalised as the source's `input_config` says, on the source's device.
-        A task whose file is damaged is passed to `on_bad` and the others answer; without `on_bad`, HubError is raised,
-        as it always is for an unknown task. Raises SourceError for images of another shape.
+        A task whose file is damaged, or whose logits are not finite, is passed to `on_bad` and the others answer;
+        without `on_bad`, HubError is raised, as it always is for an unknown task. Raises SourceError for images of
+        another shape.
         """
         tasks = self.tasks(names, on_bad)
-        return predict_together(self.source, tasks, images) if tasks else {}
+        logits = predict_together(self.source, tasks, images) if tasks else {}
+        for name in not_finite(logits):
+            problem = Problem(name, f"task {name!r} of the hub {self.folder.path}: its logits are not finite numbers")
+            if on_bad is None:
+                raise HubError(problem.message)
+            on_bad(problem)
+            del logits[name]
+        return logits
 
     def add(self, task: Task, replace: bool = False) -> None:
         """Store a task. With `replace`, a task of that name becomes a former version.

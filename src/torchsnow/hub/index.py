@@ -146,5 +146,5 @@ def _entry(where: str, values: dict[str, Any]) -> Entry:
 
 
 def _write(path: Path, version: int, values: Mapping[str, Any]) -> None:
-    text = json.dumps({"schema_version": version, **values}, indent=2, sort_keys=True)
+    text = json.dumps({"schema_version": version, **values}, indent=2, sort_keys=True, allow_nan=False)
     write_atomically(path, text + "\n", HubError)

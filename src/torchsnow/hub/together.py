@@ -23,3 +23,11 @@ def predict_together(source: Source, tasks: Mapping[str, Task], images: Tensor) 
         requests = (delta.request(delta.choose()) for delta in deltas.values())
         features = source(images, Request.together(requests))
         return {name: delta(features) for name, delta in deltas.items()}
+
+
+def not_finite(logits: Mapping[str, Tensor]) -> list[str]:
+    """The tasks with logits that are no finite numbers; an accelerator is waited for once, not for every task."""
+    if not logits:
+        return []
+    are_finite = torch.stack([own.isfinite().all() for own in logits.values()]).tolist()
+    return [name for name, is_finite in zip(logits, are_finite, strict=True) if not is_finite]

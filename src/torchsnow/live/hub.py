@@ -160,11 +160,12 @@ class LiveHub:
         stamp = self._stamp(name, entry)  # before the file is read: it may be mended right after
         try:
             task = self._load(name, entry)
-        except TorchsnowError as error:
+        except Exception as error:  # whatever it is, those who ask for other tasks must not meet it
             if self.follow():  # changed by another process since: what was asked for may be another file by now
                 return self._task(self._now, name)
-            self._note_fault(name, entry, str(error), stamp)
-            raise HubError(str(error)) from error
+            why = str(error) if isinstance(error, TorchsnowError) else f"task {name!r} cannot be loaded: {error!r}"
+            self._note_fault(name, entry, why, stamp)
+            raise HubError(why) from error
         return task
 
     def _load(self, name: str, entry: Entry) -> LiveTask:

@@ -147,6 +147,7 @@ def _regression(inverse_penalty: float) -> LogisticRegression:
 def _regress(model: LogisticRegression, x: np.ndarray, y: np.ndarray, num_classes: int) -> tuple[Tensor, Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # training goes on from here anyway
+        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")  # so few images it is
         model.fit(x, y)
     weight, bias = model.coef_, model.intercept_
     if len(model.classes_) == 2:  # scikit-learn gives the log-odds of the second class alone

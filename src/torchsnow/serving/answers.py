@@ -43,5 +43,14 @@ class TaskAnswer:
     lead: Lead | None = None
 
 
-Answers = dict[str, TaskAnswer]
-"""Of one image, by task name."""
+@dataclass(frozen=True)
+class TaskFailure:
+    """A version of a task that has no answer for an image: a code for programs, and a sentence for people."""
+
+    task: LiveTask
+    code: str
+    message: str
+
+
+Answers = dict[str, TaskAnswer | TaskFailure]
+"""Of one image, by task name; at least one of them is an answer."""

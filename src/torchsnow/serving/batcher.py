@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from torchsnow.live import LiveHub, LiveTask
-from torchsnow.serving.answers import Answers, TaskAnswer
+from torchsnow.serving.answers import Answers, TaskAnswer, TaskFailure
 from torchsnow.serving.fair_order import FairOrder
-from torchsnow.serving.logs import log_fault
+from torchsnow.serving.logs import log_fault, log_trouble
 from torchsnow.serving.loop import Loop
 from torchsnow.serving.metrics import Metrics
 from torchsnow.serving.pictures import Picture
@@ -33,6 +33,8 @@ from torchsnow.serving.settings import ServeSettings
 
 _IDLE_S = 1.0
 _IN_TIME = 0.8  # of the deadline: what may pass until the last in line is answered, for passes are not all alike
+_FAILED = "this image could not be answered; the server's log says why"
+_NOT_FINITE = "the task's numbers are too large to compute with: its logits for this image are not finite"
 Result = TypeVar("Result")
 Decode = Callable[[Picture, Sequence[int], Callable[[], bool]], asyncio.Future[Mapping[int, Tensor]]]
 """(picture, image sizes, whether it is given up) -> a tensor (3, S, S) per size, in a while."""
@@ -190,7 +192,7 @@ class Batcher:
     def _fail(self, item: Item, error: BaseException) -> None:
         if not isinstance(error, Refusal):
             log_fault("an image failed", error)
-            error = Refusal(500, "internal", "this image could not be answered; the server's log says why")
+            error = Refusal(500, "internal", _FAILED)
         if not item.answer.done():
             item.answer.set_exception(error)
         self._leave(item)
@@ -213,29 +215,49 @@ class Batcher:
         try:
             said: list[Answers | Exception] = [*await self.aside(partial(self._pass, batch))]
         except Exception:
-            said = [await self._alone(piece) for piece in batch]
+            said = [await self._apart(piece) for piece in batch]
         for piece, answers in zip(batch, said, strict=True):
-            if isinstance(answers, Exception):
-                self._fail(piece.item, answers)
-            else:
-                self._say(piece.item, answers)
+            self._say(piece.item, self._failures(piece, answers) if isinstance(answers, Exception) else answers)
         now_s = time.monotonic()
         self._s_per_image += 0.2 * ((now_s - start_s) / len(batch) - self._s_per_image)
         self._end_s = now_s if self._window else 0.0
 
-    async def _alone(self, piece: Piece) -> Answers | Exception:
-        """One image by itself, so that one that fails takes no others with it."""
+    async def _apart(self, piece: Piece) -> Answers | Exception:
+        """One image by itself, and then by halves of its tasks, so that one that fails takes no others with it; the
+        error, where all of them fail or nobody waits any more."""
         try:
             return (await self.aside(partial(self._pass, [piece])))[0]
         except Exception as error:
-            return error
+            if len(piece.tasks) == 1 or piece.item.answer.done() or time.monotonic() > piece.item.end_s:
+                return error
+        middle = len(piece.tasks) // 2
+        halves = [replace(piece, tasks=part) for part in (piece.tasks[:middle], piece.tasks[middle:])]
+        said = [await self._apart(half) for half in halves]
+        first, second = said
+        if isinstance(first, Exception) and isinstance(second, Exception):
+            return first
+        answers: Answers = {}
+        for half, own in zip(halves, said, strict=True):
+            answers |= self._failures(half, own) if isinstance(own, Exception) else own
+        return answers
+
+    def _failures(self, piece: Piece, error: Exception) -> Answers:
+        """For all tasks of a piece that could not be worked on."""
+        log_fault("an image failed", error, tasks=[task.name for task in piece.tasks])
+        self._metrics.rejected.labels("internal").inc(len(piece.tasks))
+        return {task.name: TaskFailure(task, "internal", _FAILED) for task in piece.tasks}
 
     def _say(self, item: Item, answers: Answers) -> None:
         item.said.update(answers)
-        if len(item.said) == len(item.tasks):
-            if not item.answer.done():
-                item.answer.set_result(item.said)
-            self._leave(item)
+        if len(item.said) < len(item.tasks):
+            return
+        failures = [own for own in item.said.values() if isinstance(own, TaskFailure)]
+        if len(failures) == len(item.tasks):
+            self._fail(item, Refusal(500, failures[0].code, failures[0].message))
+            return
+        if not item.answer.done():
+            item.answer.set_result(item.said)
+        self._leave(item)
 
     async def _next_size(self) -> int | None:
         """The image size of the next pass: as soon as a batch is full, or its first image has waited long enough.
@@ -286,10 +308,17 @@ class Batcher:
         said: list[Answers] = [{} for _ in batch]
         for answer, own_rows in zip(self._live.run(images, tasks, rows), rows, strict=True):
             logits = answer.logits.float().cpu()
-            probabilities = logits.softmax(1)
+            probabilities, are_finite = logits.softmax(1), logits.isfinite().all(1).tolist()
             for place, row in enumerate(own_rows):
-                pixels = batch[row].pixels
-                said[row][answer.task.name] = TaskAnswer(answer.task, logits[place], probabilities[place], pixels)
+                pixels, task = batch[row].pixels, answer.task
+                said[row][task.name] = (
+                    TaskAnswer(task, logits[place], probabilities[place], pixels)
+                    if are_finite[place]
+                    else TaskFailure(task, "not_finite", _NOT_FINITE)
+                )
+            if not all(are_finite):
+                log_trouble("the logits of a task are not finite", task=answer.task.name, sha256=answer.task.sha256)
+                self._metrics.rejected.labels("not_finite").inc(are_finite.count(False))
         self._metrics.batch_size.observe(len(batch))
         self._metrics.passes.inc()
         return said

@@ -7,7 +7,7 @@ import re
 import secrets
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -34,18 +34,27 @@ class Client:
         self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
 
     def predict(
-        self, images: Sequence[Path | str | bytes], tasks: Iterable[str] | None = None
+        self,
+        images: Sequence[Path | str | bytes],
+        tasks: Iterable[str] | None = None,
+        on_bad: Callable[[dict[str, Any]], None] | None = None,
     ) -> list[list[dict[str, Any]]]:
         """For each image, given as a file or its bytes, the answers of the named tasks, by default of all.
 
         An answer has the keys `task`, `version`, `sha256`, `label` and `probabilities` (by class, the most likely
-        first). Raises ServingError with the server's reason, or when it cannot be reached.
+        first). A task that failed for an image is passed to `on_bad`, with the keys `task`, `version`, `sha256`,
+        `error` and `code`, and the others answer; without `on_bad`, ServingError is raised, as it is with the server's
+        reason, or when it cannot be reached.
         """
         boundary = secrets.token_hex(16)
         parts = [_picture(image, f"number {number}") for number, image in enumerate(images, 1)]
         parts += [_part("task", name.encode()) for name in tasks or ()]
         body = b"".join(f"--{boundary}\r\n".encode() + part for part in parts) + f"--{boundary}--\r\n".encode()
         reply = self._call("/predict", body, f"multipart/form-data; boundary={boundary}")
+        for failure in (failure for image in reply["images"] for failure in image.get("errors", ())):
+            if on_bad is None:
+                raise ServingError(f"the task {failure['task']!r} has no answer: {failure['error']}")
+            on_bad(failure)
         return [image["answers"] for image in reply["images"]]
 
     def tasks(self) -> list[dict[str, Any]]:
@@ -58,7 +67,7 @@ class Client:
         request = urllib.request.Request(self.url + path, body, headers)
         try:
             with urllib.request.urlopen(request, timeout=self.timeout_s) as reply:
-                return json.loads(reply.read(_MAX_REPLY_BYTES))
+                return json.loads(reply.read(_MAX_REPLY_BYTES), parse_constant=_refuse_constant)
         except urllib.error.HTTPError as error:
             with error:
                 raise ServingError(f"the server {self.url} refused: {_reason(error)}") from error
@@ -85,6 +94,10 @@ def _part(name: str, content: bytes, more: str = "") -> bytes:
 def _read(path: Path) -> bytes:
     with clear_os_errors("read the image", path, ServingError):
         return path.read_bytes()
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"its reply holds {text}, which is no JSON")
 
 
 def _reason(error: urllib.error.HTTPError) -> str:

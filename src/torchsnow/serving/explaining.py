@@ -6,6 +6,7 @@ of the task's own layers. It takes one more pass of the source, in PyTorch, for 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -62,21 +63,29 @@ class Explainer:
     @torch.no_grad()
     def _explain(self, answers: list[Answers], heads: Heads) -> None:
         source = self._live.hub.source
-        pixels = torch.stack([own[next(iter(heads))].pixels for own in answers])
+        spoken = [[answer for name in heads if isinstance(answer := own[name], TaskAnswer)] for own in answers]
+        rows = [row for row, said in enumerate(spoken) if said]
+        if not rows:
+            return
+        pixels = torch.stack([spoken[row][0].pixels for row in rows])
         reading = [head for head in heads.values() if isinstance(head, Head)]
         request = Request.together(head.request(ONE_CELL) for head in reading)
         features = source(pixels.to(next(source.parameters()).device), request) if reading else None
         for name, head in heads.items():
             read = head.read(features)[0] if isinstance(head, Head) and features is not None else None
-            for row, own in enumerate(answers):
-                own[name] = replace(own[name], lead=_lead(source, head, None if read is None else read[row], own[name]))
+            for place, row in enumerate(rows):
+                answer = answers[row][name]
+                if isinstance(answer, TaskAnswer):
+                    lead = _lead(source, head, None if read is None else read[place], answer)
+                    answers[row][name] = replace(answer, lead=lead)
 
     def _load(self, name: str, entry: Entry) -> nn.Module:
         return self._live.hub.version(name, entry).delta.head
 
 
-def _lead(source: Source, head: nn.Module, read: Tensor | None, answer: TaskAnswer) -> Lead:
-    """`read` are the values (num_read,) that the head reads, None for a head that reads nothing of the source."""
+def _lead(source: Source, head: nn.Module, read: Tensor | None, answer: TaskAnswer) -> Lead | None:
+    """`read` are the values (num_read,) that the head reads, None for a head that reads nothing of the source. None
+    where the parts are too large to be numbers, though the logits are."""
     first, *rest = answer.logits.argsort(descending=True)[:2].tolist()
 
     def above(by_class: Tensor) -> Tensor:
@@ -89,6 +98,8 @@ def _lead(source: Source, head: nn.Module, read: Tensor | None, answer: TaskAnsw
         shares = (above(head.fc.columns) * head.pool.weight * head.scale * read).cpu()
         taps = {name: float(shares[at].sum()) for name, _, _, at in split_by_tap(source, head)}
     logits, bias = float(above(answer.logits)), float(above(linear.bias))
+    if not all(map(math.isfinite, (logits, bias, *taps.values()))):
+        return None
     return Lead(
         over=answer.task.classes[rest[0]] if rest else None,
         logits=logits,

@@ -21,7 +21,7 @@ class JsonLines(logging.Formatter):
         line |= getattr(record, _FIELDS, {})
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return json.dumps(line, default=str, allow_nan=False)
 
 
 def log(event: str, **fields: Any) -> None:

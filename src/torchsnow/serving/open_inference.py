@@ -205,7 +205,7 @@ def _wanted(values: Any) -> tuple[list[str], frozenset[str]]:
 
 
 def _reply(asked: Inference, answers: Sequence[Answers], seconds: float) -> Response:
-    rows = [next(iter(own.values())) for own in answers]
+    rows = [answer for own in answers for answer in own.values() if isinstance(answer, TaskAnswer)]
     task = rows[0].task
     if asked.version not in (None, task.sha256[:12], task.sha256):
         raise Refusal(404, "unknown_version", "this version was just replaced, or is not loaded yet")
@@ -220,7 +220,7 @@ def _reply(asked: Inference, answers: Sequence[Answers], seconds: float) -> Resp
         body["id"] = asked.id
     if not tail:
         return as_json(body)
-    head = json.dumps(body).encode()
+    head = json.dumps(body, allow_nan=False).encode()
     return Response(head + tail, headers={HEADER_LENGTH: str(len(head))}, media_type="application/octet-stream")
 
 

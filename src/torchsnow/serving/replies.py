@@ -17,7 +17,7 @@ _CLOSING = {408, 413, 415}  # what is left of the body is not waited for; after 
 
 def as_json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON reply. All in ASCII: names of files may hold what UTF-8 cannot."""
-    return Response(json.dumps(value), status, headers, "application/json")
+    return Response(json.dumps(value, allow_nan=False), status, headers, "application/json")
 
 
 def as_error(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> Response:

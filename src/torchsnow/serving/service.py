@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from torchsnow.live import LiveHub, LiveTask
-from torchsnow.serving.answers import Answers, TaskAnswer
+from torchsnow.serving.answers import Answers, TaskAnswer, TaskFailure
 from torchsnow.serving.batcher import Batcher
 from torchsnow.serving.bodies import Bodies
 from torchsnow.serving.decoders import Decoders
@@ -26,7 +26,7 @@ from torchsnow.serving.settings import ServeSettings
 
 DEADLINE_HEADER = "x-deadline-s"
 # What is done in a moment is done on the event loop: under load, going to a thread and back takes longer.
-_QUICK_BYTES, _QUICK_ANSWERS = 2**17, 32
+_QUICK_BYTES, _QUICK_NUMBERS = 2**17, 1_000
 Result = TypeVar("Result")
 
 
@@ -99,7 +99,7 @@ class Service:
         seconds = time.monotonic() - start_s
         self.metrics.answered((task.name for task in tasks), seconds)
         request.state.tasks = [task.name for task in tasks][:8]
-        if len(answers) * len(tasks) <= _QUICK_ANSWERS:
+        if len(answers) * sum(len(task.classes) for task in tasks) <= _QUICK_NUMBERS:
             return reply(asked, answers, seconds)
         return await asyncio.to_thread(reply, asked, answers, seconds)
 
@@ -122,11 +122,19 @@ def named(task: LiveTask) -> dict[str, str]:
 
 def predictions(asked: Any, answers: Sequence[Answers], seconds: float) -> Response:
     """The reply of POST /predict."""
-    images = [
-        {"name": name, "answers": [_spoken(answer, asked.explain) for _, answer in sorted(own.items())]}
-        for name, own in zip(asked.image_names, answers, strict=True)
-    ]
+    images = [_of_image(name, own, asked.explain) for name, own in zip(asked.image_names, answers, strict=True)]
     return as_json({"images": images, "seconds": round(seconds, 4)})
+
+
+def _of_image(name: str | None, answers: Answers, explain: bool) -> dict[str, Any]:
+    ordered = [answer for _, answer in sorted(answers.items())]
+    spoken = [_spoken(answer, explain) for answer in ordered if isinstance(answer, TaskAnswer)]
+    failed = [
+        {**named(failure.task), "error": failure.message, "code": failure.code}
+        for failure in ordered
+        if isinstance(failure, TaskFailure)
+    ]
+    return {"name": name, "answers": spoken, "errors": failed}
 
 
 def _spoken(answer: TaskAnswer, explain: bool) -> dict[str, Any]:

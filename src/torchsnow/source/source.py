@@ -284,7 +284,7 @@ class Source(nn.Module):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256, in hex, over the name, the input config, and every weight and buffer of the source."""
-        digest = hashlib.sha256(json.dumps([self.name, self.input_config.to_dict()]).encode())
+        digest = hashlib.sha256(json.dumps([self.name, self.input_config.to_dict()], allow_nan=False).encode())
         for key, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

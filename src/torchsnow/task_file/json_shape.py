@@ -112,7 +112,7 @@ def _expect(holds: bool, value: Any, expected: str, where: str) -> None:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    text = json.dumps(value, allow_nan=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

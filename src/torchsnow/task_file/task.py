@@ -137,7 +137,7 @@ def check_classes(classes: Sequence[str], num_classes: int) -> None:
         if name in seen:
             raise TaskFileError(f"two classes are named {name!r}; class names must be unique")
         seen.add(name)
-    size_bytes = len(json.dumps(list(classes)))
+    size_bytes = len(json.dumps(list(classes), allow_nan=False))
     if size_bytes > _MAX_NAMES_BYTES:
         raise TaskFileError(
             f"the {len(classes)} class names take {size_bytes} bytes in JSON, more than the {_MAX_NAMES_BYTES} that a "

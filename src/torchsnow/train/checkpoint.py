@@ -46,7 +46,9 @@ class Checkpoint:
             "selection": self.selection,
         }
         stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        write_atomically(path, safetensors.torch.save(stored, {_KEY: json.dumps(about)}), TrainingError)
+        write_atomically(
+            path, safetensors.torch.save(stored, {_KEY: json.dumps(about, allow_nan=False)}), TrainingError
+        )
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:

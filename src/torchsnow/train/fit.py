@@ -120,7 +120,7 @@ class Loop:
         self.selection: list[dict[str, Any]] = []
         self.prefix = ""  # of lines above the bar
         config = {"method": method.config(), "training": settings.to_dict(), "data": data_config(splits)}
-        self.config: dict[str, Any] = json.loads(json.dumps(config))  # as it will be read back
+        self.config: dict[str, Any] = json.loads(json.dumps(config, allow_nan=False))  # as it will be read back
 
     @contextmanager
     def own_randomness(self) -> Iterator[None]:

@@ -138,11 +138,11 @@ class RunFolder:
     def write_subscription(self, subscription: Mapping[str, Any]) -> None:
         """Write subscription.json, if there is one."""
         if subscription:
-            self._write(self.subscription, json.dumps(subscription, indent=1) + "\n")
+            self._write(self.subscription, json.dumps(subscription, indent=1, allow_nan=False) + "\n")
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write metrics.json."""
-        self._write(self.path / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+        self._write(self.path / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
 
     def drop_features(self) -> None:
         """Delete stored features: a finished run needs them no more."""
