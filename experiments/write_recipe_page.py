@@ -24,7 +24,7 @@ ORDER = ("start", "head", "reads", "slots", "learned")
 WORDS = {
     "start": {
         "probe": "**the default preset**",
-        "informed": "channels ranked by analysis of variance",
+        "anova": "channels ranked by analysis of variance",
         "random": "pooling weights drawn at random",
         "equal": "pooling weights equal (channels in their order)",
     },

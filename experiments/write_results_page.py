@@ -13,7 +13,7 @@ from torchsnow.report import Results, results_markdown, save_pictures
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
 PICTURES = PAGE.parent / "images" / "results"
-ORDER = ("offline-lite0", "offline-lite2", "sweep-width", "sweep-pool", "sweep-sigma", "sweep-images", "sweep-shots")
+ORDER = ("offline-lite0", "offline-lite2", "sweep-pool", "sweep-images", "sweep-shots")
 INTRODUCTION = """# Results
 
 What the methods of this package reached on data sets that need no download. This page is written by
@@ -28,12 +28,10 @@ Such a budget favours methods that start near their end (linear layers, and SNOW
 hard on those that train a whole network. Three seeds make wide intervals. The page shows that the table can be made by
 one command, and what it looks like; it does not say which method is best for your images at your budget.
 
-In offline-lite0 and offline-lite2 `snow`, `taps` and `head:probe` are as the present version trains them (torch 2.14), and
+In offline-lite0 and offline-lite2 `snow`, `taps` and `head:probe` are as the version before trained them (torch 2.14), and
 so is `random` in offline-lite0; `random` in offline-lite2 is of an earlier recipe. What the recipe does not touch was
-trained before, with torch 2.15, and times and memory were taken before the delta's late entry. The sweep of shots is of
-the present recipe; the sweep of width is older than the present head, and that of the noise older still (head and body
-trained by one loss, from the image on). [recipe.md](recipe.md) has the ablations. In offline-lite0 and in the sweep of width
-nearly every task ends as a head alone, so the width changes nothing. Costs are of the shapes: a head alone stores less and
+trained before, with torch 2.15, and times and memory were taken before the delta's late entry. [recipe.md](recipe.md) has the ablations. In offline-lite0
+nearly every task ends as a head alone. Costs are of the shapes: a head alone stores less and
 adds next to nothing.
 
 ## Beside the publications
