@@ -50,6 +50,11 @@ class Delta(nn.Module):
             }
         )
         if spec.grid_width is not None:
+            if spec.pool_divisor > source.num_chs:
+                raise DeltaError(
+                    f"pool_divisor={spec.pool_divisor} leaves no channel: the taps of {source.name} have "
+                    f"{source.num_chs} together; use a divisor of at most {source.num_chs}"
+                )
             num_chs = num_pooled(source.num_chs, spec.pool_divisor)
             self.body, self.reads_images = GridBody(num_chs, spec.grid_width, spec.grid_blocks, fixed), False
             own_chs = self.body.num_features
