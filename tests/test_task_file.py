@@ -296,7 +296,7 @@ def change_metadata(key: str, value: Any) -> Callable[[dict[str, torch.Tensor], 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("schema_version", 3, "schema version is 3, this torchsnow reads 2; upgrade"),
+        ("schema_version", 4, "schema version is 4, this torchsnow reads 3; upgrade"),
         ("schema_version", True, "does not say its schema version"),
         ("name", "../x", "cannot be a task's name"),
         ("name", 3, "metadata.name is 3; expected a text"),
@@ -368,15 +368,25 @@ def test_an_older_file_with_a_confusion_matrix_is_read_without_it(path: Path, so
     assert load_task(path, source).metrics == read_task_info(path).metrics == kept
 
 
-def test_a_file_of_version_1_is_one_of_a_delta_that_begins_at_the_image(path: Path, source: Source) -> None:
-    expected = load_task(path, source)
+GRID_SETTINGS = {"grid_width": None, "grid_blocks": 3, "grid_reduction": 32}
 
-    def older(_: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
-        values["schema_version"] = 1
-        assert values["spec"].pop("entry_reduction") == 1
+
+@pytest.mark.parametrize(("version", "unknown"), [(1, {"entry_reduction": 1, **GRID_SETTINGS}), (2, GRID_SETTINGS)])
+def test_a_file_of_a_former_version_is_one_of_a_delta_as_there_was_then(
+    path: Path, task: Task, source: Source, version: int, unknown: dict[str, Any]
+) -> None:
+    """Version 1 knew deltas that begin at the image alone, and version 2 had no grid; all numbers were whole."""
+
+    def older(tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+        values["schema_version"] = version
+        for key, value in unknown.items():
+            assert values["spec"].pop(key) == value
+        tensors.update({key: tensor.float() for key, tensor in tensors.items() if tensor.is_floating_point()})
 
     rewrite(path, older)
-    assert load_task(path, source).spec == expected.spec
+    loaded, images = load_task(path, source), torch.randn(2, 3, 64, 64)
+    assert loaded.spec == task.spec
+    assert torch.equal(logits(source, loaded, images), logits(source, task, images))
 
 
 def set_tensor(key: str, at: Any, value: Any) -> Callable[[dict[str, torch.Tensor], dict[str, Any]], None]:

@@ -7,7 +7,7 @@ from torch import nn
 from torchsnow.delta import Delta, DeltaSpec
 from torchsnow.delta.fold import fold
 from torchsnow.errors import DeltaError
-from torchsnow.source import Source, load_source
+from torchsnow.source import Request, Source, load_source
 
 # plain convolutions, depthwise ones, norms with an activation, weights standardised on the way, linear layers
 NETWORKS = (
@@ -23,7 +23,7 @@ NETWORKS = (
 def settled(source: Source, seed: int = 0, entry_reduction: int = 1) -> Delta:
     """A delta that chose at random, with statistics of its norms as training leaves them."""
     torch.manual_seed(seed)
-    delta = Delta(source, DeltaSpec(3, 4, 4, entry_reduction)).eval()
+    delta = Delta(source, DeltaSpec(3, 4, 4, entry_reduction=entry_reduction)).eval()
     with torch.no_grad():
         for pool in delta.named_pools().values():
             pool.weight.uniform_(0.5, 1.5)
@@ -42,7 +42,7 @@ def settled(source: Source, seed: int = 0, entry_reduction: int = 1) -> Delta:
 def test_a_folded_delta_gives_the_same_logits(name: str, entry_reduction: int) -> None:
     source = load_source(name, "random")
     delta = settled(source, entry_reduction=entry_reduction)
-    features = source(torch.randn(2, 3, 64, 64))
+    features = source(torch.randn(2, 3, 64, 64), Request.together([delta.request(delta.choose())]))
     with torch.no_grad():
         expected, given = delta(features), fold(delta)(features)
     torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))

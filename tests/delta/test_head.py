@@ -7,22 +7,26 @@ from torch import Tensor
 from torchsnow.delta.head import Head
 from torchsnow.delta.layers import Slots
 from torchsnow.source import FeatureMaps
+from torchsnow.source.grid import ONE_CELL
 
 OWN, CLASSES = 6, 3
 VALUES = 4 + 5 + 7  # two taps and the last features
+CHANNELS = torch.arange(9)  # of both taps
 
 
 @pytest.fixture
 def features() -> FeatureMaps:
     torch.manual_seed(0)
     taps = {"a": torch.randn(2, 4, 3, 3), "b": torch.randn(2, 3, 3, 5)}
-    return FeatureMaps(torch.zeros(2, 3, 9, 9), {"a": 1, "b": 3}, taps=taps, last=torch.randn(2, 7))
+    averages = torch.cat([taps["a"].mean((2, 3)), taps["b"].mean((1, 2))], 1)[:, :, None, None]
+    grids = {ONE_CELL: (CHANNELS, averages)}
+    return FeatureMaps(torch.zeros(2, 3, 9, 9), {"a": 1, "b": 3}, taps=taps, grids=grids, last=torch.randn(2, 7))
 
 
 def head(num_read: int, slots: Slots = "channel", fixed: bool = False) -> Head:
     """A head with numbers of its own in every tensor."""
     torch.manual_seed(1)
-    made = Head(OWN, ("a", "b"), True, VALUES, num_read, CLASSES, slots, fixed)
+    made = Head(OWN, CHANNELS, 7, num_read, CLASSES, slots, fixed)
     with torch.no_grad():
         for tensor in (*made.parameters(), made.center):
             tensor.normal_()
@@ -54,7 +58,7 @@ def test_a_fixed_head_reads_its_subscription(features: FeatureMaps) -> None:
     idx = opened.pool.choose()
     fixed = head(4, fixed=True)
     state = dict(opened.state_dict())
-    del state["pool.times_chosen"], state["share"], state["num_read"]
+    del state["pool.times_chosen"], state["share"], state["read_share"], state["num_read"]
     state["pool.index"], state["pool.weight"] = idx, state["pool.weight"][idx]
     state["fc.columns"] = state["fc.columns"][:, idx]
     state["center"], state["spread"] = state["center"][idx], state["spread"][idx]
@@ -63,7 +67,7 @@ def test_a_fixed_head_reads_its_subscription(features: FeatureMaps) -> None:
 
 
 def test_a_new_head_ignores_the_source_until_it_has_learned(features: FeatureMaps) -> None:
-    made, own = Head(OWN, ("a", "b"), True, VALUES, VALUES, CLASSES, "channel", False), torch.randn(2, OWN)
+    made, own = Head(OWN, CHANNELS, 7, VALUES, CLASSES, "channel", False), torch.randn(2, OWN)
     torch.testing.assert_close(made(own, features), own @ made.fc.local.weight.T)
     made(own, features).square().sum().backward()
     assert made.fc.columns.grad is not None
@@ -72,8 +76,8 @@ def test_a_new_head_ignores_the_source_until_it_has_learned(features: FeatureMap
 
 def test_a_head_of_taps_alone_or_of_the_last_features_alone(features: FeatureMaps) -> None:
     own = torch.zeros(2, OWN)
-    for taps, last, columns in ((("b",), False, slice(4, 9)), ((), True, slice(9, 16))):
-        made = Head(OWN, taps, last, columns.stop - columns.start, 5, CLASSES, "channel", False)
+    for channels, num_last, columns in ((CHANNELS[4:], 0, slice(4, 9)), (CHANNELS[:0], 7, slice(9, 16))):
+        made = Head(OWN, channels, num_last, 5, CLASSES, "channel", False)
         with torch.no_grad():
             made.fc.columns.fill_(1.0)
         values = values_of(features)[:, columns][:, :5]

@@ -34,12 +34,19 @@ def trained(source: Source) -> Delta:
     return delta.eval()
 
 
+def assert_alike(source: Source, settled: Delta, trained: Delta) -> None:
+    """Within what is lost where matrices are rounded to halves."""
+    given, expected = (SnowModel(source, delta)(IMAGES) for delta in (settled, trained))
+    torch.testing.assert_close(given, expected, rtol=1e-3, atol=1e-3)
+    assert expected.abs().max() > 0.01
+
+
 def test_a_body_that_counts_nothing_is_left_out(source: Source, trained: Delta) -> None:
     settled = trained.settle(source)
     assert settled.body is None
-    assert settled.spec.width_divisor is None
+    assert (settled.spec.width_divisor, settled.spec.grid_width) == (None, None)
     assert not settled.taps
-    torch.testing.assert_close(SnowModel(source, settled)(IMAGES), SnowModel(source, trained)(IMAGES))
+    assert_alike(source, settled, trained)
     assert delta_cost(source, settled.spec).multiply_adds < 1e-3 * source_cost(source).multiply_adds
 
 
@@ -48,7 +55,7 @@ def test_a_body_that_counts_is_kept(source: Source, trained: Delta) -> None:
     settled = trained.settle(source)
     assert settled.body is not None
     assert settled.spec == trained.spec
-    torch.testing.assert_close(SnowModel(source, settled)(IMAGES), SnowModel(source, trained)(IMAGES))
+    assert_alike(source, settled, trained)
 
 
 def test_a_delta_that_was_never_trained_apart_keeps_its_body(source: Source) -> None:
@@ -64,7 +71,7 @@ def test_a_head_alone_is_stored_and_served(source: Source, trained: Delta, tmp_p
     assert again.spec == task.spec
     expected = SnowModel(source, task.delta)(IMAGES)
     assert torch.equal(SnowModel(source, again.delta)(IMAGES), expected)
-    assert torch.equal(SnowModel(source, fold(again.delta))(IMAGES), expected)
+    torch.testing.assert_close(SnowModel(source, fold(again.delta))(IMAGES), expected)
     hub = Hub.create(tmp_path / "hub", source)
     hub.add(task)
     torch.testing.assert_close(hub.predict(IMAGES)["alone"], expected)
@@ -84,4 +91,4 @@ def test_a_head_that_reads_fewer_values_ships_with_those(source: Source, trained
     settled = trained.settle(source)
     assert settled.spec.head_divisor == 8 * trained.spec.head_divisor
     assert settled.head.fc.columns.shape == (3, few)
-    torch.testing.assert_close(SnowModel(source, settled)(IMAGES), SnowModel(source, trained)(IMAGES))
+    assert_alike(source, settled, trained)

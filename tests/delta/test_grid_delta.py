@@ -1,0 +1,363 @@
+"""The grid delta against its formula, written again here, and as it settles, folds, is stored and served."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from torchsnow.compile import Engine, Program, Work
+from torchsnow.delta import Delta, DeltaSpec
+from torchsnow.delta.cost import GRID_WIDTH_STEP, LEAST_GRID_WIDTH, delta_cost, source_cost, within_budget
+from torchsnow.delta.fold import fold
+from torchsnow.delta.grid import GridBody, frozen_state
+from torchsnow.delta.head import Head
+from torchsnow.errors import DeltaError, TaskFileError
+from torchsnow.hub import Hub
+from torchsnow.model import SnowModel
+from torchsnow.pooling import num_pooled
+from torchsnow.source import Request, Source, load_source
+from torchsnow.task_file import encode_task, load_task, make_task, save_task
+
+SPEC = DeltaSpec(3, width_divisor=None, grid_width=8, grid_blocks=2, head_divisor=4)
+IMAGES = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    return load_source("test_resnet", weights="random")
+
+
+def worn(source: Source, spec: DeltaSpec = SPEC, seed: int = 0) -> Delta:
+    """An open delta as after some training: subscribed, every number moved, statistics gathered."""
+    torch.manual_seed(seed)
+    delta = Delta(source, spec).eval()
+    pool = delta.grid_pool
+    assert pool is not None
+    delta.subscribe(torch.randperm(pool.num_chs)[: pool.num_pooled].sort().values, torch.rand(pool.num_pooled) + 0.5)
+    with torch.no_grad():
+        for name, parameter in delta.named_parameters():
+            if not name.startswith("pools."):
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        for part in delta.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.running_mean.normal_(std=0.2)
+                part.running_var.uniform_(0.5, 2)
+        if isinstance(delta.head, Head):
+            delta.head.train_apart()
+            delta.head.mix(0.7, 0.4)
+            delta.head.center.normal_()
+            delta.head.spread.uniform_(0.5, 2)
+    return delta
+
+
+def answers(source: Source, delta: Delta, images: Tensor = IMAGES) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = SnowModel(source, delta.eval())(images)
+    return logits
+
+
+def near(given: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(given, expected, rtol=tolerance, atol=tolerance)
+
+
+def formula(state: Mapping[str, Tensor], x: Tensor, w: Tensor, num_blocks: int) -> Tensor:
+    """What delta/grid.py says of a body in training, with the batch norms written out."""
+
+    def layer(name: str, x: Tensor, groups: int = 1) -> Tensor:
+        kernel = state[f"{name}.0.weight"]
+        x = F.conv2d(x, kernel, padding=kernel.shape[-1] // 2, groups=groups)
+        mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), unbiased=False, keepdim=True)
+        scale, shift = (state[f"{name}.1.{key}"].view(1, -1, 1, 1) for key in ("weight", "bias"))
+        return (x - mean) / (var + 1e-5).sqrt() * scale + shift
+
+    x = F.gelu(layer("stem", x * w.view(1, -1, 1, 1)))
+    for i in range(num_blocks):
+        inner = F.gelu(layer(f"blocks.{i}.expand", x))
+        x = x + layer(f"blocks.{i}.project", F.gelu(layer(f"blocks.{i}.depthwise", inner, groups=inner.shape[1])))
+    return F.gelu(layer("gather", x)).mean((2, 3))
+
+
+def test_a_body_is_its_formula_forward_and_backward() -> None:
+    torch.manual_seed(0)
+    body = GridBody(num_chs=7, width=4, num_blocks=2, frozen=False).double().train()
+    for parameter in body.parameters():
+        nn.init.normal_(parameter, std=0.5)  # the last norm of a block, too, which starts at 0
+    x = torch.randn(3, 7, 4, 5, dtype=torch.float64, requires_grad=True)
+    w = torch.rand(7, dtype=torch.float64).requires_grad_()
+    given, expected = body(x, w), formula(dict(body.named_parameters()), x, w, 2)
+    near(given, expected)
+    assert given.shape == (3, body.num_features) == (3, 16)
+    upstream, leaves = torch.randn_like(given), [x, w, *body.parameters()]
+    both = zip(*(torch.autograd.grad(y, leaves, upstream) for y in (given, expected)), strict=True)
+    for gradient, of_formula in both:
+        near(gradient, of_formula)
+        assert gradient.abs().sum() > 0
+
+
+def test_maps_laid_out_channel_by_channel_give_the_same() -> None:
+    body = GridBody(7, 4, 1, frozen=True)
+    x, w = torch.randn(3, 7, 4, 5), torch.rand(7)
+    expected = body(x, w)
+    near(body(x.transpose(0, 1).contiguous().transpose(0, 1), w), expected)
+    near(body(x.contiguous(memory_format=torch.channels_last), w), expected)
+
+
+def test_a_frozen_body_gives_what_the_trained_one_gives_in_eval_mode() -> None:
+    torch.manual_seed(0)
+    body, frozen = GridBody(7, 4, 2, frozen=False), GridBody(7, 4, 2, frozen=True)
+    for parameter in body.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    x, w = torch.randn(3, 7, 4, 5), torch.rand(7)
+    for _ in range(3):
+        body.train()(x, w)
+    frozen.load_state_dict(frozen_state(body))
+    assert not [part for part in frozen.modules() if isinstance(part, nn.BatchNorm2d)]
+    near(frozen(x, w), body.eval()(x, w), 1e-4)
+
+
+def test_a_new_block_is_the_identity() -> None:
+    block = GridBody(7, 4, 1, frozen=False).blocks[0]
+    x = torch.randn(3, 4, 4, 5)
+    assert torch.equal(block(x), x)
+
+
+# in a delta
+
+
+def test_logits_are_the_probe_and_the_body_by_their_shares(source: Source) -> None:
+    delta = worn(source).eval()
+    pool, head = delta.grid_pool, delta.head
+    assert pool is not None
+    assert isinstance(head, Head)
+    whole = source(IMAGES)
+    maps = torch.cat([F.adaptive_avg_pool2d(whole.taps[name], (2, 3)) for name in source.taps], 1)
+    own = delta.body(maps[:, pool.index], pool.weight)
+    values = torch.cat([*(whole.taps[name].mean((2, 3)) for name in source.taps), whole.last], 1)
+    strongest = head.pool.weight.topk(head.pool.num_pooled).indices
+    read = ((values - head.center) / head.spread * head.pool.weight)[:, strongest] / len(strongest) ** 0.5
+    expected = 0.7 * (read @ head.fc.columns[:, strongest].T + head.fc.local.bias) + 0.4 * own @ head.fc.local.weight.T
+    near(answers(source, delta), expected, 1e-4)
+
+
+def test_subscribing_fixes_the_channels_and_divides_by_their_spread(source: Source) -> None:
+    delta = Delta(source, SPEC)
+    pool = delta.grid_pool
+    assert pool is not None
+    assert pool.num_pooled == num_pooled(source.num_chs, SPEC.pool_divisor)
+    index, std = torch.arange(pool.num_pooled) * 2 + 1, torch.rand(pool.num_pooled) + 0.5
+    delta.subscribe(index, std)
+    assert torch.equal(pool.index, index)
+    near(pool.weight, 1 / std)
+    assert not pool.weight.requires_grad
+    assert torch.equal(delta.request(delta.choose()).grids[32][:3], torch.tensor([0, 1, 2]))  # the head reads all yet
+    settled = delta.settle(source)
+    assert settled.grid_pool is not None
+    assert torch.equal(settled.grid_pool.index, index)
+
+
+def test_a_body_in_training_asks_for_its_channels_alone_where_the_head_is_fixed(source: Source) -> None:
+    delta = worn(source).train()
+    request = delta.request(delta.choose())
+    assert delta.grid_pool is not None
+    assert list(request.grids) == [SPEC.grid_reduction]
+    assert torch.equal(request.grids[SPEC.grid_reduction], delta.grid_pool.index)
+    assert (request.taps, request.channels, request.last) == ((), {}, False)
+
+
+MIXES = {"both": (0.7, 0.4), "the probe alone": (1.0, 0.0), "the body alone": (0.0, 1.0)}
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_settling_keeps_the_logits_and_leaves_out_what_counts_nothing(source: Source, mix: str) -> None:
+    delta = worn(source)
+    read_share, share = MIXES[mix]
+    delta.head.mix(read_share, share)
+    settled = delta.settle(source).eval()
+    near(answers(source, settled), answers(source, delta), 1e-3)
+    assert (settled.body is None) == (share == 0) == (settled.spec.grid_width is None)
+    assert type(settled.head) is (Head if read_share else nn.Linear)
+    if not read_share:
+        assert (settled.spec.head_taps, settled.spec.head_last) == ((), False)
+    assert answers(source, settled).abs().max() > 0.1
+
+
+def test_a_settled_delta_can_be_trained_further(source: Source) -> None:
+    settled = worn(source).settle(source).train()
+    F.cross_entropy(SnowModel(source, settled)(IMAGES), torch.tensor([0, 1, 2])).backward()
+    without = {name for name, p in settled.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
+    assert without <= {"pools.grid.weight"}
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_folded_and_as_a_program_it_gives_the_same(source: Source, mix: str) -> None:
+    delta = worn(source)
+    delta.head.mix(*MIXES[mix])
+    settled = delta.settle(source).eval()
+    expected = answers(source, settled)
+    near(answers(source, fold(settled)), expected, 1e-4)
+    other = worn(source, replace(SPEC, pool_divisor=5), seed=1).settle(source).eval()
+    alone = worn(source, replace(SPEC, grid_reduction=16), seed=2).settle(source).eval()
+    narrow = Delta(source, DeltaSpec(3)).settle(source).eval()
+    deltas = [settled, other, alone, narrow]
+    with torch.no_grad():
+        for given, one in zip(Program(source, deltas)(IMAGES), deltas, strict=True):
+            near(given, answers(source, one), 1e-4)
+    engine = Engine(source)
+    work = [Work(engine.prepare(one), (0, 2)) for one in deltas]
+    for given, one in zip(engine.run(IMAGES, work), deltas, strict=True):
+        near(given, answers(source, one)[[0, 2]], 1e-4)
+
+
+def test_a_folded_grid_delta_is_folded_already(source: Source) -> None:
+    folded = fold(worn(source).settle(source))
+    assert fold(folded) is folded
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext", "test_mambaout", "test_nfnet"])
+def test_other_families_settle_and_fold_alike(name: str) -> None:
+    source = load_source(name, weights="random")
+    delta = worn(source)
+    settled = delta.settle(source)
+    near(answers(source, settled), answers(source, delta), 1e-3)
+    near(answers(source, fold(settled)), answers(source, settled), 1e-4)
+
+
+# cost
+
+
+@pytest.mark.parametrize("budget", [0.5, 0.05, 0.02])
+def test_a_budget_is_kept_by_the_widest_delta_that_keeps_it(budget: float) -> None:
+    source = load_source("resnet18", weights="random")
+    spec = replace(SPEC, grid_width=96)
+    most = budget * source_cost(source).multiply_adds
+    kept = within_budget(source, spec, budget)
+    assert replace(kept, grid_width=96) == spec
+    assert delta_cost(source, kept).multiply_adds <= most
+    wider = replace(kept, grid_width=kept.grid_width + GRID_WIDTH_STEP)
+    assert kept.grid_width == 96 or delta_cost(source, wider).multiply_adds > most
+
+
+def test_no_budget_makes_a_delta_thinner_than_the_floor(source: Source) -> None:
+    assert within_budget(source, replace(SPEC, grid_width=96), 1e-9).grid_width == LEAST_GRID_WIDTH
+    assert within_budget(source, replace(SPEC, grid_width=16), 1e-9).grid_width == 16  # nor wider than asked for
+
+
+def test_the_cost_is_that_of_its_convolutions(source: Source) -> None:
+    """On the 5 x 5 cells of an image of 160 pixels."""
+    m, width = num_pooled(source.num_chs, SPEC.pool_divisor), 8
+    block = width * 24 + 24 * 9 + 24 * width
+    body = 25 * (m * width + 2 * block + width * 4 * width)
+    num_read = num_pooled(source.num_chs + source.num_features, SPEC.head_divisor)
+    assert delta_cost(source, SPEC).multiply_adds == body + 3 * (4 * width + num_read)
+
+
+# what is refused
+
+
+def test_a_divisor_beyond_the_number_of_channels_is_refused(source: Source) -> None:
+    one = Delta(source, replace(SPEC, pool_divisor=source.num_chs)).grid_pool
+    assert one is not None
+    assert one.num_pooled == 1
+    with pytest.raises(DeltaError, match=f"leaves no channel.*use a divisor of at most {source.num_chs}"):
+        Delta(source, replace(SPEC, pool_divisor=source.num_chs + 1))
+
+
+@pytest.mark.parametrize(
+    ("setting", "given", "message"),
+    [
+        ("width_divisor", 8, "a grid body or a narrow copy, not both"),
+        ("grid_width", 0, "grid_width is 0"),
+        ("grid_blocks", None, "grid_blocks is None"),
+        ("grid_reduction", 0, "grid_reduction is 0"),
+        ("grid_reduction", 16.0, "grid_reduction is 16.0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting: str, given: Any, message: str) -> None:
+    with pytest.raises(DeltaError, match=message):
+        DeltaSpec.from_dict({**SPEC.to_dict(), setting: given})
+
+
+# task files
+
+
+def stored(source: Source, path: Path, mix: str = "both") -> Delta:
+    delta = worn(source)
+    delta.head.mix(*MIXES[mix])
+    settled = delta.settle(source).eval()
+    save_task(make_task(source, settled, "pets", ("cat", "dog", "fox"), 64), path)
+    return settled
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_a_task_file_gives_the_same_bits(source: Source, tmp_path: Path, mix: str) -> None:
+    settled = stored(source, tmp_path / "pets.safetensors", mix)
+    loaded = load_task(tmp_path / "pets.safetensors", source)
+    state = loaded.delta.state_dict()
+    assert set(state) == set(settled.state_dict())
+    for key, tensor in settled.state_dict().items():
+        assert torch.equal(state[key], tensor)
+        assert state[key].dtype == tensor.dtype
+    assert torch.equal(answers(source, loaded.delta), answers(source, settled))
+    assert loaded.spec == settled.spec
+    assert loaded.subscription.get("grid") == (settled.grid_pool and settled.grid_pool.num_pooled)
+    assert encode_task(loaded) == (tmp_path / "pets.safetensors").read_bytes()
+
+
+def test_matrices_are_stored_as_halves(source: Source, tmp_path: Path) -> None:
+    settled = stored(source, tmp_path / "pets.safetensors")
+    tensors = safetensors.torch.load_file(tmp_path / "pets.safetensors")
+    floats = {key: tensor for key, tensor in tensors.items() if tensor.is_floating_point()}
+    assert {tensor.dtype for tensor in floats.values() if tensor.ndim > 1} == {torch.float16}
+    assert {tensor.dtype for tensor in floats.values() if tensor.ndim == 1} == {torch.float32}
+    whole = sum(tensor.nbytes for tensor in settled.state_dict().values() if tensor.ndim > 1)
+    assert sum(tensor.nbytes for tensor in tensors.values() if tensor.ndim > 1) == whole / 2
+
+
+def test_a_matrix_that_halves_would_change_is_stored_whole(source: Source, tmp_path: Path) -> None:
+    settled = worn(source).settle(source)
+    with torch.no_grad():
+        settled.body.stem[0].weight.add_(1e-6)
+    save_task(make_task(source, settled.eval(), "pets", ("cat", "dog", "fox"), 64), tmp_path / "pets.safetensors")
+    tensors = safetensors.torch.load_file(tmp_path / "pets.safetensors")
+    assert tensors["body.stem.0.weight"].dtype == torch.float32
+    assert tensors["body.gather.0.weight"].dtype == torch.float16
+    assert torch.equal(
+        answers(source, load_task(tmp_path / "pets.safetensors", source).delta), answers(source, settled)
+    )
+
+
+def test_channels_that_do_not_ascend_are_refused(source: Source, tmp_path: Path) -> None:
+    path = tmp_path / "pets.safetensors"
+    stored(source, path)
+    tensors = safetensors.torch.load(path.read_bytes())
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors["pools.grid.index"] = tensors["pools.grid.index"].flip(0)
+    path.write_bytes(safetensors.torch.save(tensors, metadata))
+    with pytest.raises(TaskFileError, match=r"'pools\.grid\.index' is not in ascending order"):
+        load_task(path, source)
+
+
+# one pass for many
+
+
+def test_a_hub_serves_grids_of_several_sizes_from_one_pass(source: Source, tmp_path: Path) -> None:
+    hub = Hub.create(tmp_path / "hub", source)
+    specs = {"fine": replace(SPEC, grid_reduction=16), "coarse": SPEC, "wide": replace(SPEC, pool_divisor=3)}
+    tasks = {}
+    for seed, (name, spec) in enumerate(specs.items()):
+        delta = worn(source, spec, seed).settle(source).eval()
+        tasks[name] = make_task(source, delta, name, ("cat", "dog", "fox"), 64)
+        hub.add(tasks[name])
+    for name, logits in hub.predict(IMAGES).items():
+        near(logits, answers(source, tasks[name].delta), 1e-4)
+    joint = Request.together(task.delta.request(task.delta.choose()) for task in tasks.values())
+    assert sorted(joint.grids) == [16, 32]
