@@ -42,8 +42,9 @@ def without_labels(splits: Splits, every: int) -> Splits:
 
 
 def task(
-    name: str, source: Source, splits: Splits, settings: TrainSettings, folder: Path, preset: str = "default"
+    name: str, source: Source, splits: Splits, settings: TrainSettings, folder: Path, preset: str = "paper"
 ) -> SharedTask:
+    """By default a narrow copy, which shares its steps with others; grid deltas are trained one after another."""
     return SharedTask(name, make_snow(source, 2, preset), splits, settings, RunFolder(folder / name))
 
 
@@ -97,7 +98,7 @@ def test_a_task_without_labels_for_some_images_changes_nothing_for_the_others(
     full = task("full", source, splits, settings, tmp_path / "shared")
     some = task("some", source, without_labels(relabelled(splits, 2), 4), settings, tmp_path / "shared")
     found = results(Stream([some, full]))  # the one that lacks labels first: it may not set the order
-    fit(make_snow(source, 2), splits, settings, RunFolder(tmp_path / "alone"), quiet=True)
+    fit(make_snow(source, 2, "paper"), splits, settings, RunFolder(tmp_path / "alone"), quiet=True)
     assert_same(tmp_path / "alone", tmp_path / "shared" / "full")
     assert found["some"].metrics.num_images == len(some.splits.val) < len(splits.val)
     assert found["some"].history[-1].epoch == 2
@@ -137,7 +138,7 @@ def test_tasks_on_other_images_come_out_as_if_alone(
     found = results(*streams)
     assert [len(result.history) for result in found.values()] == [3, 4]
     for name, part, one in zip("ab", parts, own, strict=True):
-        fit(make_snow(source, 2), part, one, RunFolder(tmp_path / "alone" / name), quiet=True)
+        fit(make_snow(source, 2, "paper"), part, one, RunFolder(tmp_path / "alone" / name), quiet=True)
         # the source may add up in another order where it gets more images at a time
         tolerance = {"rtol": 1e-3, "atol": 1e-4} if mixed else {}
         assert_same(tmp_path / "alone" / name, tmp_path / "shared" / name, **tolerance)
@@ -171,17 +172,21 @@ def stop_after(method: Snow, steps: int, error: BaseException) -> None:
     method.set_progress = counted  # type: ignore[method-assign]
 
 
+@pytest.mark.parametrize("preset", ["paper", "default"])
 @pytest.mark.parametrize("steps", [0, 1, 4])
 def test_an_interrupted_run_goes_on_to_the_same_end(
-    source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path, steps: int
+    source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path, steps: int, preset: str
 ) -> None:
     def stream(folder: Path) -> Stream:
-        return Stream([task(name, source, relabelled(splits, n), settings, folder) for n, name in enumerate("ab", 2)])
+        labels = {"a": relabelled(splits, 2), "b": relabelled(splits, 3)}
+        return Stream([task(name, source, own, settings, folder, preset) for name, own in labels.items()])
 
     results(stream(tmp_path / "whole"))
     stopped = stream(tmp_path / "stopped")
     stop_after(stopped.tasks[1].method, steps, KeyboardInterrupt())  # type: ignore[arg-type]
-    with pytest.raises(KeyboardInterrupt, match=f"a {steps // 3} of 2, b {steps // 3} of 2.*Resume"):
+    done = steps // 3
+    safe = f"a {done} of 2, b {done} of 2" if preset == "paper" else f"{done} of 2 epochs are safe in .*b"
+    with pytest.raises(KeyboardInterrupt, match=f"{safe}.*Resume"):
         fit_together([stopped], quiet=True)
     results(stream(tmp_path / "stopped"), resume=True)
     for name in "ab":
@@ -213,16 +218,31 @@ def test_a_task_that_is_an_epoch_ahead_waits_for_the_others(
         assert_same(tmp_path / "whole" / name, tmp_path / "stopped" / name)
 
 
-def test_a_task_that_diverges_leaves_the_others_alone(
-    source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path
+def test_a_disk_that_fails_ends_a_run_of_grid_deltas(
+    source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad = task("bad", source, splits, replace(settings, lr=1e30), tmp_path)
-    good = task("good", source, splits, settings, tmp_path)
+    def failing(self: Checkpoint, path: Path) -> None:
+        raise TrainingError("the disk is full")
+
+    stream = Stream([task(name, source, splits, settings, tmp_path, "default") for name in "ab"])
+    monkeypatch.setattr(Checkpoint, "save", failing)
+    with pytest.raises(TrainingError, match="disk"):
+        fit_together([stream], quiet=True)
+    assert (tmp_path / "a").exists()
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("preset", ["paper", "default"])
+def test_a_task_that_diverges_leaves_the_others_alone(
+    source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path, preset: str
+) -> None:
+    bad = task("bad", source, splits, replace(settings, lr=1e30), tmp_path, preset)
+    good = task("good", source, splits, settings, tmp_path, preset)
     found = fit_together([Stream([bad, good])], quiet=True)
     assert isinstance(found["bad"], TrainingError)
     assert "learning rate 1e+30" in str(found["bad"])
     assert isinstance(found["good"], FitResult)
-    fit(make_snow(source, 2), splits, settings, RunFolder(tmp_path / "alone"), quiet=True)
+    fit(make_snow(source, 2, preset), splits, settings, RunFolder(tmp_path / "alone"), quiet=True)
     assert_same(tmp_path / "alone", tmp_path / "good")
 
 
@@ -231,7 +251,9 @@ def test_patience_ends_one_task_alone(source: Source, splits: Splits, settings: 
     tasks = [task(str(n), source, relabelled(splits, n), settings, tmp_path) for n in (2, 3)]
     found = results(Stream(tasks))
     for one in tasks:
-        alone = fit(make_snow(source, 2), one.splits, settings, RunFolder(tmp_path / "alone" / one.name), quiet=True)
+        alone = fit(
+            make_snow(source, 2, "paper"), one.splits, settings, RunFolder(tmp_path / "alone" / one.name), quiet=True
+        )
         assert len(found[one.name].history) == len(alone.history)
 
 
@@ -248,29 +270,44 @@ def test_each_image_passes_through_the_source_once(
 
     monkeypatch.setattr(Source, "shared", counted)
     results(Stream([task(str(n), source, relabelled(splits, n), settings, tmp_path) for n in (2, 3, 4)]))
-    # before training, and per epoch for the share of the body and for the metrics
-    assert seen == 2 * len(splits.train) + (1 + 2 * 2) * len(splits.val)
+    assert seen == 2 * len(splits.train) + (1 + 2) * len(splits.val)
 
 
-def test_torch_generator_is_left_alone(source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path) -> None:
-    stream = Stream([task("a", source, splits, settings, tmp_path)])
+@pytest.mark.parametrize("preset", ["paper", "default"])
+def test_torch_generator_is_left_alone(
+    source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path, preset: str
+) -> None:
+    stream = Stream([task("a", source, splits, settings, tmp_path, preset)])
     before = torch.get_rng_state()
     results(stream)
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_a_run_folder_that_is_taken_is_refused(
-    source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path
+@pytest.mark.parametrize("preset", ["paper", "default"])
+def test_a_run_folder_that_is_taken_is_refused_before_any_task_is_trained(
+    source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path, preset: str
 ) -> None:
-    results(Stream([task("a", source, splits, settings, tmp_path)]))
-    with pytest.raises(TrainingError, match="holds a run already"):
-        fit_together([Stream([task("a", source, splits, settings, tmp_path)])], quiet=True)
+    results(Stream([task("b", source, splits, settings, tmp_path, preset)]))
+    with pytest.raises(TrainingError, match="b holds a run already"):
+        fit_together([Stream([task(name, source, splits, settings, tmp_path, preset) for name in "ab"])], quiet=True)
+    assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize("preset", ["paper", "default"])
+def test_a_run_folder_of_another_run_is_refused(
+    source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path, preset: str
+) -> None:
+    results(Stream([task("a", source, splits, settings, tmp_path, preset)]))
+    other = Stream([task("a", source, splits, replace(settings, lr=0.1), tmp_path, preset)])
+    with pytest.raises(TrainingError, match=r"training\.lr = 0\.005, not 0\.1"):
+        fit_together([other], quiet=True, resume=True)
+
+
+@pytest.mark.parametrize("preset", ["paper", "default"])
 def test_a_run_folder_of_another_owner_is_refused_and_the_others_are_let_go(
-    source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path
+    source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path, preset: str
 ) -> None:
-    stream = Stream([task(name, source, splits, settings, tmp_path) for name in "ab"])
+    stream = Stream([task(name, source, splits, settings, tmp_path, preset) for name in "ab"])
     with RunFolder(tmp_path / "b").owned():
         for resume in (False, True):
             with pytest.raises(TrainingError, match="b is in use by process"):
@@ -279,6 +316,9 @@ def test_a_run_folder_of_another_owner_is_refused_and_the_others_are_let_go(
     results(stream)
 
 
-def test_nothing_to_resume(source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("preset", ["paper", "default"])
+def test_nothing_to_resume(
+    source: Source, splits: Splits, settings: TrainSettings, tmp_path: Path, preset: str
+) -> None:
     with pytest.raises(TrainingError, match="no run to resume"):
-        fit_together([Stream([task("a", source, splits, settings, tmp_path)])], quiet=True, resume=True)
+        fit_together([Stream([task("a", source, splits, settings, tmp_path, preset)])], quiet=True, resume=True)

@@ -42,13 +42,13 @@ def fit_together(
     is taken, owned by another process or of another run, and KeyboardInterrupt, with where the tasks stand.
     """
     tasks = [(task, stream) for stream in streams for task in stream.tasks]
-    if resume and not any(task.run.args.exists() for task, _ in tasks):
-        tasks[0][0].run.refuse_empty()
     with ExitStack() as owned:
         for task, _ in tasks:
             owned.enter_context(task.run.owned())
             if not resume:
                 task.run.refuse_taken()
+        if resume and not any(task.run.args.exists() for task, _ in tasks):
+            tasks[0][0].run.refuse_empty()
         if any(task.method.trains_alone for task, _ in tasks):
             return {task.name: _fit_alone(task, stream, resume, quiet) for task, stream in tasks}
         return _fit_in_steps(streams, resume, quiet)
