@@ -23,5 +23,15 @@ def task(source: Source) -> Task:
 
 
 @pytest.fixture
+def grid_task(source: Source) -> Task:
+    """A task with a grid body, which reads every fifth of all channels."""
+    task = sample_task(source, head_divisor=4, width_divisor=None, grid_width=16, pool_divisor=5)
+    pool = task.delta.grid_pool
+    assert pool is not None
+    pool.index.copy_(torch.arange(len(pool.index)) * (source.num_chs - 1) // len(pool.index))
+    return task
+
+
+@pytest.fixture
 def image() -> torch.Tensor:
     return torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sample_tasks import sample_task
 from torchsnow.delta import Delta, DeltaSpec
 from torchsnow.delta.derive import key_of
-from torchsnow.source import InputConfig, Source
+from torchsnow.source import FeatureMaps, InputConfig, Source
 from torchsnow.task_file import Task
 from torchsnow.visualize.attribution import attribute
 from torchsnow.visualize.subscriptions import read_subscription
@@ -43,9 +43,15 @@ def delta(linear: Source, request: pytest.FixtureRequest) -> Delta:
     return made.settle(linear).eval()
 
 
+def features_for(source: Source, delta: Delta, image: Tensor) -> FeatureMaps:
+    """A source pass with what the delta reads."""
+    features: FeatureMaps = source(image, delta.request(delta.choose()))
+    return features
+
+
 def logits(source: Source, delta: Delta, image: Tensor) -> Tensor:
     with torch.no_grad():
-        return delta(source(image))[0]
+        return delta(features_for(source, delta, image))[0]
 
 
 def test_shares_of_a_linear_delta_add_up_at_every_depth(linear: Source, delta: Delta) -> None:
@@ -74,7 +80,7 @@ def test_a_share_of_a_linear_delta_is_what_goes_with_its_channel(linear: Source,
 def test_shares_of_the_source_are_the_slope_of_the_logit_in_w(source: Source, task: Task, image: Tensor) -> None:
     """Scaling w of a channel by 1 + e adds e times its share: that is what first order means."""
     found = attribute(source, task.delta, image)
-    value = task.delta(source(image))[0, found.label]
+    value = task.delta(features_for(source, task.delta, image))[0, found.label]
     assert [share.tap for share in found.taps] == list(source.taps)
     for share in found.taps:
         pool = task.delta.pools[key_of(share.tap)]
@@ -90,14 +96,35 @@ def test_an_entry_has_a_share_of_what_its_tap_gives(source: Source, image: Tenso
     found = attribute(source, task.delta, image)
     assert [share.tap for share in found.taps] == list(task.delta.taps)
     entry, pool = found.taps[0], task.delta.pools[key_of(found.taps[0].tap)]
-    value = task.delta(source(image))[0, found.label]
+    value = task.delta(features_for(source, task.delta, image))[0, found.label]
     (slope,) = torch.autograd.grad(value, pool.weight)
     expected = (slope * pool.weight).detach()[pool.index.argsort()]
     torch.testing.assert_close(entry.source, expected, rtol=1e-3, atol=1e-5)
     assert len(read_subscription(source, task.name, task.delta).layers) == len(task.delta.taps)
 
 
-def test_parts_of_the_head_add_up_exactly(source: Source, task: Task, image: Tensor) -> None:
+def test_shares_of_a_grid_are_the_slope_of_the_logit_in_w(source: Source, grid_task: Task, image: Tensor) -> None:
+    delta, pool = grid_task.delta, grid_task.delta.grid_pool
+    assert pool is not None
+    pool.weight.requires_grad_(True)
+    found = attribute(source, delta, image)
+    value = delta(features_for(source, delta, image))[0, found.label]
+    (slope,) = torch.autograd.grad(value, pool.weight)
+    by_channel = dict(zip(pool.index.tolist(), (slope * pool.weight).detach(), strict=True))
+    assert len(found.taps) > 1
+    for share in found.taps:
+        first = int(source.channels_of([share.tap])[0])
+        expected = torch.stack([by_channel.pop(first + channel) for channel in share.index.tolist()])
+        torch.testing.assert_close(share.source, expected, rtol=1e-3, atol=1e-5)
+        assert share.local.numel() == 0
+    assert not by_channel
+
+
+@pytest.mark.parametrize("kind", ["task", "grid_task"])
+def test_parts_of_the_head_add_up_exactly(
+    source: Source, image: Tensor, kind: str, request: pytest.FixtureRequest
+) -> None:
+    task = request.getfixturevalue(kind)
     found = attribute(source, task.delta, image)
     parts = found.head.parts
     assert {name: index.tolist() for name, (index, _) in parts.items()} == {
@@ -110,7 +137,9 @@ def test_parts_of_the_head_add_up_exactly(source: Source, task: Task, image: Ten
     assert found.probability == pytest.approx(float(expected.softmax(0).max()), rel=1e-4)
 
 
-def test_nothing_is_left_behind(source: Source, task: Task, image: Tensor) -> None:
+@pytest.mark.parametrize("kind", ["task", "grid_task"])
+def test_nothing_is_left_behind(source: Source, image: Tensor, kind: str, request: pytest.FixtureRequest) -> None:
+    task = request.getfixturevalue(kind)
     before = logits(source, task.delta, image)
     first, second = attribute(source, task.delta, image), attribute(source, task.delta, image)
     assert first.to_dict() == second.to_dict()

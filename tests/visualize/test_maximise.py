@@ -32,7 +32,7 @@ def of(source: Source, *channels: int) -> list[Channel]:
 def test_a_known_channel_gets_the_colour_that_it_wants() -> None:
     source = Source(Redness(), "toy", CONFIG, "random")
     channels = of(source, 0, 1)
-    assert not source(torch.zeros(1, 3, 16, 16)).average(channels[0].tap).any()  # so a start in grey has no gradient
+    assert not source(torch.zeros(1, 3, 16, 16)).taps[channels[0].tap].any()  # so a start in grey has no gradient
     red, not_red = maximise(source, channels, 16, lambda *_: None)
     (of_red, *of_others), (of_not_red, *others) = red.mean((1, 2)), not_red.mean((1, 2))
     assert of_red > max(of_others) + 0.05
@@ -49,7 +49,9 @@ def test_the_channel_grows(name: str) -> None:
     def values(pictures: Tensor) -> Tensor:
         features = source((pictures - mean) / std)
         assert features.last is not None
-        return torch.stack([features.average(channels[0].tap)[0, 1], features.last[1, 3]])
+        tap = source.taps[channels[0].tap]
+        average = features.taps[tap.name][0].select(tap.dim - 1, 1).mean()
+        return torch.stack([average, features.last[1, 3]])
 
     before = maximise(source, channels, 32, lambda *_: None, steps=0)
     after = maximise(source, channels, 32, lambda *step: steps.append(step), steps=20)

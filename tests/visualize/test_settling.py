@@ -20,8 +20,8 @@ def source() -> Source:
 
 
 def made(source: Source) -> Snow:
-    """With a body that counts: one that does not would be left out of what ships."""
-    method = make_snow(source, 3)
+    """A narrow copy whose choice is learned, with a body that counts: one that does not would not ship."""
+    method = make_snow(source, 3, changes={"width_divisor": 8, "grid_width": None, "learned": True})
     method.delta.head.share.fill_(1.0)
     return method
 
@@ -47,6 +47,18 @@ def test_a_run_is_known_by_what_it_ended_with(source: Source, delta: Delta, run:
     assert task_of_run(run, {"other": sample_task(source).delta, "own": settled}) == "own"
     with pytest.raises(TrainingError, match="is not that of task 'pets' or 'cats'"):
         task_of_run(run, {"pets": sample_task(source).delta, "cats": sample_task(source, seed=1).delta})
+
+
+def test_a_run_of_a_grid_delta_is_known_by_its_channels_too(source: Source, tmp_path: Path) -> None:
+    method, run = make_snow(source, 3), RunFolder(tmp_path)
+    method.delta.head.share.fill_(1.0)
+    run.create({})
+    run.write_subscription(method.subscription())
+    settled = method.delta.settle(source)
+    assert task_of_run(run, {"own": settled}) == "own"
+    settled.grid_pool.index += 1
+    with pytest.raises(TrainingError, match="is not that of task 'own'"):
+        task_of_run(run, {"own": settled})
 
 
 def test_the_same_channels_with_other_weights_are_another_task(source: Source, delta: Delta, run: RunFolder) -> None:

@@ -57,6 +57,22 @@ def test_strength_is_the_size_of_the_scaled_columns_of_all_readers() -> None:
     assert part.strength[part.index == best[0].index] == best[0].strength
 
 
+def test_a_grid_is_split_by_tap_and_as_strong_as_its_columns(source: Source, grid_task: Task) -> None:
+    delta, parts = grid_task.delta, read_subscription(source, grid_task.name, grid_task.delta).layers
+    pool, columns = delta.grid_pool, delta.body.stem[0].weight.detach()[:, :, 0, 0]
+    read = []
+    for part in parts:
+        assert part.num_chs == source.taps[part.tap].num_chs
+        for index, weight, strength in zip(part.index, part.weight, part.strength, strict=True):
+            number = int(source.channels_of([part.tap])[int(index)])
+            at = pool.index.tolist().index(number)
+            assert weight == pool.weight[at]
+            torch.testing.assert_close(strength, columns[:, at].norm())
+            read.append(number)
+    assert read == pool.index.tolist()
+    assert len(parts) > 1
+
+
 def test_the_head_is_split_by_tap(source: Source, task: Task) -> None:
     head = task.delta.head
     assert isinstance(head, Head)

@@ -8,6 +8,7 @@ from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,10 @@ from sample_tasks import sample_task
 from torchsnow.data import LoadedData, load_data
 from torchsnow.errors import DataError, HubError, TorchsnowError
 from torchsnow.hub import Hub
+from torchsnow.methods.snow import make_snow
 from torchsnow.source import load_source
+from torchsnow.task_file import make_task
+from torchsnow.train import RunFolder
 from torchsnow.visualize import Visualization
 from torchsnow.visualize.maximise import maximise
 
@@ -84,6 +88,29 @@ def test_everything_of_one_task(hub: Hub, data: LoadedData, tmp_path: Path) -> N
     assert (data.root / cats["channels"][0]["top_images"][0]["image"]).is_file()
     assert cats["attribution"]["class"] in hub.task("cats").classes
     assert numbers["overlap"]["layers"]["tasks"] == ["cats", "dogs"]
+
+
+def test_everything_of_a_task_with_a_grid(hub: Hub, data: LoadedData, tmp_path: Path) -> None:
+    method = make_snow(hub.source, 3)
+    method.delta.head.share.fill_(1.0)  # as if training had found its body worth it
+    run, delta = RunFolder(tmp_path / "run"), method.delta.settle(hub.source).eval()
+    run.create({})
+    run.write_subscription(method.subscription())
+    grids = Hub.create(tmp_path / "hub", hub.source)
+    for name in ("grid", "other"):
+        grids.add(make_task(hub.source, delta, name, ("a", "b", "c"), 64, {}, {}))
+    picture = data.examples[0].path
+    whole = Visualization(grids, ["grid"], tmp_path / "out", run=run.path, image=picture, num_channels=3)
+    files = whole.write(data, torch.device("cpu"), lambda what: nullcontext(lambda done, total: None))
+    pictures = [f"grid-{part}.png" for part in ("depth", "channels", "maps", "attribution")]
+    overlaps = ["overlap-layers.png", "overlap-head.png"]
+    assert [file.name for file in files] == [*pictures, *overlaps, "subscription.json", "index.html"]
+    assert "made before the first step" in Reader((tmp_path / "out" / "index.html").read_text()).words
+    numbers = json.loads((tmp_path / "out" / "subscription.json").read_text())
+    parts, pool = numbers["tasks"]["grid"]["layers"], delta.grid_pool
+    assert sum(len(part["index"]) for part in parts) == len(pool.index)
+    assert np.diag(numbers["overlap"]["layers"]["observed"]).tolist() == [1.0, 1.0]
+    assert len(numbers["tasks"]["grid"]["attribution"]["layers"]) == len(parts)
 
 
 def test_several_tasks_are_compared_with_each_other_alone(hub: Hub, tmp_path: Path) -> None:

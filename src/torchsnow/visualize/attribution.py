@@ -2,7 +2,8 @@
 
 A subscribed layer computes `local(x) + conv(tap[:, idx], columns * w)`, so what it returns is a sum over channels of x
 and of the tap. Each channel is given its value times the gradient of the logit at this place, summed over positions:
-the first-order share of the channel in the logit. The head is linear, and its shares are exact.
+the first-order share of the channel in the logit. A grid body reads nothing but the source's channels, whose shares
+are summed over the cells of the grid. The head is linear, and its shares are exact.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from torchsnow.delta import Delta
+from torchsnow.delta.grid import GridBody
 from torchsnow.delta.head import Head, split_by_tap
 from torchsnow.delta.layers import Columns, Entry, SubscribedConv2d
 from torchsnow.pooling import Picked
 from torchsnow.source import Source
+from torchsnow.visualize.subscriptions import grid_by_tap
 
 
 @dataclass(frozen=True, eq=False)
 class TapShare:
-    """Shares in a logit, of what the layers behind one tap read: `local` (own channels,) and `source` (M,), which are
-    the channels `index` (M,) of the tap, ascending."""
+    """Shares in a logit, of what the layers behind one tap read: `local` (own channels,; none for a grid body) and
+    `source` (M,), which are the channels `index` (M,) of the tap, ascending."""
 
     tap: str
     index: Tensor
@@ -95,7 +98,7 @@ def attribute(source: Source, delta: Delta, image: Tensor) -> Attribution:
             label=label,
             logit=float(logits[label]),
             probability=float(logits.softmax(0)[label]),
-            taps=tuple(_tap_share(name, delta, tap.readers, choice[name], shares) for name, tap in delta.taps.items()),
+            taps=tuple(_tap_shares(source, delta, choice, shares)),
             head=_head_shares(source, delta.head, heads, label),
         )
 
@@ -113,6 +116,11 @@ def _listening(delta: Delta, inputs: dict[str, tuple[Tensor, Tensor]], heads: li
 
         return hook
 
+    def keep_grid(module: nn.Module, given: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        maps, weight = given
+        inputs[""] = maps.new_zeros(len(maps), 0).requires_grad_(), maps.clone().requires_grad_()
+        return inputs[""][1], weight
+
     def keep_linear(module: nn.Module, given: tuple[Any, ...]) -> None:
         heads.extend(part.x if isinstance(part, Picked) else part for part in given)
 
@@ -121,6 +129,8 @@ def _listening(delta: Delta, inputs: dict[str, tuple[Tensor, Tensor]], heads: li
     for name, layer in delta.body.named_modules() if delta.body else ():
         if isinstance(layer, Columns):
             hooks.append(layer.register_forward_pre_hook(keep(name)))
+        elif isinstance(layer, GridBody):
+            hooks.append(layer.register_forward_pre_hook(keep_grid))
     try:
         yield
     finally:
@@ -131,10 +141,21 @@ def _listening(delta: Delta, inputs: dict[str, tuple[Tensor, Tensor]], heads: li
 def _per_channel(delta: Delta, reader: str, x: Tensor, gradient: Tensor | None) -> Tensor:
     """Value times gradient, (channels,); zero where the logit does not depend on the layer."""
     assert delta.body is not None
-    dim = 1 if isinstance(delta.body.get_submodule(reader), SubscribedConv2d | Entry) else x.ndim - 1
+    dim = 1 if isinstance(delta.body.get_submodule(reader), SubscribedConv2d | Entry | GridBody) else x.ndim - 1
     if gradient is None:
         return x.new_zeros(x.shape[dim])
     return (x.detach() * gradient).sum([other for other in range(x.ndim) if other != dim])
+
+
+def _tap_shares(
+    source: Source, delta: Delta, choice: dict[str, Tensor], shares: dict[str, tuple[Tensor, ...]]
+) -> Iterator[TapShare]:
+    if (pool := delta.grid_pool) is None:
+        yield from (_tap_share(name, delta, tap.readers, choice[name], shares) for name, tap in delta.taps.items())
+        return
+    local, of_grid = (part.cpu() for part in shares[""])
+    for tap, (index, at) in grid_by_tap(source, pool).items():
+        yield TapShare(tap, index, local, of_grid[at])
 
 
 def _tap_share(

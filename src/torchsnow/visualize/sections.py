@@ -56,11 +56,15 @@ class TaskSections:
             depth_figure(self.subscription, self.order),
             "Weights and strength of the subscription, tap by tap",
             "Strength: over the subscribed channels of a tap, the sum of the weight |w| times the norm of all the "
-            "weights that read the channel.",
+            "weights that read the channel; of a task with a grid, whose w only evens out how much channels vary, the "
+            "sum of the norms.",
         )
 
     def settling(self, run: RunFolder) -> None:
         """How the choice came about, from the task's own run."""
+        if not run.selection.exists():
+            self.page.paragraph("The choice of channels was made before the first step, and stayed as it was.")
+            return
         self._picture(
             "settling",
             settling_figure(run),

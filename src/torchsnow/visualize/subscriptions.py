@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchsnow.delta import Delta
 from torchsnow.delta.derive import key_of
+from torchsnow.delta.grid import GridBody
 from torchsnow.delta.head import LAST, Head, split_by_tap
 from torchsnow.delta.layers import Columns
 from torchsnow.pooling import Subscription
@@ -22,7 +23,8 @@ class TapSubscription:
     """The chosen channels of one tap: `index` (M,) of its `num_chs`, in ascending order, on the CPU.
 
     `weight` (M,) are their pooling weights w, `strength` (M,) is |w| times the norm of all the weights that read the
-    scaled channel: how far a layer can hear it, before the size of the channel itself.
+    scaled channel: how far a layer can hear it, before the size of the channel itself. For a grid body, whose w is one
+    over the channel's standard deviation, it is that norm alone.
     """
 
     tap: str
@@ -62,7 +64,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class TaskSubscription:
-    """What one task reads: by its convolutional layers, and by its head (averages by tap, then the last features).
+    """What one task reads: by its layers, and by its head (averages by tap, then the last features).
 
     Taps are in the order of the pass; either part may be empty.
     """
@@ -95,6 +97,8 @@ def read_subscription(source: Source, task: str, delta: Delta) -> TaskSubscripti
         _tap_subscription(name, tap.num_chs, _settled(delta.pools[key_of(name)]), _column_norms(delta, tap.readers))
         for name, tap in delta.taps.items()
     ]
+    if (pool := delta.grid_pool) is not None:
+        layers = list(_grid_subscriptions(source, pool, delta.body))
     head = tuple(_head_subscriptions(source, delta.head)) if isinstance(delta.head, Head) else ()
     return TaskSubscription(task, tuple(layers), head)
 
@@ -119,6 +123,25 @@ def _column_norms(delta: Delta, readers: tuple[str, ...]) -> Tensor:
         assert isinstance(layer, Columns)
         squares.append(layer.columns.detach().float().transpose(0, 1).flatten(1).square().sum(1))
     return torch.stack(squares).sum(0).sqrt()
+
+
+def grid_by_tap(source: Source, pool: Subscription) -> dict[str, tuple[Tensor, Tensor]]:
+    """What a grid body reads, by tap in the order of the pass: which of the tap's channels, and where these stand among
+    those of the pool, (n,) each, on the CPU."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    for place, number in sorted(enumerate(pool.index.tolist()), key=lambda pair: pair[1]):
+        tap, channel = source.tap_of(number)
+        found.setdefault(tap, []).append((channel, place))
+    return {tap: (pairs[:, 0], pairs[:, 1]) for tap, pairs in ((tap, torch.tensor(own)) for tap, own in found.items())}
+
+
+def _grid_subscriptions(source: Source, pool: Subscription, body: nn.Module | None) -> Iterator[TapSubscription]:
+    assert isinstance(body, GridBody)
+    stem = body.stem[0]
+    assert isinstance(stem, nn.Conv2d)
+    weight, norms = pool.weight.detach().cpu(), stem.weight.detach().flatten(1).norm(dim=0).cpu()
+    for tap, (index, at) in grid_by_tap(source, pool).items():
+        yield TapSubscription(tap, source.taps[tap].num_chs, index, weight[at], norms[at])
 
 
 def _head_subscriptions(source: Source, head: Head) -> Iterator[TapSubscription]:
