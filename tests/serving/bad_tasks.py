@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import safetensors
 import safetensors.torch
 import torch
 
@@ -21,9 +20,7 @@ Change = Callable[[dict[str, torch.Tensor], dict[str, Any]], Any]
 
 def smuggle(hub: Hub, name: str, change: Change) -> None:
     """A task with changed tensors or metadata, as a current task of the hub."""
-    tensors, values = _parts(encode_task(sample_task(hub.source, name)))
-    change(tensors, values)
-    content = bytes(safetensors.torch.save(tensors, {"torchsnow": json.dumps(values)}))
+    content = changed(encode_task(sample_task(hub.source, name)), change)
     entry = Entry(content_hash(content), len(content), 3, "2026-01-01T00:00:00+00:00")
     with hub.folder.locked():
         hub.folder.make_task_folder(name)
@@ -39,6 +36,9 @@ def smuggle_overflow(hub: Hub, name: str, patch: pytest.MonkeyPatch) -> None:
     )
 
 
-def _parts(content: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def changed(content: bytes, change: Change) -> bytes:
+    """A task file with other tensors or metadata."""
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return safetensors.torch.load(content), json.loads(header["__metadata__"]["torchsnow"])
+    tensors, values = safetensors.torch.load(content), json.loads(header["__metadata__"]["torchsnow"])
+    change(tensors, values)
+    return bytes(safetensors.torch.save(tensors, {"torchsnow": json.dumps(values)}))

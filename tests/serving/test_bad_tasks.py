@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bad_tasks import Change, smuggle, smuggle_overflow
-from running_server import Reply, Running, form, picture, running
+from bad_tasks import Change, changed, smuggle, smuggle_overflow
+from running_server import BEARER, Reply, Running, form, picture, running
 from test_serving_predict import figure
 
 from sample_tasks import sample_task
@@ -21,6 +21,7 @@ from torchsnow.errors import HubError, ServingError
 from torchsnow.hub import Hub
 from torchsnow.live import LiveHub
 from torchsnow.serving import Client
+from torchsnow.task_file import encode_task
 
 BAD: dict[str, Change] = {
     "images of 8000 pixels": lambda tensors, values: values.update(image_size=8000),
@@ -68,6 +69,16 @@ def test_what_a_bad_file_says_of_itself_is_refused(hub: Hub, what: str) -> None:
     with pytest.raises(HubError, match=r"task 'bad' of the hub .* cannot be used"):
         hub.info("bad")
     assert [problem.task for problem in hub.verify()] == ["bad"]
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_an_upload_that_asks_for_what_cannot_be_is_refused(guarded: Running, what: str) -> None:
+    hub = guarded.service.live.hub
+    content = changed(encode_task(sample_task(hub.source, "bad")), BAD[what])
+    headers = {**BEARER, "content-type": "application/octet-stream"}
+    reply = guarded.call("POST", "/admin/tasks", content, headers)
+    assert (reply.status, strict(reply)["code"]) == (422, "bad_task_file")
+    assert hub.names() == ["a", "b", "c"]
 
 
 def test_logits_that_are_not_finite_are_an_error_of_that_task_alone(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
