@@ -211,7 +211,7 @@ def test_costs_are_measured_once(experiment: Experiment, tmp_path: Path, monkeyp
 
 def test_fewer_images_and_other_settings_vary(experiment: Experiment, tmp_path: Path) -> None:
     varied = replace(
-        experiment, methods=("snow",), seeds=(0,), lr_tries=1, vary={"shots": (2, 3), "width_divisor": (4, 8)}
+        experiment, methods=("snow:paper",), seeds=(0,), lr_tries=1, vary={"shots": (2, 3), "width_divisor": (4, 8)}
     )
     cells = Watched(varied, tmp_path).run().finish().cells
     assert [cell.train_images for cell in cells] == [6, 6, 9, 9]

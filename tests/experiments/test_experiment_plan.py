@@ -23,10 +23,15 @@ def test_cells_are_all_combinations_and_the_first_seed_comes_first() -> None:
 
 def test_factors_vary_together() -> None:
     vary = {"width_divisor": [4, 8], "shots": [1, 5]}
-    cells = Experiment.from_dict({**PLAIN, "methods": ["snow"], "seeds": [0], "vary": vary}).cells()
+    cells = Experiment.from_dict({**PLAIN, "methods": ["snow:paper"], "seeds": [0], "vary": vary}).cells()
     assert [cell.variant for cell in cells] == [
         {"width_divisor": width, "shots": shots} for width in (4, 8) for shots in (1, 5)
     ]
+
+
+def test_settings_that_exclude_each_other_alone_may_vary_together() -> None:
+    narrow = {"grid_width": [None], "width_divisor": [4, 8]}
+    assert len(Experiment.from_dict({**PLAIN, "methods": ["snow"], "seeds": [0], "vary": narrow}).cells()) == 2
 
 
 def test_every_method_gets_as_many_learning_rates_around_its_own() -> None:
@@ -69,7 +74,8 @@ def test_an_experiment_survives_yaml(tmp_path: Path) -> None:
         ({"vary": [1]}, r"vary is \[1\]; expected names and values"),
         ({"vary": {"shots": []}}, "vary.shots is empty"),
         ({"methods": ["snow"], "vary": {"widht": [4]}}, "a delta has no setting 'widht'"),
-        ({"methods": ["snow"], "vary": {"width_divisor": ["a"]}}, "width_divisor is 'a'"),
+        ({"methods": ["snow:paper"], "vary": {"width_divisor": ["a"]}}, "width_divisor is 'a'"),
+        ({"methods": ["snow"], "vary": {"width_divisor": [4]}}, "a grid body or a narrow copy, not both"),
         ({"device": "gpu"}, "device is 'gpu'"),
     ],
 )

@@ -33,15 +33,16 @@ def test_deltas_choose_their_own_channels_and_leave_randomness_alone(source: Sou
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    first, second = random_deltas(source, TINY.spec, 2)
+    first, second = random_deltas(source, TINY.spec(source), 2)
     assert torch.equal(torch.rand(1), expected)
-    same = [torch.equal(first.choose()[tap], second.choose()[tap]) for tap in first.taps]
-    assert sum(same) < len(same) / 2
+    indices = [delta.grid_pool.index for delta in (first, second)]
+    assert all(torch.equal(index, index.unique()) for index in indices)
+    assert len(set(indices[0].tolist()) & set(indices[1].tolist())) < len(indices[0]) / 2
     assert not torch.equal(first.head.pool.index, second.head.pool.index)
 
 
 def test_many_deltas_give_what_each_gives_alone(source: Source) -> None:
-    deltas = random_deltas(source, TINY.spec, 3)
+    deltas = random_deltas(source, TINY.spec(source), 3)
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         together = Program(source, deltas)(images)
@@ -87,7 +88,7 @@ def test_memory_grows_by_what_a_task_adds(rows: dict[tuple[str, int], Throughput
     assert rows["separate", 3].memory_bytes == 3 * network_bytes + 1000
     assert rows["heads", 3].memory_bytes - rows["heads", 1].memory_bytes == 2 * head_bytes
     delta_bytes = (rows["snow", 3].memory_bytes - rows["snow", 1].memory_bytes) / 2
-    assert head_bytes < delta_bytes < 0.3 * network_bytes
+    assert head_bytes < delta_bytes < 0.5 * network_bytes
 
 
 @pytest.mark.usefixtures("rows")

@@ -97,16 +97,19 @@ class Experiment:
             if not values:
                 raise ExperimentError(f"vary.{factor} is empty; give the values to try")
             for value in values if factor not in OF_DATA else ():
-                PRESETS["default"].changed({factor: value}).spec(num_classes=2)  # raises for what is no setting
+                PRESETS["default"].changed({factor: value})  # raises for what is no setting
 
     def _check_method(self, text: str) -> None:
-        name, _ = split_name(text)
+        name, preset = split_name(text)
         of_delta = [factor for factor in self.vary if factor not in OF_DATA]
         if of_delta and not METHODS[name].is_delta:
             raise ExperimentError(
                 f"vary has {of_delta[0]!r}, a setting of a delta, and the method {name!r} makes none; compare it in an "
                 "experiment of its own"
             )
+        if name == "snow":
+            for values in itertools.product(*(self.vary[factor] for factor in of_delta)):
+                PRESETS[preset].changed(dict(zip(of_delta, values, strict=True))).spec(num_classes=2)
         if self.train_images is not None and any(factor in OF_DATA for factor in self.vary):
             raise ExperimentError("train_images contradicts a varied number of training images; leave one of them out")
 
