@@ -21,7 +21,13 @@ from torchsnow.source import InputConfig, Source, load_source
 from torchsnow.task_file import content_hash
 
 NEEDS = {"onnx": "onnxscript", "openvino": "openvino", "torch": "torch"}
-NAMES = ["images", "relu", "small-cats.v1", "twin"]  # "images" is the input's name, "relu" one of ONNX's inner values
+NAMES = [
+    "grid",
+    "images",
+    "relu",
+    "small-cats.v1",
+    "twin",
+]  # "images" is the input's name, "relu" one of ONNX's inner values
 
 
 def of_format(name: str) -> Any:
@@ -36,8 +42,9 @@ def source() -> Source:
 
 @pytest.fixture(scope="module")
 def hub(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Hub:
-    """Four tasks at 64 px; "images" is a head alone, "twin" has the numbers of "relu"."""
+    """Five tasks at 64 px; "grid" has a grid body, "images" is a head alone, "twin" has the numbers of "relu"."""
     hub = Hub.create(tmp_path_factory.mktemp("hubs") / "hub", source)
+    hub.add(sample_task(source, "grid", 2, seed=4, width_divisor=None, grid_width=8, grid_blocks=1))
     hub.add(sample_task(source, "images", 2, seed=1, width_divisor=None))
     hub.add(sample_task(source, "small-cats.v1", 4, seed=2))
     for name in ("relu", "twin"):
@@ -125,7 +132,7 @@ def test_an_onnx_file_is_valid_and_has_one_source(exported: Export) -> None:
     of_source = [n for n in model.graph.node if n.op_type == "Conv" and n.input[1].startswith("source_pass.")]
     layers = {name.rpartition(".")[0] for name, _ in exported.plan.hub.source.model.named_parameters()}
     assert 0 < len(of_source) <= len(layers)
-    assert {str(output.name) for output in model.graph.output} == {"images_2", "relu", "small_cats_v1", "twin"}
+    assert {str(output.name) for output in model.graph.output} == {"grid", "images_2", "relu", "small_cats_v1", "twin"}
 
 
 def write_torch(hub: Hub, out: Path, **wishes: Any) -> Export:
@@ -226,6 +233,8 @@ def test_a_size_that_the_network_cannot_take(hub: Hub, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(Source, "_run_plan", refuse)
     with pytest.raises(SourceError, match=r"cannot take images of shape .* Kernel size can't be greater"):
+        write_torch(hub, tmp_path / "out.pt2", image_size=32)
+    with pytest.raises(SourceError, match="8 x 8 pixels, less than the 32 x 32 of one cell"):
         write_torch(hub, tmp_path / "out.pt2", image_size=8)
 
 

@@ -71,7 +71,7 @@ def check_onnx(file: Path) -> None:
             producer = made_by.get(node.input[1])
             kinds[node.input[1].split(".")[0], producer is not None] += 1
             assert (producer is not None) == node.input[1].startswith("source_pass.")
-    assert set(kinds) == {("source_pass", True), ("deltas", False)}
+    assert set(kinds) == {("source_pass", True), ("readers", False)}
     (entry,) = model.metadata_props
     assert json.loads(entry.value)["quantized"] == {"bits": 8, "data": "shapes", "images": 12}
 
