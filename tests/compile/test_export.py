@@ -21,7 +21,8 @@ from torchsnow.source import InputConfig, Source, load_source
 from torchsnow.task_file import content_hash
 
 NEEDS = {"onnx": "onnxscript", "openvino": "openvino", "torch": "torch"}
-NAMES = [
+# "images" is the input's name, "relu" one of ONNX's inner values
+NAMES = ["grid", "images", "relu", "small-cats.v1", "twin"]
     "grid",
     "images",
     "relu",
