@@ -23,12 +23,6 @@ from torchsnow.task_file import content_hash
 NEEDS = {"onnx": "onnxscript", "openvino": "openvino", "torch": "torch"}
 # "images" is the input's name, "relu" one of ONNX's inner values
 NAMES = ["grid", "images", "relu", "small-cats.v1", "twin"]
-    "grid",
-    "images",
-    "relu",
-    "small-cats.v1",
-    "twin",
-]  # "images" is the input's name, "relu" one of ONNX's inner values
 
 
 def of_format(name: str) -> Any:
