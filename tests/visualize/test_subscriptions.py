@@ -95,6 +95,13 @@ def test_where_the_values_of_the_head_stand(source: Source, task: Task) -> None:
     assert sorted(places) == list(range(len(head.pool.index)))
 
 
+def test_a_head_that_reads_no_averages_reads_last_features(source: Source) -> None:
+    task = sample_task(source, head_taps=(), head_divisor=4)
+    (part,) = read_subscription(source, task.name, task.delta).head
+    assert (part.tap, part.num_chs) == (LAST, source.num_features)
+    assert part.index.tolist() == sorted(task.delta.head.pool.index.tolist())
+
+
 def test_a_task_that_reads_nothing() -> None:
     source = load_source("test_resnet", "random")
     task = sample_task(source, taps=(), head_taps=(), head_last=False)

@@ -202,7 +202,8 @@ def split_by_tap(source: Source, head: Head) -> Iterator[tuple[str, int, Tensor,
     where these stand among the values that the head reads). Parts that it reads nothing of are left out."""
     assert isinstance(head.pool, Subscription)
     index, channels = head.pool.index.cpu(), head.channels.cpu()
-    averaged = torch.where(index < len(channels), channels[index.clamp_max(len(channels) - 1)], -1)
+    averaged, is_average = torch.full_like(index, -1), index < len(channels)
+    averaged[is_average] = channels[index[is_average]]
     for name, tap in source.taps.items():
         first = int(source.channels_of([name])[0])
         at = ((averaged >= first) & (averaged < first + tap.num_chs)).nonzero().flatten()
