@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -56,13 +54,6 @@ def test_training_alone(tmp_path: Path) -> None:
     assert outcome.document["inference"] is None
 
 
-@pytest.mark.skipif(not (os.environ.get("CXX") or shutil.which("g++")), reason="needs a C++ compiler")
-def test_native(tmp_path: Path) -> None:
-    outcome = torchsnow("bench", *TINY, "--only", "inference", "--backend", "native", "--out", tmp_path, "--json")
-    assert (outcome.code, outcome.err) == (0, "")
-    assert {row["kind"] for row in outcome.document["inference"]["rows"]} == {"separate", "heads", "snow"}
-
-
 @pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs torchsnow[openvino]")
 def test_openvino(tmp_path: Path) -> None:
     options = ("--only", "inference", "--backend", "openvino", "--tasks", "1", "--out", tmp_path, "--json")
@@ -75,7 +66,7 @@ def test_openvino(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--backend", "tvm"), "no backend 'tvm'; expected one of eager, inductor, native, onnx, openvino"),
+        (("--backend", "tvm"), "no backend 'tvm'; expected one of eager, inductor, onnx, openvino"),
         (("--tasks", "5,1"), "tasks is '5,1'; expected ascending whole numbers"),
         (("--tasks", "1,,2"), "tasks is '1,,2'; expected whole numbers"),
         (("--rounds", "0"), "rounds is 0"),

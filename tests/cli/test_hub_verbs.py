@@ -36,7 +36,7 @@ def test_show(pristine: Trained) -> None:
 
     document = torchsnow("hub", "show", "colours", "--hub", pristine.hub, "--json").document
     assert (document["name"], document["classes"]) == ("colours", ["blue", "green", "red"])
-    assert document["spec"]["entry_reduction"] == 8
+    assert document["spec"]["head_divisor"] >= 4
     assert document["training"]["epochs"] == 2
     assert document["metrics"]["test"]["accuracy"] == pristine.printed["test_accuracy"]
     assert document["subscription"]["head"] > 0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from safetensors.torch import load_file
 from torchsnow.errors import TrainingError
 from torchsnow.hub import Hub
 from torchsnow.lock import FolderLock
+from torchsnow.train.fit import Loop
+from torchsnow.train.progress import TrainingBar
 from torchsnow.train.shared import Together
 
 COLOURS = ("red", "green", "blue")
@@ -107,7 +110,8 @@ def test_what_is_not_given_is_chosen_as_for_a_task_alone(table: Path, photos: Pa
 
 
 def test_ctrl_c_and_resume(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = torchsnow("train-many", table, "--hub", "whole", "--out", "whole-runs", *TINY, "--epochs", "2")
+    paper = ("--preset", "paper")  # whose tasks share their steps
+    whole = torchsnow("train-many", table, "--hub", "whole", "--out", "whole-runs", *TINY, "--epochs", "2", *paper)
     assert whole.code == 0, whole
     epoch, calls = Together.epoch, []
 
@@ -118,13 +122,36 @@ def test_ctrl_c_and_resume(table: Path, monkeypatch: pytest.MonkeyPatch) -> None
         return epoch(self)
 
     monkeypatch.setattr(Together, "epoch", pressed)
-    stopped = many(table)
+    stopped = many(table, *paper)
     monkeypatch.undo()
     monkeypatch.setattr("torchsnow.jobs.draw_run", lambda run, metrics: [])
     assert stopped.code == 130
     assert "colour 1 of 2, parity 1 of 2, some 1 of 2" in stopped.err
     assert stopped.err.rstrip().endswith("--resume")
     monkeypatch.chdir(table.parent)
+    resumed = many(table, *paper, "--resume")
+    assert resumed.code == 0, resumed
+    for name in ("colour", "parity", "some"):
+        assert equal(tensors("hub", name), tensors("whole", name))
+
+
+def test_ctrl_c_between_tasks_that_are_trained_one_after_another(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = torchsnow("train-many", table, "--hub", "whole", "--out", "whole-runs", *TINY, "--epochs", "2")
+    assert whole.code == 0, whole
+    run_epoch, calls = Loop.run_epoch, []
+
+    def pressed(self: Loop, bar: TrainingBar) -> None:
+        calls.append(1)
+        if len(calls) == 4:  # the second epoch of the second task
+            raise KeyboardInterrupt
+        run_epoch(self, bar)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Loop, "run_epoch", pressed)
+        stopped = many(table)
+    assert stopped.code == 130
+    assert re.search(r"1 of 2 epochs are safe in \S*parity", stopped.err)
+    assert stopped.err.rstrip().endswith("--resume")
     resumed = many(table, "--resume")
     assert resumed.code == 0, resumed
     for name in ("colour", "parity", "some"):

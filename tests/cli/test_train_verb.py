@@ -48,9 +48,8 @@ def test_a_run_leaves_everything_that_it_promises(pristine: Trained) -> None:
     assert printed["test_images"] == 6
     assert printed["skipped_images"] == 0
     assert {path.name for path in pristine.run.iterdir()} == {
-        *("args.yaml", "splits.json", "log.txt", "results.csv", "selection.csv", "subscription.json"),
-        *("metrics.json", "results.png", ".lock"),
-        *("selection.png", "confusion_matrix.png", "last.safetensors", "best.safetensors"),
+        *("args.yaml", "splits.json", "log.txt", "results.csv", "subscription.json", "metrics.json"),
+        *("results.png", "confusion_matrix.png", "last.safetensors", "best.safetensors", ".lock"),
     }
     args = yaml.safe_load((pristine.run / "args.yaml").read_text())
     assert (args["training"]["epochs"], args["training"]["image_size"]) == (2, 32)
@@ -61,6 +60,12 @@ def test_a_run_leaves_everything_that_it_promises(pristine: Trained) -> None:
     assert info.metrics["test"]["accuracy"] == printed["test_accuracy"]
     assert (info.training["method"], info.training["data"]) == ("snow", "photos")
     assert Hub.open(pristine.hub).verify() == []
+
+
+def test_a_run_that_learns_its_choice_leaves_how_it_settled(photos: Path) -> None:
+    assert train(photos, *TINY, "--epochs", "1", "--preset", "paper").code == 0
+    with Path("runs/new/selection.csv").open() as file:
+        assert {row["epoch"] for row in csv.DictReader(file)} == {"1"}
 
 
 def test_a_person_gets_a_few_lines_on_stdout_and_progress_on_stderr(photos: Path) -> None:
@@ -153,17 +158,31 @@ def test_what_is_left_out_is_chosen_said_and_written_down(photos: Path, monkeypa
     outcome = train(photos, *TINY[:4])
     assert outcome.code == 130
     args = yaml.safe_load(Path("runs/new/args.yaml").read_text())
-    numbers = {name: args["training"][name] for name in ("image_size", "batch_size", "epochs", "lr")}
-    assert list(args["chosen"]) == list(numbers)
-    assert (numbers["image_size"], numbers["batch_size"], numbers["epochs"]) == (64, 8, 40)
+    numbers = {name: args["training"][name] for name in ("image_size", "batch_size", "epochs")}
+    assert list(args["chosen"]) == [*numbers, "patience"]
+    assert tuple(numbers.values()) == (64, 8, 60)
+    assert args["training"]["patience"] == 20
     for name, value in numbers.items():
         assert f"{name} {value}: {args['chosen'][name]}" in outcome.err
 
 
-def test_a_chosen_run_is_that_with_the_numbers_given_also_when_resumed(
+def test_where_the_images_are_passed_in_every_step_the_learning_rate_is_chosen(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny = (*TINY[:4], "--epochs", "2", "--json")
+    stop_in(1, monkeypatch)
+    outcome = train(photos, *TINY[:4], "--preset", "paper")
+    assert outcome.code == 130
+    args = yaml.safe_load(Path("runs/new/args.yaml").read_text())
+    assert list(args["chosen"]) == ["image_size", "batch_size", "epochs", "lr"]
+    assert args["training"]["epochs"] == 40
+    assert f"lr {args['training']['lr']}: {args['chosen']['lr']}" in outcome.err
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_a_chosen_run_is_that_with_the_numbers_given_also_when_resumed(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, preset: str
+) -> None:
+    tiny = (*TINY[:4], "--epochs", "2", "--json", "--preset", preset)
     with monkeypatch.context() as patched:
         stop_in(2, patched)
         assert train(photos, *tiny, "--out", "chosen").code == 130
@@ -172,7 +191,7 @@ def test_a_chosen_run_is_that_with_the_numbers_given_also_when_resumed(
         patched.delattr("torchsnow.jobs.auto_lr")
         assert train(photos, *tiny, "--out", "chosen", "--resume").code == 0
     args = yaml.safe_load(Path("chosen/args.yaml").read_text())
-    assert list(args["chosen"]) == ["image_size", "batch_size", "lr"]
+    assert list(args["chosen"]) == ["image_size", "batch_size", *(["lr"] if preset == "paper" else [])]
     options = [f"--{name.replace('_', '-')}={args['training'][name]}" for name in args["chosen"]]
     assert train(photos, *tiny, *options, "--out", "given", task="given").code == 0
     assert "chosen" not in yaml.safe_load(Path("given/args.yaml").read_text())
