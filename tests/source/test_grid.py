@@ -260,3 +260,9 @@ def test_what_is_broadcast_is_not_fused() -> None:
     with torch.no_grad():
         expected = model(images)
     near(Source(model, "adding", config, "random")(images, Request(last=True)).last, expected, 1e-4)
+
+
+def test_a_pass_without_a_grid_says_what_to_ask_for() -> None:
+    source = lively_source("test_resnet")
+    with pytest.raises(SourceError, match="asked for no grid"):
+        source(torch.randn(1, 3, 32, 32)).averages(torch.tensor([0]))

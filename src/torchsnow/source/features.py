@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from torchsnow.errors import SourceError
 from torchsnow.source.grid import ONE_CELL, choose_channels
 
 
@@ -118,6 +119,8 @@ class FeatureMaps:
 
     def _grid_with(self, index: Tensor) -> int:
         """The reduction of a grid that has the channels `index` (M,)."""
+        if not self.grids:
+            raise SourceError("this pass was asked for no grid; ask for what `delta.request` says, or use SnowModel")
         first, *others = sorted(self.grids)
         has_all = (r for r in (first, *others) if torch.isin(index, self.grids[r][0]).all())
         return next(has_all) if others else first
