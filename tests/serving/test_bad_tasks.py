@@ -15,7 +15,7 @@ from test_serving_predict import figure
 
 from sample_tasks import sample_task
 from torchsnow.cli.predict import _from_server
-from torchsnow.compile import EagerEngine, Engine, Work
+from torchsnow.compile import Engine, Work
 from torchsnow.delta import Delta
 from torchsnow.errors import HubError, ServingError
 from torchsnow.hub import Hub
@@ -45,7 +45,7 @@ def strict(reply: Reply) -> Any:
 
 @contextmanager
 def served(hub: Hub) -> Iterator[Running]:
-    with running(LiveHub(hub, "eager"), follow_s=0.05) as started:
+    with running(LiveHub(hub), follow_s=0.05) as started:
         yield started
 
 
@@ -141,46 +141,46 @@ def test_the_client_and_the_command_line_name_it(hub: Hub, monkeypatch: pytest.M
         assert "the task 'bad' has no answer" in why
 
 
-class Picky:
+class Picky(Engine):
     """An engine that breaks on some tasks, when they are prepared or when they are run."""
 
-    name = "picky"
-
     def __init__(self, hub: Hub, prepares: bool, bad: str) -> None:
-        self.source, self._eager, self._prepares = hub.source, EagerEngine(hub.source), prepares
-        self._bad = hub.task(bad).classes
+        super().__init__(hub.source)
+        self._prepares, self._bad = prepares, hub.task(bad).classes
         self.num_runs = 0
 
-    def prepare(self, delta: Delta) -> tuple[bool, Any]:
+    def prepare(self, delta: Delta) -> Any:
         is_bad = delta.spec.num_classes == len(self._bad)
         if is_bad and not self._prepares:
             raise KeyError("no such layer")
-        return is_bad, self._eager.prepare(delta)
+        return is_bad, super().prepare(delta)
 
     def run(self, images: Any, work: Sequence[Work]) -> list[Any]:
         self.num_runs += 1
         if any(piece.prepared[0] for piece in work):
             raise RuntimeError("no kernel for this")
-        return self._eager.run(images, [Work(piece.prepared[1], piece.rows) for piece in work])
+        return super().run(images, [Work(piece.prepared[1], piece.rows) for piece in work])
 
 
 def test_a_task_that_breaks_the_pass_is_found_and_the_others_answer(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
     for seed in range(12):
         hub.add(sample_task(hub.source, f"d{seed}", seed=seed, num_classes=2))
-    engine: Engine = Picky(hub, True, "c")
-    with running(LiveHub(hub, engine), follow_s=0.05) as server:
+    live = LiveHub(hub)
+    live.engine = engine = Picky(hub, True, "c")
+    with running(live, follow_s=0.05) as server:
         (image,) = strict(server.predict([picture()]))["images"]
         assert sorted(answer["task"] for answer in image["answers"]) == sorted(set(hub.names()) - {"c"})
         assert [(failure["task"], failure["code"]) for failure in image["errors"]] == [("c", "internal")]
         assert "kernel" not in image["errors"][0]["error"]
-        assert isinstance(engine, Picky)
         assert engine.num_runs < 12  # halves of halves, not one by one
         assert server.predict([picture()], ["c"]).status == 500
     assert "no kernel for this" in caplog.text
 
 
 def test_a_task_that_cannot_be_prepared_is_left_out(hub: Hub) -> None:
-    with running(LiveHub(hub, Picky(hub, False, "c")), follow_s=0.05) as server:
+    live = LiveHub(hub)
+    live.engine = Picky(hub, False, "c")
+    with running(live, follow_s=0.05) as server:
         (image,) = strict(server.predict([picture()]))["images"]
         assert [answer["task"] for answer in image["answers"]] == ["a", "b"]
         assert strict(server.call("GET", "/tasks"))["unusable"] == ["c"]

@@ -67,7 +67,7 @@ def test_a_tap_has_the_part_that_goes_when_it_is_not_read(steady: Running, sourc
     head, first = task.delta.head, 0
     assert isinstance(head, Head)
     index = head.pool.index
-    for name in head.taps:
+    for name in source.taps:
         without = copy.deepcopy(task)
         num_chs = source.taps[name].num_chs
         with torch.no_grad():
@@ -75,6 +75,26 @@ def test_a_tap_has_the_part_that_goes_when_it_is_not_read(steady: Running, sourc
         first += num_chs
         lost = above(before - logits(source, without, x)[0], before)
         assert answer["lead"]["taps"][name] == pytest.approx(lost, abs=1e-3)
+
+
+def test_a_task_with_a_grid_is_explained_by_its_head_and_its_own_layers(
+    server: Running, hub: Hub, source: Source
+) -> None:
+    task = sample_task(source, "grid", width_divisor=None, grid_width=16, head_divisor=4)
+    hub.add(task)
+    server.wait_until(lambda: server.predict([picture(1)], ["grid"]).status == 200)
+    ((answer,),) = explained(server, [picture(1)], "grid")
+    lead, x = answer["lead"], pixels(source, task, picture(1))
+    expected = logits(source, task, x)[0]
+    first, second = expected.argsort(descending=True)[:2]
+    own = copy.deepcopy(task)
+    torch.nn.init.zeros_(own.delta.head.fc.columns)  # type: ignore[union-attr, arg-type]
+    torch.nn.init.zeros_(own.delta.head.fc.local.bias)  # type: ignore[union-attr, arg-type]
+    of_body = logits(source, own, x)[0]
+    assert lead["own"] == pytest.approx(float(of_body[first] - of_body[second]), abs=0.01)
+    assert abs(lead["own"]) > 0.01
+    assert set(lead["taps"]) == set(attribute(source, task.delta, x).head.parts)
+    assert sum([*lead["taps"].values(), lead["own"], lead["bias"]]) == pytest.approx(lead["logits"], abs=0.01)
 
 
 def test_nothing_is_explained_unless_asked(steady: Running) -> None:

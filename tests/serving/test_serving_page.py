@@ -161,7 +161,7 @@ def test_what_failed_and_what_has_very_many_classes_is_shown_in_short(
     smuggle_overflow(hub, "bad", monkeypatch)
     hub.add(sample_task(hub.source, "many", num_classes=1000, head_divisor=64))
     (tmp_path / "x.png").write_bytes(picture(1))
-    with running(LiveHub(hub, "eager")) as server:
+    with running(LiveHub(hub)) as server:
         page, complaints = opened(browser, server.url)
         page.set_input_files("#file", tmp_path / "x.png")
         page.wait_for_selector("article")
