@@ -67,7 +67,7 @@ class FolderLock:
             self._thread = threading.get_ident()
             try:
                 owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
-                write_atomically(self._folder / OWNER_FILE, json.dumps(owner) + "\n", self._error)
+                write_atomically(self._folder / OWNER_FILE, json.dumps(owner, allow_nan=False) + "\n", self._error)
                 yield
             finally:
                 self._thread = None

@@ -173,6 +173,10 @@ def test_a_task_that_breaks_the_pass_is_found_and_the_others_answer(hub: Hub, ca
         assert [(failure["task"], failure["code"]) for failure in image["errors"]] == [("c", "internal")]
         assert "kernel" not in image["errors"][0]["error"]
         assert engine.num_runs < 12  # halves of halves, not one by one
+        engine.num_runs = 0
+        reply = server.predict([picture(1), picture(2)])
+        assert [len(image["errors"]) for image in strict(reply)["images"]] == [1, 1]
+        assert engine.num_runs <= 2  # what broke a pass rests for a while
         assert server.predict([picture()], ["c"]).status == 500
     assert "no kernel for this" in caplog.text
 

@@ -55,6 +55,10 @@ class Snapshot:
         return self.index.tasks
 
 
+class TransientError(HubError):
+    """A task could not be loaded, for a reason that is not in its file, such as too little memory: it is tried again."""
+
+
 class LiveHub:
     """Answers for the tasks of a hub, and follows its folder.
 
@@ -110,7 +114,7 @@ class LiveHub:
             try:
                 found.append(self._task(now, name))
             except HubError:
-                continue  # it is in `faults`, and the others answer
+                continue  # the others answer
         return found
 
     def predict(self, images: Tensor, names: Iterable[str] | None = None) -> dict[str, Answer]:
@@ -163,9 +167,10 @@ class LiveHub:
         except Exception as error:  # whatever it is, those who ask for other tasks must not meet it
             if self.follow():  # changed by another process since: what was asked for may be another file by now
                 return self._task(self._now, name)
-            why = str(error) if isinstance(error, TorchsnowError) else f"task {name!r} cannot be loaded: {error!r}"
-            self._note_fault(name, entry, why, stamp)
-            raise HubError(why) from error
+            if not isinstance(error, TorchsnowError):
+                raise TransientError(f"task {name!r} cannot be loaded: {error!r}") from error
+            self._note_fault(name, entry, str(error), stamp)
+            raise HubError(str(error)) from error
         return task
 
     def _load(self, name: str, entry: Entry) -> LiveTask:

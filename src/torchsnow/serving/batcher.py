@@ -33,6 +33,7 @@ from torchsnow.serving.settings import ServeSettings
 
 _IDLE_S = 1.0
 _IN_TIME = 0.8  # of the deadline: what may pass until the last in line is answered, for passes are not all alike
+_REST_S = 10.0  # for a task that broke a pass: to find out which it was takes many passes
 _FAILED = "this image could not be answered; the server's log says why"
 _NOT_FINITE = "the task's numbers are too large to compute with: its logits for this image are not finite"
 Result = TypeVar("Result")
@@ -74,6 +75,7 @@ class Batcher:
         self._window: set[Item] = set()  # being decoded, or decoded and not yet answered
         self._ready: dict[int, list[Piece]] = {}  # by image size
         self._order = FairOrder()
+        self._resting: dict[str, float] = {}  # versions that broke a pass, by SHA-256: until when they are not run
         self._s_per_image = 0.1  # while there is always work
         self._wake = asyncio.Event()
         self._engine = ThreadPoolExecutor(1, "engine")
@@ -238,7 +240,10 @@ class Batcher:
             return first
         answers: Answers = {}
         for half, own in zip(halves, said, strict=True):
-            answers |= self._failures(half, own) if isinstance(own, Exception) else own
+            if isinstance(own, Exception):  # of these tasks, for the image does for the others
+                self._resting |= {task.sha256: time.monotonic() + _REST_S for task in half.tasks}
+                own = self._failures(half, own)
+            answers |= own
         return answers
 
     def _failures(self, piece: Piece, error: Exception) -> Answers:
@@ -300,12 +305,15 @@ class Batcher:
     def _pass(self, batch: Sequence[Piece]) -> list[Answers]:
         """One source pass, in the engine's thread."""
         asked: dict[tuple[str, str], tuple[LiveTask, list[int]]] = {}
+        said: list[Answers] = [{} for _ in batch]
         for row, piece in enumerate(batch):
             for task in piece.tasks:
-                asked.setdefault((task.name, task.sha256), (task, []))[1].append(row)
+                if self._resting.get(task.sha256, 0.0) > time.monotonic():
+                    said[row][task.name] = TaskFailure(task, "internal", _FAILED)
+                else:
+                    asked.setdefault((task.name, task.sha256), (task, []))[1].append(row)
         tasks, rows = [task for task, _ in asked.values()], [own for _, own in asked.values()]
         images = torch.stack([piece.pixels for piece in batch]).to(self._device)
-        said: list[Answers] = [{} for _ in batch]
         for answer, own_rows in zip(self._live.run(images, tasks, rows), rows, strict=True):
             logits = answer.logits.float().cpu()
             probabilities, are_finite = logits.softmax(1), logits.isfinite().all(1).tolist()

@@ -48,5 +48,5 @@ def _answer(given: dict[str, Any], content: bytes, replies: BinaryIO) -> None:
     except Exception as error:
         log_fault("a picture failed", error)
         refusal = (500, "internal", "this image could not be decoded; the server's log says why")
-    replies.write(json.dumps(refusal).encode() + b"\n" + b"".join(pixels))
+    replies.write(json.dumps(refusal, allow_nan=False).encode() + b"\n" + b"".join(pixels))
     replies.flush()

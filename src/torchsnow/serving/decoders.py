@@ -160,7 +160,7 @@ class Decoders:
         }
         requests, replies = process.stdin, _replies(process)
         assert requests is not None
-        requests.write(json.dumps(asked).encode() + b"\n")
+        requests.write(json.dumps(asked, allow_nan=False).encode() + b"\n")
         requests.write(content)
         refusal = json.loads(await replies.readuntil())
         if refusal is not None:

@@ -14,6 +14,7 @@ from typing import TypeVar
 from torchsnow.errors import HubError, TorchsnowError
 from torchsnow.hub import Entry
 from torchsnow.live import LiveHub, LiveTask
+from torchsnow.live.hub import TransientError
 from torchsnow.live.hub import Snapshot
 from torchsnow.serving.file_watch import FileWatch
 from torchsnow.serving.logs import log, log_trouble
@@ -116,6 +117,8 @@ class Following:
         try:
             warm = {name: self._load(name)} if has_room else {}
             listed = Listed(entry, read_task_info(self.live.hub.folder.task_file(name, entry)))
+        except TransientError:
+            raise
         except TorchsnowError as error:
             self._forget(name)
             if self.live.now.entries.get(name) == entry:

@@ -87,10 +87,9 @@ def read_task_info(path: Path | str, max_size_bytes: int = MAX_SIZE_BYTES) -> Ta
 def refuse_too_large(source: Source, spec: DeltaSpec, classes: Sequence[str]) -> None:
     """Raise TaskFileError for a task that a file may have no room for: to be asked before its training."""
     check_classes(classes, spec.num_classes)
-    header_bytes = 2**20 + 2 * len(
-        json.dumps(list(classes), allow_nan=False)
-    )  # at most: the names are JSON within JSON
-    size_bytes = header_bytes + sum(tensor.nbytes for tensor in _empty_delta(source, spec).state_dict().values())
+    names_bytes = 2 * len(json.dumps(list(classes), allow_nan=False))  # at most: they are JSON within JSON
+    numbers_bytes = sum(tensor.nbytes for tensor in _empty_delta(source, spec).state_dict().values())
+    size_bytes = numbers_bytes + names_bytes + 2**20  # for all else
     if size_bytes > MAX_SIZE_BYTES:
         raise TaskFileError(
             f"a task of {len(classes)} classes may take {size_bytes} bytes with these settings, more than the "

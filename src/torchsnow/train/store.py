@@ -117,7 +117,9 @@ class StoreWriter:
             with clear_os_errors("replace", about, TrainingError):
                 about.unlink(missing_ok=True)
             facts = {"key": key, **self._write(views, path, progress), "crc32": _crc32(path)}
-            write_atomically(about, json.dumps(facts) + "\n", TrainingError)  # last: it makes the file a store
+            write_atomically(
+                about, json.dumps(facts, allow_nan=False) + "\n", TrainingError
+            )  # last: it makes the file a store
         # Nobody writes to it; "c" lets torch have it without a warning.
         mapped = np.memmap(path, dtype=facts["dtype"], mode="c", shape=tuple(facts["shape"]))
         return FeatureStore(torch.from_numpy(mapped), views[0].images.labels)
@@ -161,7 +163,7 @@ def _whole_store(path: Path, about: Path, key: str) -> dict[str, Any] | None:
 
 def _key(config: Any, chosen: dict[str, Tensor]) -> str:
     """A SHA-256 over all that the values depend on."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, allow_nan=False).encode())
     for name, tensor in sorted(chosen.items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
