@@ -335,6 +335,18 @@ def test_a_gain_of_one_standard_error_is_no_clear_one(mended: int, ships: bool) 
     assert (shares[1] > 0) == ships
 
 
+@pytest.mark.parametrize(("mended", "together"), [(2, False), (8, True)])
+def test_a_probe_that_adds_little_to_a_body_is_left_out(mended: int, together: bool) -> None:
+    """As above, with the parts exchanged: a task without a probe reads less of the source."""
+    labels = torch.zeros(100, dtype=torch.long)
+    body, probe = torch.tensor([[2.0, -2.0]]).repeat(100, 1), torch.zeros(100, 2)
+    body[:mended] *= -1
+    probe[:mended] = torch.tensor([[4.0, -4.0]])
+    shares = best_shares(probe, body, labels)
+    assert (shares[0] > 0) == together
+    assert shares[1] > 0
+
+
 # training
 
 

@@ -56,7 +56,10 @@ class Snapshot:
 
 
 class TransientError(HubError):
-    """A task could not be loaded, for a reason that is not in its file, such as too little memory: it is tried again."""
+    """A task could not be loaded, for a reason that is not in its file: it is tried again."""
+
+
+_TRANSIENT = (MemoryError, torch.OutOfMemoryError, OSError)
 
 
 class LiveHub:
@@ -167,10 +170,11 @@ class LiveHub:
         except Exception as error:  # whatever it is, those who ask for other tasks must not meet it
             if self.follow():  # changed by another process since: what was asked for may be another file by now
                 return self._task(self._now, name)
-            if not isinstance(error, TorchsnowError):
-                raise TransientError(f"task {name!r} cannot be loaded: {error!r}") from error
-            self._note_fault(name, entry, str(error), stamp)
-            raise HubError(str(error)) from error
+            why = str(error) if isinstance(error, TorchsnowError) else f"task {name!r} cannot be loaded: {error!r}"
+            if isinstance(error, _TRANSIENT):
+                raise TransientError(why) from error
+            self._note_fault(name, entry, why, stamp)
+            raise HubError(why) from error
         return task
 
     def _load(self, name: str, entry: Entry) -> LiveTask:
