@@ -269,12 +269,12 @@ def start_as_probe(
     values: Tensor,
     labels: Tensor,
     inverse_penalty: float | None = None,
-    strengths: Tensor | None = None,
+    importance: Tensor | None = None,
 ) -> None:
     """Make a head's logits those of the best linear head over those of the values (n, num_values) that it chooses; see
-    `fit_probe` for the penalty and the values' strengths (num_values,)."""
+    `fit_probe` for the penalty and the values' importance (num_values,)."""
     idx = head.pool.choose().cpu()
-    of_chosen = None if strengths is None else strengths.cpu()[idx]
+    of_chosen = None if importance is None else importance.cpu()[idx]
     weight, bias = fit_probe(values[:, idx], labels, head.fc.columns.shape[0], inverse_penalty, of_chosen)
     places = idx if head.fc.slots == "channel" else torch.arange(len(idx))
     with torch.no_grad():
