@@ -89,7 +89,7 @@ def train_loader(images: ImageSet | FeatureStore, settings: TrainSettings, epoch
     generator = torch.Generator().manual_seed(epoch_seed(settings.seed, epoch))
     batches = shuffled_batches(len(images), settings.batch_size, generator)
     if isinstance(images, FeatureStore):  # nothing is left to be done by workers
-        return DataLoader(images, batch_sampler=batches, generator=generator, collate_fn=_as_given)
+        return DataLoader(images, batch_sampler=batches, generator=generator, collate_fn=images.collate)
     return DataLoader(
         images,
         batch_sampler=batches,
@@ -102,13 +102,8 @@ def train_loader(images: ImageSet | FeatureStore, settings: TrainSettings, epoch
 def plain_loader(images: ImageSet | FeatureStore, settings: TrainSettings) -> Loader:
     """The images in their own order. Without workers, so that they fill the cache that later epochs read."""
     if isinstance(images, FeatureStore):
-        return DataLoader(images, settings.batch_size, collate_fn=_as_given)
+        return DataLoader(images, settings.batch_size, collate_fn=images.collate)
     return DataLoader(images, settings.batch_size)
-
-
-def _as_given(batch: Any) -> Any:
-    """A store gives whole batches."""
-    return batch
 
 
 def shuffled_batches(num_images: int, batch_size: int, generator: torch.Generator) -> list[list[int]]:
