@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from torchsnow import Delta, DeltaSpec, Hub, load_source, make_task
+from torchsnow.source import Framing
 
 CYCLES = 1000
 
@@ -26,7 +27,7 @@ CYCLES = 1000
 def main(folder: Path, num_tasks: int) -> None:
     source = load_source("test_resnet", weights="random")
     delta = Delta(source, DeltaSpec(3)).settle(source).eval()
-    task = make_task(source, delta, "task-0000", ("cat", "dog", "fox"), 64)
+    task = make_task(source, delta, "task-0000", ("cat", "dog", "fox"), Framing(64))
     hub = Hub.create(folder, source)
     adding = [seconds(lambda n=n: hub.add(replace(task, name=f"task-{n:04}"))) for n in range(num_tasks)]
     size_kb = hub.infos()["task-0000"].size_bytes / 1e3

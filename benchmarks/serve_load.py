@@ -31,7 +31,7 @@ from PIL import Image
 from torchsnow.data import eval_transform, read_image
 from torchsnow.delta import Delta, DeltaSpec
 from torchsnow.hub import Hub
-from torchsnow.source import Source, load_source
+from torchsnow.source import Framing, Source, load_source
 from torchsnow.task_file import Task, content_hash, encode_task, make_task
 
 SERVER = [sys.executable, "-c", "from torchsnow.cli import main; main()", "serve"]
@@ -43,7 +43,7 @@ def sample_task(source: Source, name: str, seed: int, image_size: int) -> Task:
     """A task with weights of its own, as small as those of a trained one."""
     torch.manual_seed(seed)
     delta = Delta(source, DeltaSpec(NUM_CLASSES)).settle(source).eval()
-    return make_task(source, delta, name, [f"class {i}" for i in range(NUM_CLASSES)], image_size)
+    return make_task(source, delta, name, [f"class {i}" for i in range(NUM_CLASSES)], Framing(image_size))
 
 
 def pictures(number: int, size: int) -> list[bytes]:
@@ -173,7 +173,10 @@ def mixed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     hub = make_hub(folder, args, 16)
     images = pictures(8, 80)
     pixels = torch.stack(
-        [eval_transform(hub.source.input_config, args.image_size)(read_image(io.BytesIO(image))) for image in images]
+        [
+            eval_transform(hub.source.input_config, Framing(args.image_size))(read_image(io.BytesIO(image)))
+            for image in images
+        ]
     )
     references: dict[tuple[str, str], list[list[float]]] = {}
     with torch.no_grad():

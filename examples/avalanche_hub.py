@@ -76,7 +76,9 @@ class HubStrategy(SupervisedTemplate):
         labels = torch.tensor([present.index(one) for one in ids])
         model = learn(self.hub.source, images, labels, len(present), self.epochs, self.train_mb_size)
         classes = [str(one) for one in present]
-        task = ts.make_task(self.hub.source, model.delta, task_name(experience.task_label), classes, images.shape[-1])
+        task = ts.make_task(
+            self.hub.source, model.delta, task_name(experience.task_label), classes, ts.Framing(images.shape[-1])
+        )
         self.hub.add(task, replace=True)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from sample_photos import make_photos
 from sample_tasks import sample_task
@@ -12,7 +13,7 @@ from torchsnow.data import LoadedData, eval_transform, load_data, read_image
 from torchsnow.errors import HubError, SourceError
 from torchsnow.hub import Hub
 from torchsnow.predictions import predict_images
-from torchsnow.source import Source, load_source
+from torchsnow.source import Framing, Source, load_source
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_predictions_are_those_of_the_hub(hub: Hub, data: LoadedData) -> None:
     predictions = predict_images(hub, [files[0], Path("gone.png"), *files[1:]], None, lambda *what: bad.append(what))
     assert [prediction.image for prediction in predictions] == [str(file) for file in files]
     for file, prediction in zip(files, predictions, strict=True):
-        pixels = eval_transform(hub.source.input_config, 64)(read_image(file))[None]
+        pixels = eval_transform(hub.source.input_config, Framing(64))(read_image(file))[None]
         expected = hub.predict(pixels)["a"][0].softmax(0)
         assert prediction.label == hub.task("a").classes[int(expected.argmax())]
         assert prediction.probabilities[prediction.label] == pytest.approx(float(expected.max()))
@@ -60,6 +61,19 @@ def test_tasks_of_one_size_share_a_source_pass(
     predictions = predict_images(hub, [data.examples[0].path], None, lambda *what: None)
     assert [prediction.task for prediction in predictions] == ["a", "b"]
     assert sizes == [(1, 3, 64, 64)]
+
+
+def test_every_task_sees_pictures_as_it_was_trained_to(hub: Hub, source: Source, tmp_path: Path) -> None:
+    hub.add(replace(sample_task(source, "middle", seed=0), crop_mode="center"))
+    file = tmp_path / "wide.png"
+    Image.effect_mandelbrot((90, 30), (-2, -1, 1, 1), 50).save(file)
+    predictions = {one.task: one for one in predict_images(hub, [file], None, lambda *what: None)}
+    of_whole, of_middle = predictions["a"], predictions["middle"]
+    for prediction, crop_mode in ((of_whole, "squash"), (of_middle, "center")):
+        pixels = eval_transform(source.input_config, Framing(64, crop_mode))(read_image(file))[None]
+        expected = hub.predict(pixels, ["a"])["a"][0].softmax(0)  # both have the same numbers
+        assert list(prediction.probabilities.values()) == pytest.approx(sorted(expected.tolist(), reverse=True))
+    assert of_whole.probabilities != of_middle.probabilities
 
 
 def test_a_hub_without_tasks_predicts_nothing(tmp_path: Path, source: Source) -> None:

@@ -20,7 +20,7 @@ import torch
 from sample_tasks import logits, sample_task
 from torchsnow.delta import Delta, DeltaSpec
 from torchsnow.errors import TaskFileError
-from torchsnow.source import Source, load_source, make_source
+from torchsnow.source import Framing, Source, load_source, make_source
 from torchsnow.source.config import MAX_IMAGE_SIZE
 from torchsnow.task_file import (
     Task,
@@ -165,8 +165,8 @@ def test_classes_must_fit(source: Source, task: Task, classes: list[str], messag
 def test_what_takes_no_place_in_a_file_is_refused(source: Source, task: Task) -> None:
     for size in (0, MAX_IMAGE_SIZE + 1):
         with pytest.raises(TaskFileError, match=f"image_size is {size}; expected 1 pixel to 1024"):
-            make_task(source, task.delta, "pets", "abc", size)
-    assert make_task(source, task.delta, "pets", "abc", MAX_IMAGE_SIZE).image_size == MAX_IMAGE_SIZE
+            make_task(source, task.delta, "pets", "abc", Framing(size))
+    assert make_task(source, task.delta, "pets", "abc", Framing(MAX_IMAGE_SIZE)).image_size == MAX_IMAGE_SIZE
     check_classes([f"{i:05} {'é' * 50}" for i in range(10_000)], 10_000)
     with pytest.raises(TaskFileError, match=r"the 10000 class names take .* bytes in JSON, more than the 4194304"):
         check_classes([f"{i:05} {'é' * 70}" for i in range(10_000)], 10_000)
@@ -296,7 +296,7 @@ def change_metadata(key: str, value: Any) -> Callable[[dict[str, torch.Tensor], 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("schema_version", 4, "schema version is 4, this torchsnow reads 3; upgrade"),
+        ("schema_version", 5, "schema version is 5, this torchsnow reads 4; upgrade"),
         ("schema_version", True, "does not say its schema version"),
         ("name", "../x", "cannot be a task's name"),
         ("name", 3, "metadata.name is 3; expected a text"),
@@ -309,6 +309,7 @@ def change_metadata(key: str, value: Any) -> Callable[[dict[str, torch.Tensor], 
         ("image_size", 1.5, "image_size is 1.5; expected a whole number"),
         ("image_size", True, "image_size is true; expected a whole number"),
         ("image_size", 0, "expected 1 pixel"),
+        ("crop_mode", "border", "crop_mode is 'border'; expected one of squash, center"),
         ("image_size", MAX_IMAGE_SIZE + 1, "image_size is 1025; expected 1 pixel to 1024"),
         ("image_size", 10**6, "image_size is 1000000; expected 1 pixel to 1024"),
         ("training", [], "training is .*; expected an object"),
@@ -371,21 +372,27 @@ def test_an_older_file_with_a_confusion_matrix_is_read_without_it(path: Path, so
 GRID_SETTINGS = {"grid_width": None, "grid_blocks": 3, "grid_reduction": 32}
 
 
-@pytest.mark.parametrize(("version", "unknown"), [(1, {"entry_reduction": 1, **GRID_SETTINGS}), (2, GRID_SETTINGS)])
+@pytest.mark.parametrize(
+    ("version", "unknown"), [(1, {"entry_reduction": 1, **GRID_SETTINGS}), (2, GRID_SETTINGS), (3, {})]
+)
 def test_a_file_of_a_former_version_is_one_of_a_delta_as_there_was_then(
     path: Path, task: Task, source: Source, version: int, unknown: dict[str, Any]
 ) -> None:
-    """Version 1 knew deltas that begin at the image alone, and version 2 had no grid; all numbers were whole."""
+    """Version 1 knew deltas that begin at the image alone, version 2 had no grid, and neither had halves; up to
+    version 3 the middle was cut out of every picture."""
 
     def older(tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
         values["schema_version"] = version
+        del values["crop_mode"]
         for key, value in unknown.items():
             assert values["spec"].pop(key) == value
-        tensors.update({key: tensor.float() for key, tensor in tensors.items() if tensor.is_floating_point()})
+        if version < 3:
+            tensors.update({key: tensor.float() for key, tensor in tensors.items() if tensor.is_floating_point()})
 
     rewrite(path, older)
     loaded, images = load_task(path, source), torch.randn(2, 3, 64, 64)
     assert loaded.spec == task.spec
+    assert loaded.framing == Framing(64, "center")
     assert torch.equal(logits(source, loaded, images), logits(source, task, images))
 
 

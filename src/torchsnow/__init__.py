@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torchsnow.methods import make_method
     from torchsnow.model import SnowModel
     from torchsnow.pooling import ChannelPooling
-    from torchsnow.source import Source, load_source
+    from torchsnow.source import Framing, Source, load_source
     from torchsnow.task_file import Task, load_task, make_task, save_task
     from torchsnow.train import RunFolder, TrainSettings, fit
 
@@ -29,6 +29,7 @@ _HOMES = {
     "make_method": "torchsnow.methods",
     "SnowModel": "torchsnow.model",
     "ChannelPooling": "torchsnow.pooling",
+    "Framing": "torchsnow.source",
     "Source": "torchsnow.source",
     "load_source": "torchsnow.source",
     "Task": "torchsnow.task_file",
@@ -44,6 +45,7 @@ __all__ = [
     "ChannelPooling",
     "Delta",
     "DeltaSpec",
+    "Framing",
     "Hub",
     "RunFolder",
     "SnowModel",

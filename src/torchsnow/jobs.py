@@ -25,7 +25,7 @@ from torchsnow.methods.advice import below_probe
 from torchsnow.methods.head import probe_metrics
 from torchsnow.model import SnowModel
 from torchsnow.plots import draw_run
-from torchsnow.source import BUNDLED, PACKAGES, InputConfig, Precision, Source, load_source
+from torchsnow.source import BUNDLED, PACKAGES, Framing, InputConfig, Precision, Source, load_source
 from torchsnow.source.load import refuse_unknown
 from torchsnow.task_file import Task, check_task_name, make_task, refuse_too_large
 from torchsnow.train import FitResult, Method, Metrics, RunFolder, TrainSettings, evaluate, fit
@@ -196,7 +196,7 @@ def train_task(
             settings, chosen = as_started(settings, auto, run)
         else:
             settings, chosen = _choose(settings, auto, splits, make, source.input_config, say)
-        pool = plain_images(source.input_config, settings.image_size)
+        pool = plain_images(source.input_config, settings.framing)
         result = fit(learner, splits, settings, run, resume=resume, quiet=quiet, pool=pool, chosen=chosen)
         training = Training(name, data.name, splits, settings, run, method, preset)
         return complete(training, learner, result, source, hub_path, hub, pool, replace=replace, start=start)
@@ -248,7 +248,7 @@ def complete(
         }  # fmt: skip
         assert isinstance(result.model, SnowModel)
         delta = result.model.delta
-        task = make_task(source, delta, name, splits.classes, settings.image_size, training=about, metrics=metrics)
+        task = make_task(source, delta, name, splits.classes, settings.framing, training=about, metrics=metrics)
         size_bytes = _added(task, hub, hub_path, source, replace).infos()[name].size_bytes
     seconds = time.monotonic() - start
     return TrainedTask(name, hub_path, run.path, result, test, probe, warning, size_bytes, seconds)
@@ -301,16 +301,16 @@ def _test_metrics(model: nn.Module, splits: Splits, config: InputConfig, setting
     """None where there is no test split. To be looked at once, when nothing is left to choose."""
     if not splits.test:
         return None
-    images = _plain_images(splits.test, splits.classes, config, settings.image_size)
+    images = _plain_images(splits.test, splits.classes, config, settings.framing)
     return evaluate(model, images, splits.classes, settings.batch_size, settings.torch_device())
 
 
 def _plain_images(
-    examples: Iterable[Example], classes: Sequence[str], config: InputConfig, image_size: int
+    examples: Iterable[Example], classes: Sequence[str], config: InputConfig, framing: Framing
 ) -> ImageSet:
     """Images as they are at evaluation, each read once."""
-    transform = eval_transform(config, image_size)
-    return ImageSet(examples, classes, transform, prepare(config, image_size), cache_bytes=0)
+    transform = eval_transform(config, framing)
+    return ImageSet(examples, classes, transform, prepare(config, framing), cache_bytes=0)
 
 
 def evaluate_task(hub: Hub, name: str, data: LoadedData, examples: Sequence[Example], device: torch.device) -> Metrics:
@@ -327,7 +327,7 @@ def evaluate_task(hub: Hub, name: str, data: LoadedData, examples: Sequence[Exam
             f"its classes are {first_few(task.classes, 20, ', ')}"
         )
     relabelled = [Example(example.path, places[data.classes[example.label]]) for example in examples]
-    images = _plain_images(relabelled, task.classes, hub.source.input_config, task.image_size)
+    images = _plain_images(relabelled, task.classes, hub.source.input_config, task.framing)
     return evaluate(SnowModel(hub.source, task.delta).to(device), images, task.classes, BATCH_SIZE, device)
 
 
@@ -347,7 +347,7 @@ def examples_of(data: LoadedData, split: str, splits_file: Path | None) -> Seque
     return splits[split]
 
 
-def int8_images(data: LoadedData, config: InputConfig, image_size: int) -> Measured:
+def int8_images(data: LoadedData, config: InputConfig, framing: Framing) -> Measured:
     """Images of the training split to calibrate on, and of the test split (where there is none, val) to measure with.
 
     The splits are the data's own, or those that a training with seed 0 draws. Raises what `make_splits` raises.
@@ -355,7 +355,7 @@ def int8_images(data: LoadedData, config: InputConfig, image_size: int) -> Measu
     limits = {"train_images": CALIBRATION_IMAGES, "val_images": MEASURED_IMAGES, "test_images": MEASURED_IMAGES}
     splits = reduced(make_splits(data), **limits)
     calibration, held_out = (
-        _plain_images(examples, splits.classes, config, image_size)
+        _plain_images(examples, splits.classes, config, framing)
         for examples in (splits.train, splits.test or splits.val)
     )
     return Measured(data.name, splits.classes, calibration, held_out)

@@ -153,7 +153,7 @@ def _streams(
             refuse_too_large(source, task.method.delta.spec, own.classes)
             begun = resume and run.args.exists()
             tasks.append(_as_begun(task, auto) if begun else _with_lr(task, auto, learn, say))
-        streams.append(Stream(tasks, plain_images(source.input_config, settings.image_size)))
+        streams.append(Stream(tasks, plain_images(source.input_config, settings.framing)))
     return streams
 
 

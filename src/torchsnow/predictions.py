@@ -33,7 +33,7 @@ def predict_images(
 ) -> list[Prediction]:
     """Classify image files by the named tasks (by default all), image by image.
 
-    Tasks of one image size share one source pass. A file that is no usable image, or that a task cannot answer for, is
+    Tasks of one framing share one source pass. A file that is no usable image, or that a task cannot answer for, is
     passed to `on_bad` with the reason, and so is the hub with a task that is damaged, and the others answer; a damaged
     task that is asked for by name raises HubError. Raises HubError for an unknown task and for a hub without any.
     """
@@ -41,7 +41,7 @@ def predict_images(
     tasks = hub.tasks(names, on_damaged)
     if not hub.names():
         raise HubError(f"the hub {hub.folder.path} has no tasks yet; train one first")
-    sizes = sorted({task.image_size for task in tasks.values()})
+    framings = sorted({task.framing for task in tasks.values()})
     result = []
     for file in files:
         try:
@@ -49,9 +49,9 @@ def predict_images(
         except DataError as error:
             on_bad(file, str(error))
             continue
-        for size in sizes:
-            pixels = eval_transform(hub.source.input_config, size)(image)[None]
-            asked = {name: task for name, task in tasks.items() if task.image_size == size}
+        for framing in framings:
+            pixels = eval_transform(hub.source.input_config, framing)(image)[None]
+            asked = {name: task for name, task in tasks.items() if task.framing == framing}
             for name, logits in _answers(hub, asked, pixels, file, on_bad).items():
                 result.append(_prediction(file, name, tasks[name].classes, logits[0]))
     return result
@@ -63,7 +63,7 @@ def _answers(
     """The logits of those tasks that can answer."""
     try:
         logits = predict_together(hub.source, tasks, pixels)
-    except SourceError as error:  # at this size: other tasks read images of another
+    except SourceError as error:  # in this framing: other tasks read images of another
         on_bad(file, f"no answer of {', '.join(tasks)} for {file}: {error}")
         return {}
     for name in not_finite(logits):

@@ -86,7 +86,7 @@ def test_tasks_of_two_sizes_need_a_decision(trained: Trained, tmp_path: Path) ->
     words = ("--task", "large", "--hub", trained.hub, "--out", tmp_path / "run2", *TINY, "--epochs", "1")
     assert torchsnow("train", trained.photos, *words, "--image-size", "48").code == 0
     sentence = refused("export", "--hub", trained.hub, "--out", "out.pt2")
-    assert "different image sizes (32 px: colours; 48 px: large)" in sentence
+    assert "prepared differently (32 px, squash: colours; 48 px, squash: large)" in sentence
     assert "--task" in sentence
     assert "--image-size" in sentence
     assert torchsnow("export", "--hub", trained.hub, "--out", "out.pt2", "--task", "large").code == 0

@@ -17,7 +17,7 @@ from torchsnow.data import eval_transform
 from torchsnow.data.cuts import cut
 from torchsnow.data.transforms import cut_of, scale
 from torchsnow.errors import DataError
-from torchsnow.source.config import InputConfig
+from torchsnow.source.config import CROP_MODES, Framing, InputConfig
 
 NAMES = ("nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
@@ -32,19 +32,22 @@ def config_of(interpolation: str, crop_pct: float) -> InputConfig:
     size=st.integers(1, 48),
     crop_pct=st.sampled_from([0.5, 0.875, 0.9, 0.95, 0.965, 1.0]),
     interpolation=st.sampled_from(NAMES),
+    crop_mode=st.sampled_from(CROP_MODES),
 )
-def test_cut_and_scaled_is_evaluation(width: int, height: int, size: int, crop_pct: float, interpolation: str) -> None:
-    config = config_of(interpolation, crop_pct)
+def test_cut_and_scaled_is_evaluation(
+    width: int, height: int, size: int, crop_pct: float, interpolation: str, crop_mode: str
+) -> None:
+    config, framing = config_of(interpolation, crop_pct), Framing(size, crop_mode)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8))
-    pixels = pil_to_tensor(cut(image, cut_of(config, size)))
-    assert torch.equal(scale(config)(pixels), eval_transform(config, size)(image))
+    pixels = pil_to_tensor(cut(image, cut_of(config, framing)))
+    assert torch.equal(scale(config)(pixels), eval_transform(config, framing)(image))
 
 
 def test_what_cannot_be_cut() -> None:
     with pytest.raises(DataError, match="at least 1 pixel"):
-        cut_of(config_of("bilinear", 1.0), 0)
+        cut_of(config_of("bilinear", 1.0), Framing(0))
     with pytest.raises(DataError, match="unknown interpolation 'sharp'"):
-        cut_of(config_of("sharp", 1.0), 32)
+        cut_of(config_of("sharp", 1.0), Framing(32))
 
 
 def test_reading_and_cutting_pictures_does_not_load_torch() -> None:

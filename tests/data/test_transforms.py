@@ -13,9 +13,10 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from torchsnow.data import AUGMENTATIONS, eval_transform, prepare, train_transform
 from torchsnow.errors import DataError
-from torchsnow.source.config import InputConfig
+from torchsnow.source.config import Framing, InputConfig
 
 CONFIG = InputConfig((3, 224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", 0.875)
+CENTER = Framing(64, "center")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def photo() -> Image.Image:
 
 @pytest.fixture(scope="module")
 def prepared(photo: Image.Image) -> torch.Tensor:
-    return pil_to_tensor(prepare(CONFIG, 64)(photo)).contiguous()
+    return pil_to_tensor(prepare(CONFIG, CENTER)(photo)).contiguous()
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
@@ -44,26 +45,39 @@ def test_evaluation_is_timms(
         std=config.std,
         crop_pct=crop_pct,
     )(photo)
-    transform = eval_transform(config, image_size)
-    from_cache = transform(pil_to_tensor(prepare(config, image_size)(photo)))
+    framing = Framing(image_size, "center")
+    transform = eval_transform(config, framing)
+    from_cache = transform(pil_to_tensor(prepare(config, framing)(photo)))
     for result in (transform(photo), from_cache):
         assert result.shape == (3, image_size, image_size)
         assert result.dtype == torch.float32
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("augmentation", [None, *AUGMENTATIONS])
+def test_squash_shows_the_whole_picture(photo: Image.Image, augmentation: str | None) -> None:
+    framing = Framing(64, "squash")
+    assert prepare(CONFIG, framing)(photo).size == (64, 64)
+    if augmentation is None:
+        whole = photo.resize((64, 64), Image.Resampling.BICUBIC)
+        expected = eval_transform(replace(CONFIG, crop_pct=1.0), Framing(64, "center"))(whole)
+        assert torch.equal(eval_transform(CONFIG, framing)(photo), expected)
+    else:
+        assert train_transform(CONFIG, framing, augmentation)(photo).shape == (3, 64, 64)
+
+
 def test_prepare_keeps_the_aspect_ratio(photo: Image.Image) -> None:
     assert photo.size == (640, 427)
-    assert prepare(CONFIG, 64)(photo).size == (109, 73)
+    assert prepare(CONFIG, CENTER)(photo).size == (109, 73)
 
 
 def test_none_is_evaluation(photo: Image.Image, prepared: torch.Tensor) -> None:
-    assert torch.equal(train_transform(CONFIG, 64, "none")(prepared), eval_transform(CONFIG, 64)(photo))
+    assert torch.equal(train_transform(CONFIG, CENTER, "none")(prepared), eval_transform(CONFIG, CENTER)(photo))
 
 
 def test_flip_is_evaluation_or_its_mirror(prepared: torch.Tensor) -> None:
-    plain = eval_transform(CONFIG, 64)(prepared)
-    results = [train_transform(CONFIG, 64, "flip")(prepared) for _ in range(40)]
+    plain = eval_transform(CONFIG, CENTER)(prepared)
+    results = [train_transform(CONFIG, CENTER, "flip")(prepared) for _ in range(40)]
     mirrored = sum(torch.equal(result, plain.flip(-1)) for result in results)
     assert mirrored + sum(torch.equal(result, plain) for result in results) == 40
     assert 5 < mirrored < 35
@@ -74,7 +88,7 @@ def test_every_preset_gives_normalised_floats_and_leaves_its_input_alone(
     prepared: torch.Tensor, augmentation: str
 ) -> None:
     before = prepared.clone()
-    transform = train_transform(CONFIG, 64, augmentation)
+    transform = train_transform(CONFIG, CENTER, augmentation)
     for _ in range(30):
         result = transform(prepared)
         assert result.shape == (3, 64, 64)
@@ -89,7 +103,7 @@ def test_all_randomness_is_torchs(prepared: torch.Tensor, augmentation: str) -> 
         torch.manual_seed(seed)
         random.seed()
         np.random.seed()
-        return torch.stack([train_transform(CONFIG, 64, augmentation)(prepared) for _ in range(15)])
+        return torch.stack([train_transform(CONFIG, CENTER, augmentation)(prepared) for _ in range(15)])
 
     assert torch.equal(epoch(0), epoch(0))
     assert not torch.equal(epoch(0), epoch(1))
@@ -97,17 +111,19 @@ def test_all_randomness_is_torchs(prepared: torch.Tensor, augmentation: str) -> 
 
 def test_light_crops_and_strong_goes_further(prepared: torch.Tensor) -> None:
     torch.manual_seed(0)
-    light = torch.stack([train_transform(CONFIG, 64, "light")(prepared) for _ in range(20)])
+    light = torch.stack([train_transform(CONFIG, CENTER, "light")(prepared) for _ in range(20)])
     assert len({image.sum().item() for image in light}) == 20
-    strong = torch.stack([train_transform(CONFIG, 64, "strong")(prepared) for _ in range(60)])
+    strong = torch.stack([train_transform(CONFIG, CENTER, "strong")(prepared) for _ in range(60)])
     assert strong.mean((1, 2, 3)).std() > 1.5 * light.mean((1, 2, 3)).std()
 
 
 def test_bad_settings_are_named() -> None:
     with pytest.raises(DataError, match="unknown augmentation 'wild'; expected one of none, flip, light, strong"):
-        train_transform(CONFIG, 64, "wild")
+        train_transform(CONFIG, CENTER, "wild")
     with pytest.raises(DataError, match="unknown interpolation 'random'; expected one of nearest,"):
-        eval_transform(replace(CONFIG, interpolation="random"), 64)
+        eval_transform(replace(CONFIG, interpolation="random"), CENTER)
+    with pytest.raises(DataError, match="unknown crop mode 'border'; expected one of squash, center"):
+        eval_transform(CONFIG, Framing(64, "border"))
     for size in (0, 1025):
         with pytest.raises(DataError, match=f"at least 1 pixel, and at most 1024, not {size}"):
-            prepare(CONFIG, size)
+            prepare(CONFIG, Framing(size))

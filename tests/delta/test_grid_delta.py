@@ -23,7 +23,7 @@ from torchsnow.errors import DeltaError, TaskFileError
 from torchsnow.hub import Hub
 from torchsnow.model import SnowModel
 from torchsnow.pooling import num_pooled
-from torchsnow.source import Request, Source, load_source
+from torchsnow.source import Framing, Request, Source, load_source
 from torchsnow.task_file import encode_task, load_task, make_task, save_task
 
 SPEC = DeltaSpec(3, width_divisor=None, grid_width=8, grid_blocks=2, head_divisor=4)
@@ -292,7 +292,7 @@ def stored(source: Source, path: Path, mix: str = "both") -> Delta:
     delta = worn(source)
     delta.head.mix(*MIXES[mix])
     settled = delta.settle(source).eval()
-    save_task(make_task(source, settled, "pets", ("cat", "dog", "fox"), 64), path)
+    save_task(make_task(source, settled, "pets", ("cat", "dog", "fox"), Framing(64)), path)
     return settled
 
 
@@ -325,7 +325,9 @@ def test_a_matrix_that_halves_would_change_is_stored_whole(source: Source, tmp_p
     settled = worn(source).settle(source)
     with torch.no_grad():
         settled.body.stem[0].weight.add_(1e-6)
-    save_task(make_task(source, settled.eval(), "pets", ("cat", "dog", "fox"), 64), tmp_path / "pets.safetensors")
+    save_task(
+        make_task(source, settled.eval(), "pets", ("cat", "dog", "fox"), Framing(64)), tmp_path / "pets.safetensors"
+    )
     tensors = safetensors.torch.load_file(tmp_path / "pets.safetensors")
     assert tensors["body.stem.0.weight"].dtype == torch.float32
     assert tensors["body.gather.0.weight"].dtype == torch.float16
@@ -355,7 +357,7 @@ def test_a_hub_serves_grids_of_several_sizes_from_one_pass(source: Source, tmp_p
     tasks = {}
     for seed, (name, spec) in enumerate(specs.items()):
         delta = worn(source, spec, seed).settle(source).eval()
-        tasks[name] = make_task(source, delta, name, ("cat", "dog", "fox"), 64)
+        tasks[name] = make_task(source, delta, name, ("cat", "dog", "fox"), Framing(64))
         hub.add(tasks[name])
     for name, logits in hub.predict(IMAGES).items():
         near(logits, answers(source, tasks[name].delta), 1e-4)

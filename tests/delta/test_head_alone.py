@@ -15,7 +15,7 @@ from torchsnow.hub import Hub
 from torchsnow.methods.snow import make_snow
 from torchsnow.model import SnowModel
 from torchsnow.pooling import num_pooled
-from torchsnow.source import Source, load_source
+from torchsnow.source import Framing, Source, load_source
 from torchsnow.task_file import load_task, make_task, save_task
 
 IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -65,7 +65,7 @@ def test_a_delta_that_was_never_trained_apart_keeps_its_body(source: Source) -> 
 
 
 def test_a_head_alone_is_stored_and_served(source: Source, trained: Delta, tmp_path: Path) -> None:
-    task = make_task(source, trained.settle(source), "alone", ("a", "b", "c"), 64)
+    task = make_task(source, trained.settle(source), "alone", ("a", "b", "c"), Framing(64))
     save_task(task, tmp_path / "alone.safetensors")
     again = load_task(tmp_path / "alone.safetensors", source)
     assert again.spec == task.spec

@@ -19,7 +19,7 @@ from torchsnow.experiments.lifelong import Lifelong, write_results
 from torchsnow.experiments.lifelong_learners import SequentialLearner, SnowLearner
 from torchsnow.experiments.lifelong_settings import LifelongSettings
 from torchsnow.experiments.lifelong_tasks import SequenceTask, make_tasks
-from torchsnow.source import load_source
+from torchsnow.source import Framing, load_source
 from torchsnow.train import RunFolder
 from torchsnow.train.batches import plain_images
 from torchsnow.train.evaluate import predict
@@ -103,7 +103,7 @@ def test_ten_tasks_and_no_logit_changes(tmp_path: Path) -> None:
     settings = LifelongSettings((str(shades),), "test_resnet", "random", 2, 1, 32, 4, device="cpu")
     tasks = make_tasks(settings.data, load_data, 2, 0, None, None, None)
     assert len(tasks) == 10
-    pool = plain_images(source.input_config, 32)
+    pool = plain_images(source.input_config, Framing(32))
     before = {name: tensor.clone() for name, tensor in source.model.state_dict().items()}
     learner = SnowLearner(source, settings, tmp_path / "hub")
 
@@ -148,7 +148,7 @@ def test_one_network_goes_on_with_a_head_per_task(settings: LifelongSettings, tm
     """The body is the last one fine-tuned, and starts where the task before left it; heads stay as they were."""
     source = load_source("test_resnet", "random")
     tasks = make_tasks(settings.data, load_data, 2, 0, None, None, None)[:2]
-    pool = plain_images(source.input_config, 32)
+    pool = plain_images(source.input_config, Framing(32))
     settings = replace(settings, epochs=4)
     learner = SequentialLearner(source, settings)
     bodies = [source.model.state_dict()]

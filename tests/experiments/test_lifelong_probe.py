@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchsnow.data import load_data, make_splits
 from torchsnow.experiments import lifelong_probe
 from torchsnow.experiments.lifelong_probe import probe_accuracy
-from torchsnow.source import load_source
+from torchsnow.source import Framing, load_source
 from torchsnow.train.batches import plain_images
 
 CPU = torch.device("cpu")
@@ -30,7 +30,7 @@ class Nothing(nn.Module):
 
 def test_features_are_worth_what_they_tell(photos: Path) -> None:
     splits = make_splits(load_data(photos))
-    images = plain_images(load_source("test_resnet", "random").input_config, 32)
+    images = plain_images(load_source("test_resnet", "random").input_config, Framing(32))
     train, test = (images.with_examples(part, splits.classes) for part in (splits.train, splits.test))
     assert probe_accuracy(Colours(), train, test, 8, CPU) == 1
     assert abs(probe_accuracy(Nothing(), train, test, 8, CPU) - 1 / 3) < 1e-6
@@ -40,6 +40,6 @@ def test_a_subsample_has_all_classes(photos: Path, monkeypatch: pytest.MonkeyPat
     """Splits are in the order of their classes."""
     monkeypatch.setattr(lifelong_probe, "MAX_IMAGES", 15)
     splits = make_splits(load_data(photos))
-    images = plain_images(load_source("test_resnet", "random").input_config, 32)
+    images = plain_images(load_source("test_resnet", "random").input_config, Framing(32))
     train, test = (images.with_examples(part, splits.classes) for part in (splits.train, splits.test))
     assert probe_accuracy(Colours(), train, test, 8, CPU) == 1

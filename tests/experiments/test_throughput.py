@@ -13,7 +13,7 @@ from torchsnow.errors import ExperimentError
 from torchsnow.experiments import throughput as module
 from torchsnow.experiments.served import Heads, random_deltas
 from torchsnow.experiments.throughput import MultiplyAdds, Serving, Throughput, multiply_adds, throughput
-from torchsnow.source import Source, load_source
+from torchsnow.source import Framing, Source, load_source
 
 TINY = Serving("test_resnet", "random", image_size=32, batch_size=2, backend="eager", device="cpu", num_classes=3)
 
@@ -112,7 +112,7 @@ def test_photos_are_decoded_to_a_batch(source: Source) -> None:
     photos = module._photos(3)
     assert all(photo[:2] == b"\xff\xd8" for photo in photos)
     assert len(set(photos)) == 3
-    assert module._decode(photos, eval_transform(source.input_config, 32)).shape == (3, 3, 32, 32)
+    assert module._decode(photos, eval_transform(source.input_config, Framing(32))).shape == (3, 3, 32, 32)
 
 
 def test_the_pass_whose_memory_is_measured() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
@@ -14,10 +14,12 @@ from torchsnow.live import LiveHub, LiveTask
 from torchsnow.live.hub import Answer
 from torchsnow.serving import batcher as batcher_file
 from torchsnow.serving.batcher import Batcher
+from torchsnow.serving.decoders import Decoded
 from torchsnow.serving.metrics import Metrics
 from torchsnow.serving.pictures import Picture
 from torchsnow.serving.refusal import Refusal
 from torchsnow.serving.settings import ServeSettings
+from torchsnow.source import Framing
 
 
 class SlowHub:
@@ -41,14 +43,19 @@ def sent(*contents: bytes) -> list[Picture]:
     return [Picture(content, "x") for content in contents]
 
 
-def decode(given: Picture, sizes: Sequence[int], given_up: Callable[[], bool]) -> asyncio.Future[Mapping[int, Tensor]]:
+def decode(given: Picture, framings: Sequence[Framing], given_up: Callable[[], bool]) -> asyncio.Future[Decoded]:
     decoded = asyncio.get_running_loop().create_future()
     if given.content == b"bad":
         decoded.set_exception(Refusal(422, "bad_image", "no picture"))
     elif given_up():
         decoded.set_result({})
     else:
-        decoded.set_result({size: torch.full((3, size, size), float(given.content[0])) for size in sizes})
+        decoded.set_result(
+            {
+                framing: torch.full((3, framing.image_size, framing.image_size), float(given.content[0]))
+                for framing in framings
+            }
+        )
     return decoded
 
 

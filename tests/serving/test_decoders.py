@@ -22,7 +22,7 @@ from torchsnow.serving.decoders import Decoders
 from torchsnow.serving.pictures import Picture
 from torchsnow.serving.refusal import Refusal
 from torchsnow.serving.settings import ServeSettings
-from torchsnow.source import InputConfig
+from torchsnow.source import Framing, InputConfig
 
 CONFIG = InputConfig((3, 32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", 0.875)
 
@@ -66,18 +66,19 @@ def send(pids: list[int], number: int) -> None:
         os.kill(pid, number)
 
 
-def decode(decoders: Decoders, content: bytes = picture(), *sizes: int) -> asyncio.Future[Any]:
-    return decoders.decode(Picture(content, "x"), sizes or (32,), lambda: False)
+def decode(decoders: Decoders, content: bytes = picture(), *framings: Framing) -> asyncio.Future[Any]:
+    return decoders.decode(Picture(content, "x"), framings or (Framing(32),), lambda: False)
 
 
 def test_a_picture_is_what_it_is_at_evaluation() -> None:
     async def work(decoders: Decoders) -> None:
         for content in (picture(), picture(1, (90, 31), "L", "JPEG")):
-            decoded = await decode(decoders, content, 24, 32)
+            framings = Framing(24), Framing(32), Framing(24, "center")
+            decoded = await decode(decoders, content, *framings)
             image = read_image(io.BytesIO(content))
-            assert list(decoded) == [24, 32]
-            for size, pixels in decoded.items():
-                assert torch.equal(pixels, eval_transform(CONFIG, size)(image))
+            assert tuple(decoded) == framings
+            for framing, pixels in decoded.items():
+                assert torch.equal(pixels, eval_transform(CONFIG, framing)(image))
 
     run(work)
 
@@ -112,7 +113,7 @@ def test_a_process_that_takes_too_long_is_killed_and_replaced(caplog: pytest.Log
                 422,
                 "cannot read the image x: it takes more than 1 s; save it anew",
             )
-        assert len((await decode(decoders))[32]) == 3
+        assert len((await decode(decoders))[Framing(32)]) == 3
         await until(lambda: not decoders.stuck)
         assert not set(await started(decoders)) & set(stopped)
         assert not any(Path(f"/proc/{pid}").exists() for pid in stopped)
@@ -142,7 +143,7 @@ def test_a_process_that_crashes_takes_its_picture_alone() -> None:
         with pytest.raises(Refusal, match="it makes the decoder fail") as refused:
             await asked
         assert refused.value.status == 422
-        assert [len((await other)[32]) for other in others] == [3, 3, 3]
+        assert [len((await other)[Framing(32)]) for other in others] == [3, 3, 3]
 
     run(work, decode_processes=1)
 
@@ -152,7 +153,7 @@ def test_a_process_that_ended_while_it_waited_costs_no_picture() -> None:
         processes, pids = list(decoders._since_s), await started(decoders)
         send(pids, signal.SIGKILL)
         await until(lambda: all(process.returncode is not None for process in processes))
-        assert len((await decode(decoders))[32]) == 3
+        assert len((await decode(decoders))[Framing(32)]) == 3
 
     run(work, decode_processes=1)
 
@@ -185,7 +186,7 @@ def test_without_processes_they_are_stuck_until_one_starts(
         assert decoders.stuck
         asked = decode(decoders)
         monkeypatch.undo()
-        assert len((await asked)[32]) == 3
+        assert len((await asked)[Framing(32)]) == 3
         assert not decoders.stuck
 
     run(work)

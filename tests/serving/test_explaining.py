@@ -31,7 +31,7 @@ def explained(server: Running, images: list[bytes], *tasks: str) -> list[list[di
 
 
 def pixels(source: Source, task: Task, image: bytes) -> torch.Tensor:
-    return eval_transform(source.input_config, task.image_size)(read_image(io.BytesIO(image)))[None]
+    return eval_transform(source.input_config, task.framing)(read_image(io.BytesIO(image)))[None]
 
 
 def above(of_classes: torch.Tensor, by: torch.Tensor) -> float:

@@ -86,7 +86,7 @@ def test_odd_pictures_are_answered_rightly(steady: Running, source: Source, make
     reply = steady.predict([make()], ["b"])
     assert reply.status == 200, reply.body
     task = steady.service.live.hub.task("b")
-    pixels = eval_transform(source.input_config, task.image_size)(read_image(io.BytesIO(make())))
+    pixels = eval_transform(source.input_config, task.framing)(read_image(io.BytesIO(make())))
     expected = logits(source, task, pixels[None])[0].softmax(0).tolist()
     given = reply.json["images"][0]["answers"][0]["probabilities"]
     assert [given[name] for name in task.classes] == pytest.approx(expected, abs=1e-4)

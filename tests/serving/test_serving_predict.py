@@ -21,7 +21,7 @@ from torchsnow.source import Source
 def probabilities(hub: Hub, name: str, image: bytes) -> list[float]:
     """What a task says by itself, in the order of its classes."""
     task = hub.task(name)
-    pixels = eval_transform(hub.source.input_config, task.image_size)(read_image(io.BytesIO(image)))
+    pixels = eval_transform(hub.source.input_config, task.framing)(read_image(io.BytesIO(image)))
     found: list[float] = logits(hub.source, task, pixels[None])[0].softmax(0).tolist()
     return found
 

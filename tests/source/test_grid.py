@@ -187,6 +187,16 @@ def test_a_tap_of_which_nothing_is_wanted_gives_nothing() -> None:
     assert source(image(64), Request(grids={32: none})).grid(32, none).shape == (2, 0, 2, 2)
 
 
+def test_a_tap_of_which_nothing_is_wanted_leaves_the_batch_of_an_export_open() -> None:
+    class Nothing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return to_grid(x, 1, torch.tensor([], dtype=torch.int64), (1, 1))
+
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(Nothing(), (torch.rand(2, 3, 4, 4),), dynamic_shapes=({0: batch},))
+    assert program.module()(torch.rand(5, 3, 4, 4)).shape == (5, 0, 1, 1)
+
+
 def test_images_smaller_than_a_cell_are_refused() -> None:
     source, index = lively_source("test_resnet"), torch.tensor([0])
     with pytest.raises(SourceError, match="64 x 64 pixels, less than the 65 x 65 of one cell"):

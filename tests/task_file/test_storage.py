@@ -12,7 +12,7 @@ import torch
 from sample_tasks import logits, sample_task
 from torchsnow.errors import TaskFileError
 from torchsnow.hub import Hub
-from torchsnow.source import Source, load_source
+from torchsnow.source import Framing, Source, load_source
 from torchsnow.task_file import (
     Task,
     encode_task,
@@ -106,7 +106,7 @@ def test_a_hub_reads_back_what_no_file_says_of_itself(source: Source, task: Task
 def test_ten_thousand_classes_are_stored_and_found_again(source: Source, tmp_path: Path) -> None:
     made = sample_task(source, "many", num_classes=10_000, head_divisor=64)
     measured = {"num_images": 9, "accuracy": 0.5, "confusion": [[1] * 10_000] * 100, "per_class": [{}] * 10_000}
-    task = make_task(source, made.delta, "many", made.classes, 64, metrics={"val": measured})
+    task = make_task(source, made.delta, "many", made.classes, Framing(64), metrics={"val": measured})
     save_task(task, tmp_path / "many.safetensors")
     images = torch.randn(1, 3, 64, 64)
     loaded = load_task(tmp_path / "many.safetensors", source)

@@ -23,7 +23,7 @@ from torchsnow.errors import TrainingError
 from torchsnow.methods import make_method
 from torchsnow.methods.linear import FixedValues
 from torchsnow.methods.snow import Snow, make_snow
-from torchsnow.source import Source
+from torchsnow.source import Framing, Source
 from torchsnow.train import FitResult, RunFolder, TrainSettings, evaluate, fit
 from torchsnow.train.batches import plain_images
 from torchsnow.train.checkpoint import Checkpoint
@@ -69,7 +69,7 @@ def test_result_is_the_best_epoch_as_it_ships(
     assert not result.model.training
     again = make_snow(source, 2, seed=5, changes=TOGETHER)
     again.load_trainable_state(Checkpoint.load(path / "best.safetensors").model)
-    val = ImageSet(splits.val, splits.classes, eval_transform(source.input_config, 32))
+    val = ImageSet(splits.val, splits.classes, eval_transform(source.input_config, Framing(32)))
     images = torch.stack([image for image, _ in val])
     torch.testing.assert_close(result.model(images), again.model.eval()(images), rtol=1e-4, atol=1e-5)
     metrics = evaluate(again.model, val, splits.classes, 8, torch.device("cpu"))
@@ -449,7 +449,7 @@ def test_runs_that_share_a_pool_decode_each_image_once(
     decoded: list[Any] = []
     read = datasets.read_image
     monkeypatch.setattr(datasets, "read_image", lambda path: decoded.append(path) or read(path))
-    pool, results = plain_images(source.input_config, settings.image_size), []
+    pool, results = plain_images(source.input_config, settings.framing), []
     for number in range(2):
         run = RunFolder(tmp_path / str(number))
         results.append(fit(make_snow(source, 2), splits, settings, run, quiet=True, pool=pool))

@@ -6,7 +6,7 @@ import torch
 
 from sample_photos import make_photos
 from torchsnow.data import ImageSet, eval_transform, load_data, prepare
-from torchsnow.source import Source, load_source
+from torchsnow.source import Framing, Source, load_source
 from torchsnow.task_file import Task
 from torchsnow.visualize.activations import channels_figure, spread_channels, to_dicts, top_images, visible
 from torchsnow.visualize.subscriptions import LAST, Channel, TapSubscription, read_subscription
@@ -39,7 +39,7 @@ def test_few_taps_give_several_channels_in_the_order_of_depth() -> None:
 def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
     data = load_data(make_photos(tmp_path_factory.mktemp("photos") / "data", 4))
     config = load_source("test_resnet", "random").input_config
-    return ImageSet(data.examples, data.classes, eval_transform(config, 32), prepare(config, 32))
+    return ImageSet(data.examples, data.classes, eval_transform(config, Framing(32)), prepare(config, Framing(32)))
 
 
 def test_the_images_with_the_largest_averages(source: Source, images: ImageSet) -> None:
@@ -73,7 +73,7 @@ def test_pictures_and_names_in_rows(source: Source, task: Task, images: ImageSet
 
 def test_an_image_looks_as_it_did(images: ImageSet) -> None:
     config = load_source("test_resnet", "random").input_config
-    raw = ImageSet(images.examples, images.classes, prepare=prepare(config, 32))[0][0]
+    raw = ImageSet(images.examples, images.classes, prepare=prepare(config, Framing(32)))[0][0]
     shown = visible(images[0][0], config)
     border = (raw.shape[1] - 32) // 2
     cropped = raw[:, border : border + 32, border : border + 32] / 255

@@ -18,7 +18,7 @@ from torchsnow.data import LoadedData, load_data
 from torchsnow.errors import DataError, HubError, TorchsnowError
 from torchsnow.hub import Hub
 from torchsnow.methods.snow import make_snow
-from torchsnow.source import load_source
+from torchsnow.source import Framing, load_source
 from torchsnow.task_file import make_task
 from torchsnow.train import RunFolder
 from torchsnow.visualize import Visualization
@@ -98,7 +98,7 @@ def test_everything_of_a_task_with_a_grid(hub: Hub, data: LoadedData, tmp_path: 
     run.write_subscription(method.subscription())
     grids = Hub.create(tmp_path / "hub", hub.source)
     for name in ("grid", "other"):
-        grids.add(make_task(hub.source, delta, name, ("a", "b", "c"), 64, {}, {}))
+        grids.add(make_task(hub.source, delta, name, ("a", "b", "c"), Framing(64), {}, {}))
     picture = data.examples[0].path
     whole = Visualization(grids, ["grid"], tmp_path / "out", run=run.path, image=picture, num_channels=3)
     files = whole.write(data, torch.device("cpu"), lambda what: nullcontext(lambda done, total: None))

@@ -46,7 +46,7 @@ def export(
     measured = None
     if calibrate is not None:
         data = load_checked(calibrate, quiet=json)
-        measured = int8_images(data, plan.hub.source.input_config, plan.image_size)
+        measured = int8_images(data, plan.hub.source.input_config, plan.framing)
     exported = write_export(plan, measured)
     if json:
         print_json(_document(exported))

@@ -81,6 +81,7 @@ def show(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
                 "source": info.source_info.to_dict(),
                 "subscription": info.subscription,
                 "image_size": info.image_size,
+                "crop_mode": info.crop_mode,
                 "training": info.training,
                 "metrics": info.metrics,
                 "versions": info.versions,
@@ -94,7 +95,7 @@ def show(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
     rows: list[list[Any]] = [
         ["classes", first_few(info.classes, _MOST_NAMES, ", ")],
         ["source", info.source_info],
-        ["image size", f"{info.image_size} px"],
+        ["images", f"{info.image_size} px, {info.crop_mode}"],
         ["layers", _body(info.spec)],
         ["subscribes to", f"{sum(info.subscription.values())} channels of {len(info.subscription)} pools"],
         ["accuracy", ", ".join(f"{split} {value}" for split, value in accuracies.items()) or "-"],

@@ -44,6 +44,9 @@ def train(
     image_size: Annotated[
         int | None, typer.Option(help="Pixels, to 1024; by default the images' own size, 64 to the source's own.")
     ] = None,
+    crop_mode: Annotated[
+        str, typer.Option(help="'squash', the whole picture as a square; or 'center', its middle, as timm does.")
+    ] = "squash",
     batch_size: Annotated[
         int | None, typer.Option(help="Images per step; 32 by default, fewer for few images.")
     ] = None,
@@ -96,6 +99,7 @@ def train(
         "warmup_epochs": min(1, most_epochs - 1) if warmup_epochs is None else warmup_epochs,
         "label_smoothing": label_smoothing,
         "class_weights": class_weights,
+        "crop_mode": crop_mode,
         "augmentation": augmentation,
         "patience": patience,
         "amp": amp,

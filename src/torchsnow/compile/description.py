@@ -9,7 +9,7 @@ from math import floor
 from typing import Any
 
 from torchsnow.errors import CompileError
-from torchsnow.source import InputConfig
+from torchsnow.source import Framing, InputConfig
 from torchsnow.task_file import SourceInfo, Task
 
 SCHEMA = 1
@@ -27,7 +27,7 @@ def describe(
     outputs: Mapping[str, str],
     hashes: Mapping[str, str],
     source_info: SourceInfo,
-    image_size: int,
+    framing: Framing,
     version: str,
     quantized: Mapping[str, Any] | None,
 ) -> str:
@@ -37,7 +37,7 @@ def describe(
         "schema_version": SCHEMA,
         "torchsnow": version,
         "input": INPUT,
-        "preprocessing": preprocessing(source_info.input_config, image_size),
+        "preprocessing": preprocessing(source_info.input_config, framing),
         "quantized": quantized,
         "source": {
             "name": source_info.name,
@@ -58,21 +58,23 @@ def describe(
     return json.dumps(document, allow_nan=False)
 
 
-def preprocessing(config: InputConfig, image_size: int) -> dict[str, Any]:
+def preprocessing(config: InputConfig, framing: Framing) -> dict[str, Any]:
     """From an RGB picture to the input, in Pillow's terms: what `eval_transform` does.
 
-    The shorter side is resized to `resize_shorter_side` pixels, the centre of `image_size` x `image_size` pixels is
-    cropped, pixels are scaled to 0..1, and normalised by `mean` and `std` per channel.
+    With `crop` "center" the shorter side is resized to `resize_shorter_side` pixels and the centre of `image_size` x
+    `image_size` pixels is cropped; with "squash" the whole picture is resized to that square. Pixels are scaled to
+    0..1, and normalised by `mean` and `std` per channel.
     """
+    size, crop_mode = framing
     if config.interpolation not in _INTERPOLATIONS:
         raise CompileError(
             f"the source resizes by {config.interpolation!r}; expected one of {', '.join(_INTERPOLATIONS)}"
         )
     return {
-        "image_size": image_size,
-        "resize_shorter_side": floor(image_size / config.crop_pct),
+        "image_size": size,
+        "resize_shorter_side": floor(size / config.crop_pct) if crop_mode == "center" else None,
         "interpolation": _INTERPOLATIONS[config.interpolation],
-        "crop": "center",
+        "crop": crop_mode,
         "mean": list(config.mean),
         "std": list(config.std),
     }

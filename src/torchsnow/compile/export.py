@@ -23,7 +23,7 @@ from torchsnow.errors import CompileError, HubError
 from torchsnow.files import TEMPORARY_SUFFIX, clear_os_errors, sync_folder
 from torchsnow.hub import Hub
 from torchsnow.source import Source
-from torchsnow.source.config import MAX_IMAGE_SIZE
+from torchsnow.source.config import MAX_IMAGE_SIZE, Framing
 from torchsnow.task_file import Task
 
 _TRACED_BATCH = 2  # torch.export takes sizes of 0 and 1 for fixed
@@ -32,13 +32,18 @@ _CHECKED_BATCHES = (1, 5)
 
 @dataclass(frozen=True)
 class Plan:
-    """An export that can be tried: `tasks` of `hub`, whose source is fp32, for images of `image_size` pixels."""
+    """An export that can be tried: `tasks` of `hub`, whose source is fp32, for images in one framing."""
 
     hub: Hub
     tasks: tuple[Task, ...]
-    image_size: int
+    framing: Framing
     kind: Format
     out: Path
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side."""
+        return self.framing.image_size
 
     @property
     def outputs(self) -> dict[str, str]:
@@ -78,10 +83,9 @@ def plan_export(
     tasks = tuple(hub.task(name) for name in dict.fromkeys(names or hub.names()))
     if not tasks:
         raise HubError(f"the hub {hub.folder.path} has no tasks yet; train one first")
-    size = _one_size(tasks) if image_size is None else image_size
-    if not 1 <= size <= MAX_IMAGE_SIZE:
-        raise CompileError(f"the image size is {size}; expected 1 to {MAX_IMAGE_SIZE} pixels")
-    return Plan(hub, tasks, size, chosen, out)
+    if image_size is not None and not 1 <= image_size <= MAX_IMAGE_SIZE:
+        raise CompileError(f"the image size is {image_size}; expected 1 to {MAX_IMAGE_SIZE} pixels")
+    return Plan(hub, tasks, _one_framing(tasks, image_size), chosen, out)
 
 
 def _refuse_place(out: Path) -> None:
@@ -102,17 +106,22 @@ def _in_fp32(hub: Hub) -> Hub:
     return Hub.open(hub.folder.path, Source(source.model, source.name, source.input_config, source.weights))
 
 
-def _one_size(tasks: Sequence[Task]) -> int:
-    by_size: dict[int, list[str]] = {}
+def _one_framing(tasks: Sequence[Task], image_size: int | None) -> Framing:
+    """The framing of all the tasks, at another size if one is given."""
+    groups: dict[Framing, list[str]] = {}
     for task in tasks:
-        by_size.setdefault(task.image_size, []).append(task.name)
-    if len(by_size) > 1:
-        groups = "; ".join(f"{size} px: {', '.join(names)}" for size, names in sorted(by_size.items()))
-        raise CompileError(
-            f"the tasks were trained at different image sizes ({groups}), and one file has one source pass; "
-            "name tasks of one size with --task, or a size for all of them with --image-size"
+        framing = task.framing if image_size is None else Framing(image_size, task.crop_mode)
+        groups.setdefault(framing, []).append(task.name)
+    if len(groups) > 1:
+        listed = "; ".join(
+            f"{framing.image_size} px, {framing.crop_mode}: {', '.join(names)}"
+            for framing, names in sorted(groups.items())
         )
-    return next(iter(by_size))
+        raise CompileError(
+            f"the tasks were trained on images that were prepared differently ({listed}), and one file has one source "
+            "pass; name tasks of one kind with --task, or one size for all of them with --image-size"
+        )
+    return next(iter(groups))
 
 
 def write_export(plan: Plan, measured: Measured | None = None) -> Export:
@@ -165,7 +174,7 @@ def _write(plan: Plan, network: Network, file: Path, description: str) -> None:
 def _description(plan: Plan, quantized: Mapping[str, Any] | None) -> str:
     hashes = {name: entry.sha256 for name, entry in plan.hub.infos().items()}
     info = plan.hub.source_info
-    return describe(plan.tasks, plan.outputs, hashes, info, plan.image_size, version("torchsnow"), quantized)
+    return describe(plan.tasks, plan.outputs, hashes, info, plan.framing, version("torchsnow"), quantized)
 
 
 def _loaded(plan: Plan, file: Path) -> NamedRunner:

@@ -16,29 +16,29 @@ from torchvision.transforms import InterpolationMode, v2
 
 from torchsnow.data.cuts import Cut
 from torchsnow.errors import DataError
-from torchsnow.source.config import MAX_IMAGE_SIZE, InputConfig
+from torchsnow.source.config import CROP_MODES, MAX_IMAGE_SIZE, Framing, InputConfig
 
 AUGMENTATIONS = ("none", "flip", "light", "strong")
 
 
-def prepare(config: InputConfig, image_size: int) -> Callable[[Image.Image], Image.Image]:
-    """The resize that comes before everything random: the shorter side to floor(image_size / crop_pct) pixels."""
-    return cast("Callable[[Image.Image], Image.Image]", _resize(config, image_size))
+def prepare(config: InputConfig, framing: Framing) -> Callable[[Image.Image], Image.Image]:
+    """The resize that comes before everything random."""
+    return cast("Callable[[Image.Image], Image.Image]", _resize(config, framing))
 
 
-def eval_transform(config: InputConfig, image_size: int) -> Callable[[Any], Tensor]:
-    """Resize, centre crop, normalise: what timm's evaluation transform does, to a float tensor (3, S, S).
+def eval_transform(config: InputConfig, framing: Framing) -> Callable[[Any], Tensor]:
+    """Resize, crop, normalise, to a float tensor (3, S, S) with S pixels a side; see `Framing`.
 
-    `image_size` is S in pixels. Raises DataError for a size below 1 or above `MAX_IMAGE_SIZE`, and an
-    interpolation that Pillow does not have.
+    Raises DataError for a size below 1 or above `MAX_IMAGE_SIZE`, an unknown crop mode, and an interpolation that
+    Pillow does not have.
     """
-    return _pipeline(config, image_size, [v2.CenterCrop(image_size)])
+    return _pipeline(config, framing, [v2.CenterCrop(framing.image_size)])
 
 
-def cut_of(config: InputConfig, image_size: int) -> Cut:
+def cut_of(config: InputConfig, framing: Framing) -> Cut:
     """The first half of `eval_transform`, as numbers: what `cut` does before `scale`. Raises DataError as that does."""
     resample = Image.Resampling[_interpolation(config).name.removesuffix("_EXACT")]
-    return Cut(image_size, _shorter_side(config, image_size), resample)
+    return Cut(framing.image_size, _shorter_side(config, framing), resample)
 
 
 def scale(config: InputConfig) -> Callable[[Tensor], Tensor]:
@@ -46,7 +46,7 @@ def scale(config: InputConfig) -> Callable[[Tensor], Tensor]:
     return cast("Callable[[Tensor], Tensor]", v2.Compose(_scaling(config)))
 
 
-def train_transform(config: InputConfig, image_size: int, augmentation: str) -> Callable[[Any], Tensor]:
+def train_transform(config: InputConfig, framing: Framing, augmentation: str) -> Callable[[Any], Tensor]:
     """The same with a random change, to a float tensor (3, S, S); all randomness is torch's global generator.
 
     `augmentation` is "none" (as at evaluation), "flip" (mirrored half of the time), "light" (mirrored, and cropped
@@ -55,18 +55,19 @@ def train_transform(config: InputConfig, image_size: int, augmentation: str) -> 
     """
     if augmentation not in AUGMENTATIONS:
         raise DataError(f"unknown augmentation {augmentation!r}; expected one of {', '.join(AUGMENTATIONS)}")
+    image_size = framing.image_size
     steps: dict[str, list[Any]] = {
         "none": [v2.CenterCrop(image_size)],
         "flip": [v2.CenterCrop(image_size), v2.RandomHorizontalFlip()],
-        "light": [_random_crop(config, image_size), v2.RandomHorizontalFlip()],
-        "strong": [_random_crop(config, image_size), v2.RandomHorizontalFlip(), _random_change(config)],
+        "light": [_random_crop(image_size), v2.RandomHorizontalFlip()],
+        "strong": [_random_crop(image_size), v2.RandomHorizontalFlip(), _random_change(config)],
     }
-    return _pipeline(config, image_size, steps[augmentation])
+    return _pipeline(config, framing, steps[augmentation])
 
 
-def _pipeline(config: InputConfig, image_size: int, steps: list[Any]) -> Callable[[Any], Tensor]:
+def _pipeline(config: InputConfig, framing: Framing, steps: list[Any]) -> Callable[[Any], Tensor]:
     # On a prepared tensor the resize finds its size reached and does nothing.
-    resized = [_resize(config, image_size), v2.PILToTensor()]
+    resized = [_resize(config, framing), v2.PILToTensor()]
     return cast("Callable[[Any], Tensor]", v2.Compose([*resized, *steps, *_scaling(config)]))
 
 
@@ -74,14 +75,20 @@ def _scaling(config: InputConfig) -> list[Any]:
     return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(config.mean, config.std)]
 
 
-def _resize(config: InputConfig, image_size: int) -> Any:
-    return v2.Resize(_shorter_side(config, image_size), interpolation=_interpolation(config))
+def _resize(config: InputConfig, framing: Framing) -> Any:
+    shorter = _shorter_side(config, framing)
+    size = [framing.image_size] * 2 if shorter is None else shorter
+    return v2.Resize(size, interpolation=_interpolation(config))
 
 
-def _shorter_side(config: InputConfig, image_size: int) -> int:
-    if not 1 <= image_size <= MAX_IMAGE_SIZE:
-        raise DataError(f"the image size must be at least 1 pixel, and at most {MAX_IMAGE_SIZE}, not {image_size}")
-    return floor(image_size / config.crop_pct)
+def _shorter_side(config: InputConfig, framing: Framing) -> int | None:
+    """To how many pixels the shorter side is resized; None where both are resized to the image size."""
+    size, crop_mode = framing
+    if not 1 <= size <= MAX_IMAGE_SIZE:
+        raise DataError(f"the image size must be at least 1 pixel, and at most {MAX_IMAGE_SIZE}, not {size}")
+    if crop_mode not in CROP_MODES:
+        raise DataError(f"unknown crop mode {crop_mode!r}; expected one of {', '.join(CROP_MODES)}")
+    return floor(size / config.crop_pct) if crop_mode == "center" else None
 
 
 def _interpolation(config: InputConfig) -> InterpolationMode:
@@ -92,7 +99,7 @@ def _interpolation(config: InputConfig) -> InterpolationMode:
         raise DataError(f"unknown interpolation {config.interpolation!r}; expected one of {known}") from error
 
 
-def _random_crop(config: InputConfig, image_size: int) -> Any:
+def _random_crop(image_size: int) -> Any:
     return v2.RandomResizedCrop(image_size, scale=(0.5, 1.0), interpolation=InterpolationMode.BILINEAR)
 
 

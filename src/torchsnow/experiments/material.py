@@ -8,7 +8,7 @@ from typing import TypeVar
 from torchsnow.data import ImageSet, LoadedData, load_data
 from torchsnow.errors import TorchsnowError
 from torchsnow.experiments.plan import Cell, Experiment
-from torchsnow.source import PACKAGES, Source, load_source
+from torchsnow.source import PACKAGES, Framing, Source, load_source
 from torchsnow.train.batches import plain_images
 
 T = TypeVar("T")
@@ -54,5 +54,5 @@ class Material:
         key = cell.source, cell.data
         if self._pool is None or self._pool[0] != key:
             config = self.source(cell.source).input_config
-            self._pool = key, plain_images(config, self.experiment.image_size)
+            self._pool = key, plain_images(config, Framing(self.experiment.image_size))
         return self._pool[1]

@@ -22,7 +22,7 @@ from torchsnow.errors import ExperimentError
 from torchsnow.experiments.measuring import Progress, Step, median_times_s, peak_bytes, silent
 from torchsnow.experiments.served import Heads, random_deltas
 from torchsnow.methods import PRESETS
-from torchsnow.source import Source, load_source
+from torchsnow.source import Framing, Source, load_source
 from torchsnow.source.config import MAX_IMAGE_SIZE
 
 KINDS = ("separate", "heads", "snow")
@@ -137,7 +137,9 @@ def throughput(
     say(f"making {max(tasks)} deltas and {min(MOST_HELD, max(tasks))} separate networks")
     deltas = random_deltas(source, serving.spec(source), max(tasks))
     networks = [make(_one_network(serving), images) for _ in range(min(MOST_HELD, max(tasks)))]
-    decoding = partial(_decode, _photos(serving.batch_size), eval_transform(source.input_config, serving.image_size))
+    decoding = partial(
+        _decode, _photos(serving.batch_size), eval_transform(source.input_config, Framing(serving.image_size))
+    )
     rows: list[Throughput] = []
     for count in tasks:
         say(f"measuring {count} task{'s'[: count > 1]}")

@@ -18,6 +18,7 @@ from torchsnow.files import Stamp, file_stamp
 from torchsnow.hub import Entry, Hub
 from torchsnow.hub.index import Index
 from torchsnow.hub.residents import Residents, size_of
+from torchsnow.source import Framing
 
 RESIDENT_BYTES = 2 * 2**30  # of tasks; about 400 on ResNet-50
 
@@ -29,7 +30,7 @@ class LiveTask:
     name: str
     sha256: str
     classes: tuple[str, ...]
-    image_size: int
+    framing: Framing
     prepared: Any = field(repr=False)
     size_bytes: int
 
@@ -180,7 +181,7 @@ class LiveHub:
     def _load(self, name: str, entry: Entry) -> LiveTask:
         task = self.hub.version(name, entry)
         prepared = self.engine.prepare(task.delta)
-        live = LiveTask(name, entry.sha256, task.classes, task.image_size, prepared, entry.size_bytes)
+        live = LiveTask(name, entry.sha256, task.classes, task.framing, prepared, entry.size_bytes)
         self.residents.put(name, entry.sha256, live, size_of(task))
         return live
 

@@ -100,6 +100,7 @@ def _listing(service: Service) -> dict[str, Any]:
                 "sha256": listed.entry.sha256,
                 "classes": list(listed.info.classes),
                 "image_size": listed.info.image_size,
+                "crop_mode": listed.info.crop_mode,
                 "accuracy": found,
                 "added": listed.entry.added,
                 "created": listed.info.created,

@@ -11,7 +11,7 @@ import asyncio
 import bisect
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from torchsnow.live import LiveHub, LiveTask
 from torchsnow.serving.answers import Answers, TaskAnswer, TaskFailure
+from torchsnow.serving.decoders import Decoded
 from torchsnow.serving.fair_order import FairOrder
 from torchsnow.serving.logs import log_fault, log_trouble
 from torchsnow.serving.loop import Loop
@@ -30,6 +31,7 @@ from torchsnow.serving.metrics import Metrics
 from torchsnow.serving.pictures import Picture
 from torchsnow.serving.refusal import Refusal
 from torchsnow.serving.settings import ServeSettings
+from torchsnow.source import Framing
 
 _IDLE_S = 1.0
 _IN_TIME = 0.8  # of the deadline: what may pass until the last in line is answered, for passes are not all alike
@@ -37,8 +39,8 @@ _REST_S = 10.0  # for a task that broke a pass: to find out which it was takes m
 _FAILED = "this image could not be answered; the server's log says why"
 _NOT_FINITE = "the task's numbers are too large to compute with: its logits for this image are not finite"
 Result = TypeVar("Result")
-Decode = Callable[[Picture, Sequence[int], Callable[[], bool]], asyncio.Future[Mapping[int, Tensor]]]
-"""(picture, image sizes, whether it is given up) -> a tensor (3, S, S) per size, in a while."""
+Decode = Callable[[Picture, Sequence[Framing], Callable[[], bool]], asyncio.Future[Decoded]]
+"""(picture, framings, whether it is given up) -> a tensor (3, S, S) per framing, in a while."""
 
 
 @dataclass(eq=False)
@@ -57,7 +59,7 @@ class Item:
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """One image, decoded, for those of its tasks that read it in one size."""
+    """One image, decoded, for those of its tasks that read it in one framing."""
 
     item: Item
     pixels: Tensor
@@ -73,7 +75,7 @@ class Batcher:
         self._device = next(live.hub.source.parameters()).device
         self._waiting: list[Item] = []  # by place
         self._window: set[Item] = set()  # being decoded, or decoded and not yet answered
-        self._ready: dict[int, list[Piece]] = {}  # by image size
+        self._ready: dict[Framing, list[Piece]] = {}
         self._order = FairOrder()
         self._resting: dict[str, float] = {}  # versions that broke a pass, by SHA-256: until when they are not run
         self._s_per_image = 0.1  # while there is always work
@@ -172,10 +174,10 @@ class Batcher:
             self._order.reached(item.place)
             self._window.add(item)
             item.decoding = True
-            sizes = sorted({task.image_size for task in item.tasks})
-            self._decode(item.picture, sizes, item.answer.done).add_done_callback(partial(self._decoded, item))
+            framings = sorted({task.framing for task in item.tasks})
+            self._decode(item.picture, framings, item.answer.done).add_done_callback(partial(self._decoded, item))
 
-    def _decoded(self, item: Item, decoding: asyncio.Future[Mapping[int, Tensor]]) -> None:
+    def _decoded(self, item: Item, decoding: asyncio.Future[Decoded]) -> None:
         item.decoding = False
         if decoding.cancelled():
             return
@@ -186,9 +188,9 @@ class Batcher:
         if item.answer.done():
             self._leave(item)
             return
-        for size, pixels in decoding.result().items():
-            own = tuple(task for task in item.tasks if task.image_size == size)
-            self._ready.setdefault(size, []).append(Piece(item, pixels, own, time.monotonic()))
+        for framing, pixels in decoding.result().items():
+            own = tuple(task for task in item.tasks if task.framing == framing)
+            self._ready.setdefault(framing, []).append(Piece(item, pixels, own, time.monotonic()))
         self._wake.set()
 
     def _fail(self, item: Item, error: BaseException) -> None:
@@ -201,8 +203,8 @@ class Batcher:
 
     async def _round(self) -> bool:
         """One pass, or none if nothing is there to be answered for a while."""
-        size = await self._next_size()
-        batch = [] if size is None else self._take(size)
+        framing = await self._next_framing()
+        batch = [] if framing is None else self._take(framing)
         try:
             if batch:
                 await self._answer(batch)
@@ -264,19 +266,19 @@ class Batcher:
             item.answer.set_result(item.said)
         self._leave(item)
 
-    async def _next_size(self) -> int | None:
-        """The image size of the next pass: as soon as a batch is full, or its first image has waited long enough.
+    async def _next_framing(self) -> Framing | None:
+        """The framing of the next pass: as soon as a batch is full, or its first image has waited long enough.
 
         None after `_IDLE_S` without any: then the loop is seen to be alive.
         """
         end_s = time.monotonic() + _IDLE_S
         while True:
             self._wake.clear()
-            first = {size: pieces[0].ready_s for size, pieces in self._ready.items()}
-            late = [size for size in first if time.monotonic() >= first[size] + self._settings.wait_s]
+            first = {framing: pieces[0].ready_s for framing, pieces in self._ready.items()}
+            late = [framing for framing in first if time.monotonic() >= first[framing] + self._settings.wait_s]
             if late:
                 return min(late, key=first.__getitem__)
-            full = [size for size, pieces in self._ready.items() if len(pieces) >= self._settings.batch_size]
+            full = [framing for framing, own in self._ready.items() if len(own) >= self._settings.batch_size]
             if full:
                 return full[0]
             if time.monotonic() >= end_s:
@@ -286,9 +288,9 @@ class Batcher:
                 async with asyncio.timeout(min(until_s, end_s) - time.monotonic()):
                     await self._wake.wait()
 
-    def _take(self, size: int) -> list[Piece]:
+    def _take(self, framing: Framing) -> list[Piece]:
         """The next batch. Nothing that would be late is computed while others wait that would not be."""
-        alive = [piece for piece in self._ready.pop(size) if not piece.item.answer.done()]
+        alive = [piece for piece in self._ready.pop(framing) if not piece.item.answer.done()]
         batch_size = min(self._settings.batch_size, max(1, self._in_time() // 2))  # one pass may run, and one follow
         answered_s = time.monotonic() + self._s_per_image * min(len(alive), batch_size)
         in_time = [piece for piece in alive if piece.item.end_s >= answered_s]
@@ -299,7 +301,7 @@ class Batcher:
             alive = in_time
         batch, rest = alive[:batch_size], alive[batch_size:]
         if rest:
-            self._ready[size] = rest
+            self._ready[framing] = rest
         return batch
 
     def _pass(self, batch: Sequence[Piece]) -> list[Answers]:

@@ -25,19 +25,19 @@ from torchsnow.serving.logs import log_trouble
 from torchsnow.serving.pictures import Picture
 from torchsnow.serving.refusal import Refusal
 from torchsnow.serving.settings import ServeSettings
-from torchsnow.source import InputConfig
+from torchsnow.source import Framing, InputConfig
 
 _START_S, _END_S = 30.0, 5.0
 _PAUSE_S = 1.0  # before another try to start a process
 _BUFFER_BYTES = 2**20
-Decoded = Mapping[int, Tensor]
-"""A tensor (3, S, S) for every image size S in pixels, as at evaluation."""
+Decoded = Mapping[Framing, Tensor]
+"""A tensor (3, S, S) for every framing, as at evaluation."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Job:
     picture: Picture
-    sizes: Sequence[int]
+    framings: Sequence[Framing]
     given_up: Callable[[], bool]
     decoded: asyncio.Future[Decoded]
 
@@ -77,13 +77,15 @@ class Decoders:
         """Whether no process can be asked: none has started, or all have been at a picture for half of its time."""
         return all(time.monotonic() - since_s > self._timeout_s / 2 for since_s in self._since_s.values())
 
-    def decode(self, picture: Picture, sizes: Sequence[int], given_up: Callable[[], bool]) -> asyncio.Future[Decoded]:
-        """A picture in these image sizes, or in none if it was given up before its turn came.
+    def decode(
+        self, picture: Picture, framings: Sequence[Framing], given_up: Callable[[], bool]
+    ) -> asyncio.Future[Decoded]:
+        """A picture in these framings, or in none if it was given up before its turn came.
 
         Its error is a Refusal: 415 for anything but JPEG, PNG and WebP, 422 for a picture that cannot be used, whose
         decoding takes too long, or makes the process end.
         """
-        job = _Job(picture, sizes, given_up, asyncio.get_running_loop().create_future())
+        job = _Job(picture, framings, given_up, asyncio.get_running_loop().create_future())
         self._jobs.put_nowait(job)
         return job.decoded
 
@@ -154,7 +156,7 @@ class Decoders:
         asked = {
             "called": called,
             "bytes": len(content),
-            "cuts": [cut_of(self._config, size) for size in job.sizes],
+            "cuts": [cut_of(self._config, framing) for framing in job.framings],
             "max_pixels": self._settings.max_pixels,
             "seconds": math.ceil(self._timeout_s) + 1,
         }
@@ -165,7 +167,10 @@ class Decoders:
         refusal = json.loads(await replies.readuntil())
         if refusal is not None:
             raise Refusal(*refusal)
-        return {size: self._tensor(await replies.readexactly(3 * size * size), size) for size in job.sizes}
+        return {
+            framing: self._tensor(await replies.readexactly(3 * framing.image_size**2), framing.image_size)
+            for framing in job.framings
+        }
 
     def _tensor(self, rows: bytes, size: int) -> Tensor:
         pixels = torch.frombuffer(bytearray(rows), dtype=torch.uint8).view(size, size, 3)

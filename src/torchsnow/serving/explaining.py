@@ -52,11 +52,11 @@ class Explainer:
         return found
 
     def explain(self, answers: Sequence[Answers], heads: Heads) -> list[Answers]:
-        """Answers of the same tasks for every image, with their leads, from one source pass for each image size."""
+        """Answers of the same tasks for every image, with their leads, from one source pass for each framing."""
         explained: list[Answers] = [dict(own) for own in answers]
         tasks = [answer.task for answer in answers[0].values() if answer.task.sha256 in heads]
-        for size in {task.image_size for task in tasks}:
-            names = [task.name for task in tasks if task.image_size == size]
+        for framing in {task.framing for task in tasks}:
+            names = [task.name for task in tasks if task.framing == framing]
             self._explain(explained, {name: heads[answers[0][name].task.sha256] for name in names})
         return explained
 

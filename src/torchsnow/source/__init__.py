@@ -1,6 +1,6 @@
 """The source: a frozen pretrained CNN that gives its taps in one pass."""
 
-from torchsnow.source.config import InputConfig
+from torchsnow.source.config import Framing, InputConfig
 from torchsnow.source.features import FeatureMaps, Request
 from torchsnow.source.load import BUNDLED, PACKAGES, load_source, make_source
 from torchsnow.source.source import Precision, Source
@@ -10,6 +10,7 @@ __all__ = [
     "BUNDLED",
     "PACKAGES",
     "FeatureMaps",
+    "Framing",
     "InputConfig",
     "Precision",
     "Request",

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 MAX_IMAGE_SIZE = 1024
 """Height and width in pixels, of images for training, in a task file and in an export. Beyond it one image takes a
 server's memory and seconds, and all tasks wait for it."""
+CROP_MODES = ("squash", "center")
+
+
+class Framing(NamedTuple):
+    """How a picture becomes the square of `image_size` pixels a side that a source sees.
+
+    `crop_mode`: with "squash" the whole picture is resized to the square, whatever its shape; with "center" the shorter
+    side is resized to floor(image_size / crop_pct) pixels and the square is cut out of the middle, which is what timm
+    does at evaluation.
+    """
+
+    image_size: int
+    crop_mode: str = CROP_MODES[0]
 
 
 @dataclass(frozen=True)

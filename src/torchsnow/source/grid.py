@@ -37,7 +37,7 @@ def to_grid(x: Tensor, dim: int, idx: Tensor | None, size: Size) -> Tensor:
     (B, C, H, W), (B, H, W, C), or tokens (B, L, C) that make a map of the grid's aspect -> (B, M, *size), float32.
     """
     if idx is not None and len(idx) == 0:
-        return x.new_empty(len(x), 0, *size, dtype=torch.float32)
+        return x.new_empty(x.shape[0], 0, *size, dtype=torch.float32)  # `len` would fix the batch of an export
     x = _as_maps(x, dim, size)
     pool_first = x.stride(1) == 1 and x.shape[1] > 1  # channels last: averaging is fast there, and gathering slow
     if idx is not None and not pool_first:

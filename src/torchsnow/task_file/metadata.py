@@ -9,12 +9,13 @@ from typing import Any
 
 from torchsnow.delta import DeltaSpec
 from torchsnow.errors import TaskFileError
+from torchsnow.source.config import Framing
 from torchsnow.task_file.json_shape import Within, check_shape, check_version, parse_json
 from torchsnow.task_file.metrics import kept_metrics
 from torchsnow.task_file.source_info import SourceInfo
-from torchsnow.task_file.task import TaskInfo, check_classes, check_image_size, check_task_name, check_training
+from torchsnow.task_file.task import TaskInfo, check_classes, check_framing, check_task_name, check_training
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _TEXT = Within(str, 1, 100)
 _TAPS = (None, [str])
@@ -39,6 +40,7 @@ _SHAPE = {
     "source_info": dict,
     "subscription": {str: Within(int, 1, 2**31)},
     "image_size": int,
+    "crop_mode": str,
     "training": dict,
     "metrics": dict,
     "versions": {"torchsnow": _TEXT, "torch": _TEXT, "timm": _TEXT},
@@ -70,25 +72,28 @@ def decode_info(text: str) -> TaskInfo:
 
 
 def _from_former_version(values: Any) -> Any:
-    """Version 1 had no entry: every delta began at the image. Version 2 had no grid."""
+    """Version 1 had no entry: every delta began at the image. Version 2 had no grid, and up to version 3 the middle was
+    cut out of every picture."""
     version, spec = (values.get(key) if isinstance(values, dict) else None for key in ("schema_version", "spec"))
-    if type(version) is not int or version not in _ADDED or not isinstance(spec, dict):
+    if type(version) is not int or not 1 <= version < SCHEMA_VERSION or not isinstance(spec, dict):
         return values
-    added = {key: value for later in range(version, SCHEMA_VERSION) for key, value in _ADDED[later].items()}
-    return values if set(spec) & set(added) else {**values, "schema_version": SCHEMA_VERSION, "spec": {**spec, **added}}
+    added = {key: value for first, of_spec in _ADDED.items() if version <= first for key, value in of_spec.items()}
+    if set(spec) & set(added) or "crop_mode" in values:
+        return values
+    return {**values, "schema_version": SCHEMA_VERSION, "crop_mode": "center", "spec": {**spec, **added}}
 
 
 _ADDED: dict[int, dict[str, Any]] = {
     1: {"entry_reduction": 1},
     2: {"grid_width": None, "grid_blocks": 3, "grid_reduction": 32},
 }
-"""What the versions after these added to the spec, and the values under which nothing changes."""
+"""What files of these versions and before lack in their spec, and the values under which nothing changes."""
 
 
 def _check_values(values: dict[str, Any]) -> None:
     check_task_name(values["name"])
     check_classes(values["classes"], values["spec"].num_classes)
-    check_image_size(values["image_size"])
+    check_framing(Framing(values["image_size"], values["crop_mode"]))
     check_training(values["training"])
     _check_date(values["created"])
     for key in ("taps", "head_taps"):

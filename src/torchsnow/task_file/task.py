@@ -18,7 +18,7 @@ from torchsnow.delta.delta import GRID
 from torchsnow.errors import TaskFileError
 from torchsnow.pooling import Subscription
 from torchsnow.source import Source
-from torchsnow.source.config import MAX_IMAGE_SIZE
+from torchsnow.source.config import CROP_MODES, MAX_IMAGE_SIZE, Framing
 from torchsnow.task_file.json_shape import is_deeper
 from torchsnow.task_file.metrics import kept_metrics
 from torchsnow.task_file.source_info import SourceInfo
@@ -34,9 +34,9 @@ class TaskInfo:
     """All that is known of a task but its numbers.
 
     `classes` are in the order of the logits; `subscription` is the number of chosen channels per tap (or of all taps
-    together as "grid"), the head's own last as "head"; `image_size` the height and width in pixels that it was trained
-    with; `training` is a free JSON object, `metrics` the main results by split; `versions` are those of torchsnow,
-    torch and timm, and `created` is an ISO date and time in UTC.
+    together as "grid"), the head's own last as "head"; `image_size` and `crop_mode` say how pictures were shown to it
+    (see `Framing`); `training` is a free JSON object, `metrics` the main results by split; `versions` are those of
+    torchsnow, torch and timm, and `created` is an ISO date and time in UTC.
     """
 
     name: str
@@ -45,10 +45,16 @@ class TaskInfo:
     source_info: SourceInfo
     subscription: dict[str, int]
     image_size: int
+    crop_mode: str
     training: dict[str, Any]
     metrics: dict[str, Any]
     versions: dict[str, str]
     created: str
+
+    @property
+    def framing(self) -> Framing:
+        """How pictures are shown to it."""
+        return Framing(self.image_size, self.crop_mode)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,19 +69,20 @@ def make_task(
     delta: Delta,
     name: str,
     classes: Sequence[str],
-    image_size: int | None = None,
+    framing: Framing | None = None,
     training: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> Task:
-    """A new task from a source and a settled delta; `image_size` in pixels, the source's own by default.
+    """A new task from a source and a settled delta; `framing` is how pictures are shown to it, by
+    default whole and at the source's own size.
 
     `training` (settings) is a JSON object without NaN; `metrics` are results by split, of which `kept_metrics` says
     what is kept. Raises TaskFileError for anything that could not be stored.
     """
-    image_size = source.input_config.input_size[1] if image_size is None else image_size
+    framing = Framing(source.input_config.input_size[1]) if framing is None else framing
     check_task_name(name)
     check_classes(classes, delta.spec.num_classes)
-    check_image_size(image_size)
+    check_framing(framing)
     if not delta.fixed:
         raise TaskFileError(
             "this delta is not settled: a task stores the chosen channels only; use delta.settle(source)"
@@ -88,7 +95,8 @@ def make_task(
         spec=delta.spec,
         source_info=SourceInfo.of(source),
         subscription=subscription_of(delta),
-        image_size=image_size,
+        image_size=framing.image_size,
+        crop_mode=framing.crop_mode,
         training=plain,
         metrics=_kept(_plain("metrics", metrics or {})),
         versions={"torchsnow": version("torchsnow"), "torch": str(torch.__version__), "timm": timm.__version__},
@@ -106,10 +114,12 @@ def check_task_name(name: str) -> None:
         )
 
 
-def check_image_size(image_size: int) -> None:
-    """Raise TaskFileError unless images of this size can be asked of whoever uses the task."""
-    if not 1 <= image_size <= MAX_IMAGE_SIZE:
-        raise TaskFileError(f"image_size is {image_size}; expected 1 pixel to {MAX_IMAGE_SIZE}")
+def check_framing(framing: Framing) -> None:
+    """Raise TaskFileError unless such images can be asked of whoever uses the task."""
+    if not 1 <= framing.image_size <= MAX_IMAGE_SIZE:
+        raise TaskFileError(f"image_size is {framing.image_size}; expected 1 pixel to {MAX_IMAGE_SIZE}")
+    if framing.crop_mode not in CROP_MODES:
+        raise TaskFileError(f"crop_mode is {framing.crop_mode!r}; expected one of {', '.join(CROP_MODES)}")
 
 
 def check_training(training: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from torchsnow.data import ImageSet, Splits, eval_transform, prepare, train_transform
 from torchsnow.errors import TrainingError
-from torchsnow.source.config import InputConfig
+from torchsnow.source.config import Framing, InputConfig
 from torchsnow.train.settings import TrainSettings
 from torchsnow.train.store import FeatureStore
 
@@ -40,22 +40,21 @@ def run_images(splits: Splits, config: InputConfig, settings: TrainSettings, poo
         raise TrainingError(f"the training split has {len(splits.train)} images; expected 2 or more")
     if not splits.val:
         raise TrainingError("the validation split is empty, and the best model is chosen by it; give it a share")
-    size = settings.image_size
     # one set, so that training and validation share one cache
-    plain = (plain_images(config, size) if pool is None else pool).with_examples(
+    plain = (plain_images(config, settings.framing) if pool is None else pool).with_examples(
         (*splits.train, *splits.val), splits.classes
     )
     train = plain.subset(range(len(splits.train)))
     return RunImages(
-        train=train.with_transform(train_transform(config, size, settings.augmentation)),
+        train=train.with_transform(train_transform(config, settings.framing, settings.augmentation)),
         plain=train,
         val=plain.subset(range(len(splits.train), len(plain))),
     )
 
 
-def plain_images(config: InputConfig, image_size: int) -> ImageSet:
+def plain_images(config: InputConfig, framing: Framing) -> ImageSet:
     """An empty set that shows images as at evaluation, for `ImageSet.with_examples`."""
-    return ImageSet((), (), eval_transform(config, image_size), prepare(config, image_size))
+    return ImageSet((), (), eval_transform(config, framing), prepare(config, framing))
 
 
 def balanced_weights(images: ImageSet) -> Tensor:

@@ -11,13 +11,14 @@ import torch
 
 from torchsnow.data.transforms import AUGMENTATIONS
 from torchsnow.errors import TrainingError
-from torchsnow.source.config import MAX_IMAGE_SIZE
+from torchsnow.source.config import CROP_MODES, MAX_IMAGE_SIZE, Framing
 from torchsnow.source.source import Precision
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": ("adamw", "sgd"),
     "class_weights": ("none", "balanced"),
     "augmentation": AUGMENTATIONS,
+    "crop_mode": CROP_MODES,
     "precision": ("fp32", "bf16"),
     "device": ("auto", "cpu", "cuda"),
 }
@@ -50,6 +51,7 @@ class TrainSettings:
     """Settings of one training run; a value out of range raises TrainingError.
 
     - `image_size`: side of the square images, in pixels, at most `MAX_IMAGE_SIZE`.
+    - `crop_mode`: how pictures become squares, see `torchsnow.source.Framing`.
     - `lr`: learning rate after the warm-up, from where it falls to 0 along a cosine.
     - `warmup_epochs`: epochs in which the learning rate rises linearly from near 0; fewer than `epochs`.
     - `class_weights`: "balanced" weighs the loss of a class by the inverse of its share of the training images.
@@ -65,6 +67,7 @@ class TrainSettings:
     epochs: int = 15
     batch_size: int = 32
     image_size: int = 224
+    crop_mode: Literal["squash", "center"] = "squash"
     lr: float = 5e-3
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.05
@@ -101,6 +104,11 @@ class TrainSettings:
     def _require(self, name: str, fulfilled: bool, expected: str) -> None:
         if not fulfilled:
             raise TrainingError(f"{name} is {getattr(self, name)!r}; expected {expected}")
+
+    @property
+    def framing(self) -> Framing:
+        """How pictures become what the source sees."""
+        return Framing(self.image_size, self.crop_mode)
 
     def torch_device(self) -> torch.device:
         """The device to train on. Raises TrainingError for "cuda" where there is none."""

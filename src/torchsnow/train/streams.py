@@ -78,11 +78,11 @@ class Stream:
     def __init__(self, tasks: Sequence[SharedTask], pool: ImageSet | None = None) -> None:
         _refuse_unlike(tasks)
         self.tasks, self.settings = tuple(tasks), tasks[0].settings
-        config, size = tasks[0].method.input_config, self.settings.image_size
+        config, framing = tasks[0].method.input_config, self.settings.framing
         train, val = (_union([getattr(task.splits, split) for task in tasks]) for split in ("train", "val"))
-        self.pool = plain_images(config, size) if pool is None else pool
+        self.pool = plain_images(config, framing) if pool is None else pool
         self.plain, self.val = (self.pool.with_examples(_numbered(paths), ()) for paths in (train, val))
-        self.train = self.plain.with_transform(train_transform(config, size, self.settings.augmentation))
+        self.train = self.plain.with_transform(train_transform(config, framing, self.settings.augmentation))
         self.train_labels = {task.name: _labels(train, task.splits.train) for task in tasks}
         self.val_labels = {task.name: _labels(val, task.splits.val) for task in tasks}
         self.steps = num_batches(len(train), self.settings.batch_size)

@@ -76,14 +76,18 @@ class TaskSections:
     def channels(self, data: LoadedData, number: int, counting: Counting) -> None:
         """`number` of the strongest channels, the images that they answer to most, and pictures made for them."""
         channels = spread_channels(self.subscription.main, number)
-        size = self.task.image_size
+        framing = self.task.framing
         images = ImageSet(
-            data.examples, data.classes, eval_transform(self.config, size), prepare(self.config, size), cache_bytes=0
+            data.examples,
+            data.classes,
+            eval_transform(self.config, framing),
+            prepare(self.config, framing),
+            cache_bytes=0,
         )
         with counting(f"{self.task.name}: looking at the images") as progress:
             tops = top_images(self.source, images, channels, self.device, progress)
         with counting(f"{self.task.name}: making pictures of channels") as progress:
-            made = maximise(self.source, channels, size, progress)
+            made = maximise(self.source, channels, framing.image_size, progress)
         self.numbers["channels"] = to_dicts(
             channels, tops, lambda place: data.relative_path(images.examples[place]).encode(errors="replace").decode()
         )
@@ -97,7 +101,7 @@ class TaskSections:
 
     def image(self, picture: Image.Image) -> None:
         """One image through the task: feature maps, and where the logit comes from."""
-        pixels = eval_transform(self.config, self.task.image_size)(picture)[None].to(self.device)
+        pixels = eval_transform(self.config, self.task.framing)(picture)[None].to(self.device)
         maps = feature_maps(self.source, self.subscription.main, pixels)
         if maps:
             self._picture(
