@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-from torchsnow import Delta, DeltaSpec, Hub, load_source, make_task
-from torchsnow.source import Framing
+from torchsnow import Delta, DeltaSpec, Framing, Hub, load_source, make_task
 
 CYCLES = 1000
 

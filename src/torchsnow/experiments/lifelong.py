@@ -39,7 +39,7 @@ from torchsnow.files import clear_os_errors, write_atomically
 from torchsnow.lock import FolderLock
 from torchsnow.plots import png_bytes
 from torchsnow.report.lifelong import lifelong_figure, lifelong_page
-from torchsnow.source import Framing, Source, load_source
+from torchsnow.source import Source, load_source
 from torchsnow.train import RunFolder
 from torchsnow.train.batches import plain_images
 from torchsnow.train.evaluate import measure, predict
@@ -138,8 +138,9 @@ class _Steps:
 
     def __init__(self, path: Path, settings: LifelongSettings, source: Source, learners: Sequence[Learner]) -> None:
         self.path, self.settings, self.source, self.learners = path, settings, source, learners
-        self.device = settings.training("snow").torch_device()
-        self.pool = plain_images(source.input_config, Framing(settings.image_size))
+        training = settings.training("snow")
+        self.device = training.torch_device()
+        self.pool = plain_images(source.input_config, training.framing)
 
     def take(self, tasks: Sequence[SequenceTask]) -> None:
         """Learn the last of the tasks in every way, or take back what was learned, and look at all of them."""

@@ -17,7 +17,7 @@ from torchsnow.jobs import is_hub
 from torchsnow.methods import make_method
 from torchsnow.methods.network import Network
 from torchsnow.model import SnowModel
-from torchsnow.source import Framing, Request, Source
+from torchsnow.source import Request, Source
 from torchsnow.task_file import make_task
 from torchsnow.train import RunFolder, fit
 from torchsnow.train.checkpoint import Checkpoint
@@ -74,8 +74,8 @@ class SnowLearner:
         training = {**self.training.to_dict(), "method": self.name, "data": task.data}
         metrics = {"val": result.metrics.to_dict()}
         delta = result.model.delta
-        size = Framing(self.settings.image_size)
-        self.hub.add(make_task(self.source, delta, task.name, splits.classes, size, training, metrics), replace=True)
+        framing = self.training.framing
+        self.hub.add(make_task(self.source, delta, task.name, splits.classes, framing, training, metrics), replace=True)
         self.restore(task, run)
 
     def restore(self, task: SequenceTask, run: RunFolder) -> None:

@@ -73,8 +73,8 @@ def make_task(
     training: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> Task:
-    """A new task from a source and a settled delta; `framing` is how pictures are shown to it, by
-    default whole and at the source's own size.
+    """A new task from a source and a settled delta; `framing` is how pictures are shown to it, by default whole and at
+    the source's own size.
 
     `training` (settings) is a JSON object without NaN; `metrics` are results by split, of which `kept_metrics` says
     what is kept. Raises TaskFileError for anything that could not be stored.
