@@ -12,12 +12,12 @@ import torch
 
 from sample_tasks import sample_task
 from torchsnow.compile import formats
-from torchsnow.compile.description import output_names, preprocessing
+from torchsnow.compile.description import output_names
 from torchsnow.compile.export import Export, plan_export, smooth_images, write_export
 from torchsnow.compile.formats import FORMATS
 from torchsnow.errors import CompileError, HubError, SourceError
 from torchsnow.hub import Hub
-from torchsnow.source import Framing, InputConfig, Source, load_source
+from torchsnow.source import InputConfig, Source, load_source
 from torchsnow.task_file import content_hash
 
 NEEDS = {"onnx": "onnxscript", "openvino": "openvino", "torch": "torch"}
@@ -97,8 +97,8 @@ def test_the_file_says_all_that_its_user_needs(exported: Export, hub: Hub) -> No
     config = hub.source.input_config
     assert said["preprocessing"]["mean"] == list(config.mean)
     assert said["preprocessing"]["std"] == list(config.std)
-    assert (said["preprocessing"]["crop"], said["preprocessing"]["resize_shorter_side"]) == ("squash", None)
-    assert preprocessing(config, Framing(64, "center"))["resize_shorter_side"] == int(64 / config.crop_pct)
+    assert said["preprocessing"]["crop"] == "squash"
+    assert said["preprocessing"]["resize_size"] == int(64 / config.crop_pct)
     assert (said["preprocessing"]["image_size"], said["input"], said["quantized"]) == (64, "images", None)
     assert said["source"]["fingerprint"] == hub.source.fingerprint
 

@@ -55,15 +55,16 @@ def test_evaluation_is_timms(
 
 
 @pytest.mark.parametrize("augmentation", [None, *AUGMENTATIONS])
-def test_squash_shows_the_whole_picture(photo: Image.Image, augmentation: str | None) -> None:
+def test_squash_makes_a_picture_square_before_it_cuts(photo: Image.Image, augmentation: str | None) -> None:
     framing = Framing(64, "squash")
-    assert prepare(CONFIG, framing)(photo).size == (64, 64)
-    if augmentation is None:
-        whole = photo.resize((64, 64), Image.Resampling.BICUBIC)
-        expected = eval_transform(replace(CONFIG, crop_pct=1.0), Framing(64, "center"))(whole)
-        assert torch.equal(eval_transform(CONFIG, framing)(photo), expected)
-    else:
-        assert train_transform(CONFIG, framing, augmentation)(photo).shape == (3, 64, 64)
+    square = photo.resize((73, 73), Image.Resampling.BICUBIC)
+    assert prepare(CONFIG, framing)(photo).tobytes() == square.tobytes()
+    seen = []
+    for how, image in ((framing, photo), (Framing(64, "center"), square)):
+        torch.manual_seed(0)
+        transform = eval_transform(CONFIG, how) if augmentation is None else train_transform(CONFIG, how, augmentation)
+        seen.append(transform(image))
+    assert torch.equal(*seen)
 
 
 def test_prepare_keeps_the_aspect_ratio(photo: Image.Image) -> None:

@@ -47,7 +47,7 @@ def worn(source: Source, spec: DeltaSpec = SPEC, seed: int = 0) -> Delta:
             if not name.startswith("pools."):
                 parameter.add_(0.2 * torch.randn_like(parameter))
         for part in delta.modules():
-            if isinstance(part, nn.BatchNorm2d):
+            if isinstance(part, nn.BatchNorm1d):
                 part.running_mean.normal_(std=0.2)
                 part.running_var.uniform_(0.5, 2)
         if isinstance(delta.head, Head):
@@ -71,17 +71,22 @@ def near(given: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
 def formula(state: Mapping[str, Tensor], x: Tensor, w: Tensor, num_blocks: int) -> Tensor:
     """What delta/grid.py says of a body in training, with the batch norms written out."""
 
-    def layer(name: str, x: Tensor, groups: int = 1) -> Tensor:
-        kernel = state[f"{name}.0.weight"]
-        x = F.conv2d(x, kernel, padding=kernel.shape[-1] // 2, groups=groups)
+    def norm(name: str, x: Tensor) -> Tensor:
         mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), unbiased=False, keepdim=True)
-        scale, shift = (state[f"{name}.1.{key}"].view(1, -1, 1, 1) for key in ("weight", "bias"))
+        scale, shift = (state[f"{name}.{key}"].view(1, -1, 1, 1) for key in ("weight", "bias"))
         return (x - mean) / (var + 1e-5).sqrt() * scale + shift
+
+    def layer(name: str, x: Tensor) -> Tensor:
+        return norm(f"{name}.1", F.conv2d(x, state[f"{name}.0.weight"][:, :, None, None]))
+
+    def depthwise(name: str, x: Tensor) -> Tensor:
+        x = F.conv2d(x, state[f"{name}.depthwise.weight"], padding=1, groups=x.shape[1])
+        return norm(f"{name}.norm", x)
 
     x = F.gelu(layer("stem", x * w.view(1, -1, 1, 1)))
     for i in range(num_blocks):
         inner = F.gelu(layer(f"blocks.{i}.expand", x))
-        x = x + layer(f"blocks.{i}.project", F.gelu(layer(f"blocks.{i}.depthwise", inner, groups=inner.shape[1])))
+        x = x + layer(f"blocks.{i}.project", F.gelu(depthwise(f"blocks.{i}", inner)))
     return F.gelu(layer("gather", x)).mean((2, 3))
 
 
@@ -119,14 +124,14 @@ def test_a_frozen_body_gives_what_the_trained_one_gives_in_eval_mode() -> None:
     for _ in range(3):
         body.train()(x, w)
     frozen.load_state_dict(frozen_state(body))
-    assert not [part for part in frozen.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert not [part for part in frozen.modules() if isinstance(part, nn.BatchNorm1d)]
     near(frozen(x, w), body.eval()(x, w), 1e-4)
 
 
 def test_a_new_block_is_the_identity() -> None:
     block = GridBody(7, 4, 1, frozen=False).blocks[0]
-    x = torch.randn(3, 4, 4, 5)
-    assert torch.equal(block(x), x)
+    x = torch.randn(3 * 4 * 5, 4)
+    assert torch.equal(block(x, 4, 5), x)
 
 
 # in a delta

@@ -45,7 +45,7 @@ def train(
         int | None, typer.Option(help="Pixels, to 1024; by default the images' own size, 64 to the source's own.")
     ] = None,
     crop_mode: Annotated[
-        str, typer.Option(help="'squash', the whole picture as a square; or 'center', its middle, as timm does.")
+        str, typer.Option(help="'squash', the picture as a square; or 'center', the square in its middle.")
     ] = "squash",
     batch_size: Annotated[
         int | None, typer.Option(help="Images per step; 32 by default, fewer for few images.")
@@ -58,7 +58,7 @@ def train(
     warmup_epochs: Annotated[
         int | None, typer.Option(help="Epochs in which the learning rate rises; 1 by default, 0 of one.")
     ] = None,
-    label_smoothing: Annotated[float, typer.Option(help="0 to below 1.")] = 0.0,
+    label_smoothing: Annotated[float, typer.Option(help="Share of a label spread over all classes, below 1.")] = 0.1,
     class_weights: Annotated[str, typer.Option(help="'none', or 'balanced' for classes of unequal size.")] = "none",
     augmentation: Annotated[str, typer.Option(help="'none', 'flip', 'light' or 'strong'.")] = "flip",
     patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without a better model.")] = None,

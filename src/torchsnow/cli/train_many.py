@@ -39,7 +39,7 @@ def train_many(
         int | None, typer.Option(help="Pixels, to 1024; by default the images' own size, 64 to the source's own.")
     ] = None,
     crop_mode: Annotated[
-        str, typer.Option(help="'squash', the whole picture as a square; or 'center', its middle, as timm does.")
+        str, typer.Option(help="'squash', the picture as a square; or 'center', the square in its middle.")
     ] = "squash",
     batch_size: Annotated[
         int | None, typer.Option(help="Images per step; 32 by default, fewer for few images.")
@@ -47,6 +47,7 @@ def train_many(
     lr: Annotated[
         float | None, typer.Option(help="Highest learning rate; by default the method's own, unless a test disagrees.")
     ] = None,
+    label_smoothing: Annotated[float, typer.Option(help="Share of a label spread over all classes, below 1.")] = 0.1,
     class_weights: Annotated[str, typer.Option(help="'none', or 'balanced' for classes of unequal size.")] = "none",
     augmentation: Annotated[str, typer.Option(help="'none', 'flip', 'light' or 'strong'.")] = "flip",
     patience: Annotated[
@@ -92,6 +93,7 @@ def train_many(
             "epochs": most_epochs,
             "warmup_epochs": min(1, most_epochs - 1),
             "lr": kind_of(method, preset).lr,
+            "label_smoothing": label_smoothing,
             "class_weights": class_weights,
             "crop_mode": crop_mode,
             "augmentation": augmentation,

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from math import floor
 from typing import Any
 
 from torchsnow.errors import CompileError
 from torchsnow.source import Framing, InputConfig
 from torchsnow.task_file import SourceInfo, Task
 
-SCHEMA = 1
+SCHEMA = 2
 INPUT = "images"
 KEY = "torchsnow"  # under which every format keeps the description
 
@@ -61,20 +60,19 @@ def describe(
 def preprocessing(config: InputConfig, framing: Framing) -> dict[str, Any]:
     """From an RGB picture to the input, in Pillow's terms: what `eval_transform` does.
 
-    With `crop` "center" the shorter side is resized to `resize_shorter_side` pixels and the centre of `image_size` x
-    `image_size` pixels is cropped; with "squash" the whole picture is resized to that square. Pixels are scaled to
-    0..1, and normalised by `mean` and `std` per channel.
+    With `crop` "squash" both sides are resized to `resize_size` pixels, with "center" the shorter one; then the centre
+    of `image_size` x `image_size` pixels is cropped. Pixels are scaled to 0..1, and normalised by `mean` and `std` per
+    channel.
     """
-    size, crop_mode = framing
     if config.interpolation not in _INTERPOLATIONS:
         raise CompileError(
             f"the source resizes by {config.interpolation!r}; expected one of {', '.join(_INTERPOLATIONS)}"
         )
     return {
-        "image_size": size,
-        "resize_shorter_side": floor(size / config.crop_pct) if crop_mode == "center" else None,
+        "image_size": framing.image_size,
+        "resize_size": framing.resize_size(config.crop_pct),
         "interpolation": _INTERPOLATIONS[config.interpolation],
-        "crop": crop_mode,
+        "crop": framing.crop_mode,
         "mean": list(config.mean),
         "std": list(config.std),
     }

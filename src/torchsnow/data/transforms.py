@@ -6,7 +6,6 @@ All of these take a PIL image or the uint8 tensor (3, H, W) of one that `prepare
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import floor
 from typing import Any, cast
 
 import torch
@@ -38,7 +37,7 @@ def eval_transform(config: InputConfig, framing: Framing) -> Callable[[Any], Ten
 def cut_of(config: InputConfig, framing: Framing) -> Cut:
     """The first half of `eval_transform`, as numbers: what `cut` does before `scale`. Raises DataError as that does."""
     resample = Image.Resampling[_interpolation(config).name.removesuffix("_EXACT")]
-    return Cut(framing.image_size, _shorter_side(config, framing), resample)
+    return Cut(framing.image_size, _resize_size(config, framing), framing.crop_mode, resample)
 
 
 def scale(config: InputConfig) -> Callable[[Tensor], Tensor]:
@@ -76,19 +75,19 @@ def _scaling(config: InputConfig) -> list[Any]:
 
 
 def _resize(config: InputConfig, framing: Framing) -> Any:
-    shorter = _shorter_side(config, framing)
-    size = [framing.image_size] * 2 if shorter is None else shorter
+    side = _resize_size(config, framing)
+    size = [side, side] if framing.crop_mode == "squash" else side
     return v2.Resize(size, interpolation=_interpolation(config))
 
 
-def _shorter_side(config: InputConfig, framing: Framing) -> int | None:
-    """To how many pixels the shorter side is resized; None where both are resized to the image size."""
+def _resize_size(config: InputConfig, framing: Framing) -> int:
+    """To how many pixels a side is resized before the middle is cut out. Raises DataError as `eval_transform` does."""
     size, crop_mode = framing
     if not 1 <= size <= MAX_IMAGE_SIZE:
         raise DataError(f"the image size must be at least 1 pixel, and at most {MAX_IMAGE_SIZE}, not {size}")
     if crop_mode not in CROP_MODES:
         raise DataError(f"unknown crop mode {crop_mode!r}; expected one of {', '.join(CROP_MODES)}")
-    return floor(size / config.crop_pct) if crop_mode == "center" else None
+    return framing.resize_size(config.crop_pct)
 
 
 def _interpolation(config: InputConfig) -> InterpolationMode:

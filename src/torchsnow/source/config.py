@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import floor
 from typing import Any, NamedTuple
 
 MAX_IMAGE_SIZE = 1024
@@ -15,13 +16,17 @@ CROP_MODES = ("squash", "center")
 class Framing(NamedTuple):
     """How a picture becomes the square of `image_size` pixels a side that a source sees.
 
-    `crop_mode`: with "squash" the whole picture is resized to the square, whatever its shape; with "center" the shorter
-    side is resized to floor(image_size / crop_pct) pixels and the square is cut out of the middle, which is what timm
-    does at evaluation.
+    A side is resized to `resize_size` pixels, a little more than the square's, which is then cut out of the middle.
+    With `crop_mode` "squash" both sides are, so that little of a picture is lost, whatever its shape; with "center" the
+    shorter side is. Both are timm's at evaluation, under the same names.
     """
 
     image_size: int
     crop_mode: str = CROP_MODES[0]
+
+    def resize_size(self, crop_pct: float) -> int:
+        """Pixels of a side before the cut, of which the square keeps the share `crop_pct`."""
+        return floor(self.image_size / crop_pct)
 
 
 @dataclass(frozen=True)

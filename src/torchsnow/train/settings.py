@@ -54,6 +54,8 @@ class TrainSettings:
     - `crop_mode`: how pictures become squares, see `torchsnow.source.Framing`.
     - `lr`: learning rate after the warm-up, from where it falls to 0 along a cosine.
     - `warmup_epochs`: epochs in which the learning rate rises linearly from near 0; fewer than `epochs`.
+    - `label_smoothing`: share of the label that is spread evenly over all classes (Szegedy et al., "Rethinking the
+      Inception Architecture", CVPR 2016, section 7).
     - `class_weights`: "balanced" weighs the loss of a class by the inverse of its share of the training images.
     - `augmentation`: one of `torchsnow.data.AUGMENTATIONS`.
     - `precision`: what the source computes in; must be that of the source at hand.
@@ -72,7 +74,7 @@ class TrainSettings:
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.05
     warmup_epochs: int = 0
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.1
     class_weights: Literal["none", "balanced"] = "none"
     augmentation: str = "flip"
     precision: Precision = "fp32"
