@@ -43,8 +43,8 @@ class TrainedTask:
     """A finished training: validation and, where the data has one, test metrics; times in seconds.
 
     `hub` is None for a method whose result no hub can hold: a network of its own, whose weights are in the run folder.
-    `probe` are the validation metrics of a linear probe on the source's last features, and `warning` says what to try
-    if the task is worse.
+    `probe_accuracy` is that of a linear probe on the validation split: what the method started as, or otherwise one on
+    the source's last features; `warning` says what to try if the task is worse.
     """
 
     name: str
@@ -52,7 +52,7 @@ class TrainedTask:
     run: Path
     fit: FitResult
     test: Metrics | None
-    probe: Metrics
+    probe_accuracy: float
     warning: str | None
     size_bytes: int
     seconds: float
@@ -71,8 +71,7 @@ class TrainedTask:
             "run": str(self.run),
             "best_epoch": self.fit.best.epoch,
             "val_accuracy": self.fit.metrics.accuracy,
-            "start_val_accuracy": self.fit.history[0].val_accuracy,
-            "probe_val_accuracy": self.probe.accuracy,
+            "probe_val_accuracy": self.probe_accuracy,
             "test_accuracy": None if self.test is None else self.test.accuracy,
             "test_balanced_accuracy": None if self.test is None else self.test.balanced_accuracy,
             "test_images": 0 if self.test is None else self.test.num_images,
@@ -195,7 +194,7 @@ def train_task(
         if auto and resume:
             settings, chosen = as_started(settings, auto, run)
         else:
-            settings, chosen = _choose(settings, auto, splits, make, source.input_config, say)
+            settings, chosen = choose_settings(settings, auto, splits, make, source.input_config, say)
         pool = plain_images(source.input_config, settings.framing)
         result = fit(learner, splits, settings, run, resume=resume, quiet=quiet, pool=pool, chosen=chosen)
         training = Training(name, data.name, splits, settings, run, method, preset)
@@ -227,19 +226,23 @@ def complete(
     replace: bool,
     start: float,
 ) -> TrainedTask:
-    """What comes after a fit: pictures, a probe beside it, the test split, the hub.
+    """What comes after a fit: pictures, a probe to compare with, the test split, the hub.
 
     `pool` holds the images that were decoded, and `start` is when the training began, by the monotonic clock.
     """
     name, splits, settings, run = training.name, training.splits, training.settings, training.run
     draw_run(run, result.metrics)
-    probe = probe_metrics(source, run_images(splits, source.input_config, settings, pool), settings)
-    warning = below_probe(result, probe.accuracy, settings, training.method, training.preset)
+    if learner.starts_as_probe:
+        probe_accuracy = result.history[0].val_accuracy
+    else:
+        images = run_images(splits, source.input_config, settings, pool)
+        probe_accuracy = probe_metrics(source, images, settings).accuracy
+    warning = below_probe(result, probe_accuracy, settings, training.method, training.preset)
     if warning is not None:
         run.log(f"warning: {warning}")
     test = _test_metrics(result.model, splits, source.input_config, settings)
     metrics = {"val": result.metrics.to_dict(), "test": None if test is None else test.to_dict()}
-    run.write_metrics({**metrics, "probe": {"val_accuracy": probe.accuracy}})
+    run.write_metrics({**metrics, "probe": {"val_accuracy": probe_accuracy}})
     if hub_path is None:
         size_bytes = sum(tensor.nbytes for tensor in learner.shipped_state().values())
     else:
@@ -251,7 +254,7 @@ def complete(
         task = make_task(source, delta, name, splits.classes, settings.framing, training=about, metrics=metrics)
         size_bytes = _added(task, hub, hub_path, source, replace).infos()[name].size_bytes
     seconds = time.monotonic() - start
-    return TrainedTask(name, hub_path, run.path, result, test, probe, warning, size_bytes, seconds)
+    return TrainedTask(name, hub_path, run.path, result, test, probe_accuracy, warning, size_bytes, seconds)
 
 
 def as_started(settings: TrainSettings, auto: Collection[str], run: RunFolder) -> tuple[TrainSettings, dict[str, str]]:
@@ -265,7 +268,7 @@ def stores_features(method: Method, settings: TrainSettings) -> bool:
     return method.frozen_part(settings.image_size) is not None and settings.store_bytes > 0
 
 
-def _choose(
+def choose_settings(
     settings: TrainSettings,
     auto: Collection[str],
     splits: Splits,

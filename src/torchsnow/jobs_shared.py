@@ -9,22 +9,21 @@ from dataclasses import dataclass
 from dataclasses import replace as replaced
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 from torchsnow.data import LoadedData, Splits, TaskTable, make_splits, split_table
-from torchsnow.errors import TrainingError
+from torchsnow.errors import DivergedError, TrainingError
 from torchsnow.hub import Hub
-from torchsnow.jobs import TrainedTask, Training, as_started, complete, is_hub, refuse_taken, stores_features
+from torchsnow.jobs import TrainedTask, Training, as_started, choose_settings, complete, is_hub, refuse_taken
 from torchsnow.lock import FolderLock
 from torchsnow.methods import kind_of, make_method
+from torchsnow.model import SnowModel
 from torchsnow.source import Source
 from torchsnow.task_file import refuse_too_large
-from torchsnow.train import FitResult, RunFolder, TrainSettings
+from torchsnow.train import RunFolder, TrainSettings
 from torchsnow.train.auto import auto_sizes
-from torchsnow.train.batches import plain_images, run_images
-from torchsnow.train.range_test import auto_lr
-from torchsnow.train.shared import fit_together
-from torchsnow.train.streams import SharedMethod, SharedTask, Stream
+from torchsnow.train.batches import plain_images
+from torchsnow.train.fit import fit_tasks
+from torchsnow.train.loop import TaskRun
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,9 @@ def train_tasks(
     quiet: bool = False,
     auto: Collection[str] = (),
     say: Callable[[str], None] = lambda line: None,
-) -> tuple[dict[str, TrainedTask], dict[str, TrainingError]]:
-    """Train all tasks with one source pass per step, and add them to a hub, which is made if there is none.
+) -> tuple[dict[str, TrainedTask], dict[str, DivergedError]]:
+    """Train all tasks, those of a group with one source pass per image, and add them to a hub, which is made if there
+    is none.
 
     Returns the tasks that were trained, and why others were given up. What `auto` names is chosen as for a task
     alone, but for the image size, which is one for all. Everything that can be refused is refused before training
@@ -96,21 +96,28 @@ def train_tasks(
     refuse_tasks(names, hub_path, runs, resume=resume, replace=replace)
     hub = Hub.open(hub_path, source) if is_hub(hub_path) else None
     splits = [group.splits(settings.seed) for group in groups]
-    learn = partial(_learner, method, source, preset, settings.seed)
     data = {name: loaded.name for group in groups for name, loaded in group.tasks.items()}
     done: dict[str, TrainedTask] = {}
+    failed: dict[str, DivergedError] = {}
     with _owned(runs, names) as folders:
-        streams = _streams(splits, folders, settings, source, learn, resume, auto, say)
-        results = fit_together(streams, resume=resume, quiet=quiet)
-        for task, pool in [(task, stream.pool) for stream in streams for task in stream.tasks]:
-            result = results[task.name]
-            if isinstance(result, FitResult):
+        settings, why_size = _one_size(settings, auto, [one for group in splits for one in group.values()], source)
+        for reason in why_size.values():
+            say(f"image_size {settings.image_size}: {reason}")
+        make = partial(_task_run, method, preset, source, settings, set(auto) - {"image_size"}, why_size, resume, say)
+        planned = [[make(name, own, folders[name]) for name, own in group.items()] for group in splits]
+        for group in planned:
+            pool = plain_images(source.input_config, group[0].settings.framing)
+            results = fit_tasks([replaced(task, pool=pool) for task in group], resume=resume, quiet=quiet)
+            for task, result in zip(group, results, strict=True):
+                if isinstance(result, DivergedError):
+                    failed[task.name] = result
+                    continue
                 training = Training(task.name, data[task.name], task.splits, task.settings, task.run, method, preset)
                 done[task.name] = complete(
                     training, task.method, result, source, hub_path, hub, pool, replace=replace, start=start
                 )
                 hub = hub or Hub.open(hub_path, source)
-    return done, {name: result for name, result in results.items() if isinstance(result, TrainingError)}
+    return done, failed
 
 
 @contextmanager
@@ -124,71 +131,37 @@ def _owned(runs: Path, names: Sequence[str]) -> Iterator[dict[str, RunFolder]]:
         yield folders
 
 
-def _streams(
-    splits: Sequence[Mapping[str, Splits]],
-    folders: Mapping[str, RunFolder],
-    settings: TrainSettings,
-    source: Source,
-    learn: Callable[[int], SharedMethod],
-    resume: bool,
-    auto: Collection[str],
-    say: Callable[[str], None],
-) -> list[Stream]:
-    """The tasks of every group with their settings; those of a run that goes on have what it was started with."""
-    settings, why_size = _one_size(settings, auto, [one for group in splits for one in group.values()], source)
-    for reason in why_size.values():
-        say(f"image_size {settings.image_size}: {reason}")
-    streams = []
-    for group in splits:
-        stored = stores_features(learn(2), settings)
-        sizes, why = auto_sizes(
-            settings, set(auto) - {"image_size", "lr"}, _together(group), settings.image_size, stored
-        )
-        for name, reason in why.items():
-            say(f"{name} {getattr(sizes, name)}: {reason} ({', '.join(group)})")
-        tasks = []
-        for name, own in group.items():
-            run = folders[name]
-            task = SharedTask(name, learn(len(own.classes)), own, sizes, run, {**why_size, **why})
-            refuse_too_large(source, task.method.delta.spec, own.classes)
-            begun = resume and run.args.exists()
-            tasks.append(_as_begun(task, auto) if begun else _with_lr(task, auto, learn, say))
-        streams.append(Stream(tasks, plain_images(source.input_config, settings.framing)))
-    return streams
-
-
-def _learner(method: str, source: Source, preset: str, seed: int, num_classes: int) -> SharedMethod:
-    return cast("SharedMethod", make_method(method, source, num_classes, preset, seed))
-
-
-def _together(splits: Mapping[str, Splits]) -> Splits:
-    """The images of all tasks of a group as those of one."""
-    first = next(iter(splits.values()))
-    train = {example.path: example for one in splits.values() for example in one.train}
-    return replaced(first, train=tuple(train.values()))
-
-
 def _one_size(
     settings: TrainSettings, auto: Collection[str], splits: Sequence[Splits], source: Source
 ) -> tuple[TrainSettings, dict[str, str]]:
-    """The settings with the image size chosen for all tasks, if it is to be: all images make one batch."""
-    everything = _together({str(number): one for number, one in enumerate(splits)})
+    """The settings with the image size chosen for all tasks, if it is to be."""
+    train = {example.path: example for one in splits for example in one.train}
+    everything = replaced(splits[0], train=tuple(train.values()))
     return auto_sizes(settings, set(auto) & {"image_size"}, everything, source.input_config.input_size[1])
 
 
-def _as_begun(task: SharedTask, auto: Collection[str]) -> SharedTask:
-    """The task with the settings that its run was started with, where they were not given."""
-    settings, chosen = as_started(task.settings, auto, task.run)
-    return replaced(task, settings=settings, chosen=chosen)
-
-
-def _with_lr(
-    task: SharedTask, auto: Collection[str], learn: Callable[[int], SharedMethod], say: Callable[[str], None]
-) -> SharedTask:
-    """The task with a learning rate of its own, if that is to be chosen."""
-    if "lr" not in auto or stores_features(task.method, task.settings):
-        return task
-    images = run_images(task.splits, task.method.input_config, task.settings)
-    lr, why = auto_lr(partial(learn, len(task.splits.classes)), images, task.settings)
-    say(f"lr {lr:g}: {why} ({task.name})")
-    return replaced(task, settings=replaced(task.settings, lr=lr), chosen={**task.chosen, "lr": why})
+def _task_run(
+    method: str,
+    preset: str,
+    source: Source,
+    settings: TrainSettings,
+    auto: Collection[str],
+    why_size: Mapping[str, str],
+    resume: bool,
+    say: Callable[[str], None],
+    name: str,
+    splits: Splits,
+    run: RunFolder,
+) -> TaskRun:
+    """One task with its settings; that of a run that goes on has what it was started with."""
+    make = partial(make_method, method, source, len(splits.classes), preset, settings.seed)
+    learner = make()
+    assert isinstance(learner.model, SnowModel)
+    refuse_too_large(source, learner.model.delta.spec, splits.classes)
+    if resume and run.args.exists():
+        settings, chosen = as_started(settings, {*auto, *why_size}, run)
+    else:
+        settings, chosen = choose_settings(
+            settings, auto, splits, make, source.input_config, lambda line: say(f"{line} ({name})")
+        )
+    return TaskRun(learner, splits, settings, run, chosen={**why_size, **chosen}, name=name)

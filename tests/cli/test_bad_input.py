@@ -314,7 +314,11 @@ def of_another_source(content: bytes) -> bytes:
 
 
 def with_nan(content: bytes) -> bytes:
-    return content[:-4] + struct.pack("<f", float("nan"))
+    size_bytes = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size_bytes])
+    start, _ = header["head.center"]["data_offsets"]
+    place = 8 + size_bytes + start
+    return content[:place] + struct.pack("<f", float("nan")) + content[place + 4 :]
 
 
 def with_an_extra_key(content: bytes) -> bytes:
@@ -333,7 +337,7 @@ class Bomb:
 
 DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "another source": (of_another_source, "it belongs to another source: test_efficientnet"),
-    "truncated": (lambda content: content[: len(content) // 2], "not a readable .safetensors file"),
+    "truncated": (lambda content: content[:-10], "not a readable .safetensors file"),
     "empty": (lambda content: b"", "not a .safetensors file"),
     "NaN": (with_nan, "holds 1 NaN or infinite numbers"),
     "extra key": (with_an_extra_key, "it has an unknown tensor 'backdoor'"),
@@ -383,6 +387,7 @@ def test_a_task_file_that_was_changed_or_lost(trained: Trained) -> None:
         (["--epochs", "0"], "epochs is 0; expected a whole number of 1 or more"),
         (["--image-size", "0"], "image_size is 0; expected a whole number of 1 or more"),
         (["--image-size", "8000"], "image_size is 8000; expected 1024 pixels or fewer"),
+        (["--image-size", "31"], "the images have 31 x 31 pixels, less than the 32 x 32 of one cell of the grid"),
         (["--lr", "nan"], "lr is nan; expected a number above 0"),
         (["--lr", "-1"], "lr is -1.0; expected a number above 0"),
         (["--label-smoothing", "1"], "label_smoothing is 1.0; expected 0 or more and less than 1"),

@@ -13,9 +13,8 @@ from safetensors.torch import load_file
 from torchsnow.errors import TrainingError
 from torchsnow.hub import Hub
 from torchsnow.lock import FolderLock
-from torchsnow.train.fit import Loop
+from torchsnow.train.loop import Loop
 from torchsnow.train.progress import TrainingBar
-from torchsnow.train.shared import Together
 
 COLOURS = ("red", "green", "blue")
 SPLITS = ("train", "train", "val", "train", "test", "train", "train", "val", "train", "train")
@@ -109,34 +108,10 @@ def test_what_is_not_given_is_chosen_as_for_a_task_alone(table: Path, photos: Pa
     ]
 
 
-def test_ctrl_c_and_resume(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paper = ("--preset", "paper")  # whose tasks share their steps
-    whole = torchsnow("train-many", table, "--hub", "whole", "--out", "whole-runs", *TINY, "--epochs", "2", *paper)
-    assert whole.code == 0, whole
-    epoch, calls = Together.epoch, []
-
-    def pressed(self: Together) -> bool:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return epoch(self)
-
-    monkeypatch.setattr(Together, "epoch", pressed)
-    stopped = many(table, *paper)
-    monkeypatch.undo()
-    monkeypatch.setattr("torchsnow.jobs.draw_run", lambda run, metrics: [])
-    assert stopped.code == 130
-    assert "colour 1 of 2, parity 1 of 2, some 1 of 2" in stopped.err
-    assert stopped.err.rstrip().endswith("--resume")
-    monkeypatch.chdir(table.parent)
-    resumed = many(table, *paper, "--resume")
-    assert resumed.code == 0, resumed
-    for name in ("colour", "parity", "some"):
-        assert equal(tensors("hub", name), tensors("whole", name))
-
-
-def test_ctrl_c_between_tasks_that_are_trained_one_after_another(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = torchsnow("train-many", table, "--hub", "whole", "--out", "whole-runs", *TINY, "--epochs", "2")
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_ctrl_c_and_resume(table: Path, monkeypatch: pytest.MonkeyPatch, preset: str) -> None:
+    words = (*TINY, "--epochs", "2", "--preset", preset)
+    whole = torchsnow("train-many", table, "--hub", "whole", "--out", "whole-runs", *words)
     assert whole.code == 0, whole
     run_epoch, calls = Loop.run_epoch, []
 
@@ -148,11 +123,12 @@ def test_ctrl_c_between_tasks_that_are_trained_one_after_another(table: Path, mo
 
     with monkeypatch.context() as patched:
         patched.setattr(Loop, "run_epoch", pressed)
-        stopped = many(table)
+        stopped = many(table, "--preset", preset)
     assert stopped.code == 130
-    assert re.search(r"1 of 2 epochs are safe in \S*parity", stopped.err)
+    for name, done in (("colour", 2), ("parity", 1), ("some", 0)):
+        assert re.search(rf"{name}: {done} of 2 epochs are safe in \S*{name}", stopped.err)
     assert stopped.err.rstrip().endswith("--resume")
-    resumed = many(table, "--resume")
+    resumed = many(table, "--preset", preset, "--resume")
     assert resumed.code == 0, resumed
     for name in ("colour", "parity", "some"):
         assert equal(tensors("hub", name), tensors("whole", name))

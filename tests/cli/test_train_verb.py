@@ -14,7 +14,7 @@ from command_line import SIZES, TINY, Outcome, Trained, refused, snapshot, torch
 from safetensors.torch import load_file
 
 from torchsnow.hub import Hub
-from torchsnow.train.fit import Loop
+from torchsnow.train.loop import Loop
 
 
 def train(photos: Path, *words: str | Path, task: str = "new", hub: str | Path = "hub") -> Outcome:
@@ -75,7 +75,7 @@ def test_a_person_gets_a_few_lines_on_stdout_and_progress_on_stderr(photos: Path
     assert all("the task is a head alone" in line for line in alone)
     assert "validation accuracy" in result
     assert "on 6 images" in result
-    assert re.fullmatch(r"a linear probe on the source's last features: \d+\.\d% on validation", probe)
+    assert re.fullmatch(r"a linear probe on the source: \d+\.\d% on validation", probe)
     assert "task 'new' is in the hub hub" in place
     assert "the run is in runs/new" in place
     assert "epoch 1: loss" in outcome.err

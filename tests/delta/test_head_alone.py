@@ -29,15 +29,15 @@ def source() -> Source:
 @pytest.fixture
 def trained(source: Source) -> Delta:
     """An open delta with a probe in its head, whose body counts nothing."""
-    delta = make_snow(source, 3).delta
+    delta = make_snow(source, 3, changes={"head_divisor": 4}).delta
     torch.nn.init.normal_(delta.head.fc.columns, std=0.1)
     return delta.eval()
 
 
 def assert_alike(source: Source, settled: Delta, trained: Delta) -> None:
-    """Within what is lost where matrices are rounded to halves."""
+    """Within what is lost where matrices are rounded to a byte per number."""
     given, expected = (SnowModel(source, delta)(IMAGES) for delta in (settled, trained))
-    torch.testing.assert_close(given, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(given, expected, rtol=3e-2, atol=3e-2)
     assert expected.abs().max() > 0.01
 
 

@@ -14,13 +14,15 @@ from torchsnow.errors import TrainingError
 from torchsnow.methods import METHODS, Snow, kind_of, make_method, split_name
 from torchsnow.source import Source, load_source
 from torchsnow.train import Method
+from torchsnow.train.store import values_of
 
 ALL = [f"{name}:{preset}" for name, kind in METHODS.items() for preset in kind.presets]
 DELTAS = [name for name, kind in METHODS.items() if kind.is_delta]
 SHARING = ["head", "taps", "snow", "random", "side"]
 GRIDS = ["snow:default", "snow:small", "snow:large", "random:default"]
 IMAGE_SIZE = 64  # pixels, of the batches
-HALVES = 1e-2  # what may be lost where weights or stored values are rounded to half precision
+HALVES = 1e-2  # what may be lost where stored values are rounded to half precision
+ROUNDING = 5e-2  # and where the weights of a grid delta are rounded to a byte per number
 
 
 def made(text: str, source: Source, seed: int = 0) -> Method:
@@ -64,7 +66,7 @@ def test_the_finished_model_has_the_logits_of_the_trained_one(text: str, source:
     expected = logits(method.model, batches)
     finished = method.finish()
     assert not finished.training
-    assert torch.allclose(logits(finished, batches), expected, atol=HALVES if text in GRIDS else 1e-5)
+    assert torch.allclose(logits(finished, batches), expected, atol=ROUNDING if text in GRIDS else 1e-5)
 
 
 @pytest.mark.parametrize("text", ALL)
@@ -110,9 +112,11 @@ def test_a_frozen_part_and_the_rest_are_the_model(text: str, source: Source, bat
         (frozen, rest), images = parts, batches[0][0]
         for mode in (True, False):
             method.model.train(mode)
-            assert torch.allclose(rest(frozen(images)), method.model(images), atol=HALVES if text in GRIDS else 0.0)
+            assert torch.allclose(
+                rest(values_of(frozen, images)), method.model(images), atol=HALVES if text in GRIDS else 0.0
+            )
             assert method.model.training == mode
-        assert not frozen(images).requires_grad
+        assert not values_of(frozen, images).requires_grad
 
 
 @pytest.mark.parametrize("text", ALL)
@@ -123,9 +127,9 @@ def test_training_does_not_change_the_frozen_part(text: str, source: Source, bat
         return
     method.start(batches, CPU)
     chosen = {name: tensor.clone() for name, tensor in parts[0].chosen().items()}
-    values = parts[0](batches[0][0])
+    values = values_of(parts[0], batches[0][0])
     train(method, batches)
-    assert torch.equal(parts[0](batches[0][0]), values)
+    assert torch.equal(values_of(parts[0], batches[0][0]), values)
     assert all(torch.equal(tensor, chosen[name]) for name, tensor in parts[0].chosen().items())
 
 

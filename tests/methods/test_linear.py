@@ -9,9 +9,11 @@ from sklearn.linear_model import LogisticRegression
 
 from torchsnow.methods import make_method
 from torchsnow.methods.head import make_head
+from torchsnow.methods.lasso import group_lasso
 from torchsnow.methods.probe import INVERSE_PENALTIES, fit_probe
-from torchsnow.methods.taps import KEPT_SHARE, group_lasso, make_taps
+from torchsnow.methods.taps import KEPT_SHARE, make_taps
 from torchsnow.source import Source
+from torchsnow.train.store import values_of
 
 
 def planted(num_values: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,7 +71,7 @@ def test_a_probe_starts_as_logistic_regression(text: str, source: Source, batche
     method.start(batches, CPU)
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     frozen, _ = method.frozen_part(64) or pytest.fail("no frozen part")
-    values = frozen(images) * len(method.trainable_state()["values.index"]) ** 0.5  # type: ignore[operator]
+    values = values_of(frozen, images) * len(method.trainable_state()["values.index"]) ** 0.5
     ours = method.model(images).detach().softmax(1)
     fits = []
     for inverse_penalty in INVERSE_PENALTIES:

@@ -16,18 +16,20 @@ from torch import Tensor, nn
 from torchsnow.delta.head import Head
 from torchsnow.errors import TrainingError
 from torchsnow.methods import PRESETS, PoolTraining, Snow, make_method
+from torchsnow.methods.lasso import group_lasso
 from torchsnow.methods.probe import INVERSE_PENALTIES, Reading, choose_reading, fit_probe, probe_importance
 from torchsnow.methods.snow import best_shares, inform, make_snow, still_changing
 from torchsnow.methods.statistics import ClassSums
 from torchsnow.pooling import ChannelPooling
 from torchsnow.source import Request, Source
 from torchsnow.source.grid import ONE_CELL
+from torchsnow.train.store import values_of
 
 CPU = torch.device("cpu")
 Batches = list[tuple[Tensor, Tensor]]
 NARROW = {"width_divisor": 8, "grid_width": None, "learned": True, "sigma": 0.5}
 """A narrow copy whose choice is learned, otherwise as in the default preset."""
-HALVES = 3e-3  # what is lost where a grid delta's weights are rounded to half precision
+ROUNDING = 3e-2  # what is lost where a grid delta's weights are rounded to a byte per number
 
 
 @pytest.fixture
@@ -224,19 +226,18 @@ def test_settling_keeps_the_bodys_share(source: Source, batches: Batches) -> Non
     snow.delta.head.share.fill_(0.5)
     logits = snow.model.eval()(batches[0][0])
     assert not torch.allclose(logits, probe)
-    torch.testing.assert_close(snow.finish()(batches[0][0]), logits, rtol=HALVES, atol=HALVES)
+    torch.testing.assert_close(snow.finish()(batches[0][0]), logits, rtol=ROUNDING, atol=ROUNDING)
     assert not any("share" in name for name in snow.shipped_state())
 
 
 def best_sum(probe: Tensor, body: Tensor, labels: Tensor) -> tuple[float, float]:
-    """The share of the body in the sum with the lowest cross-entropy at the best of six temperatures, and that loss."""
-    heats = (0.125, 0.25, 0.5, 1, 2, 4)
+    """The share of the body in the sum with the lowest cross-entropy at the best of six temperatures, and that one."""
     losses = {
-        share: min(float(nn.functional.cross_entropy((probe + share * body) / heat, labels)) for heat in heats)
-        for share in (0.0, 0.125, 0.25, 0.5, 1.0, 2.0)
+        (share, heat): float(nn.functional.cross_entropy((probe + share * body) / heat, labels))
+        for share in (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+        for heat in (0.125, 0.25, 0.5, 1, 2, 4)
     }
-    best = min(losses, key=lambda share: losses[share])
-    return best, losses[best]
+    return min(losses, key=lambda pair: losses[pair])
 
 
 @pytest.mark.parametrize("stored", [False, True])
@@ -253,7 +254,7 @@ def test_tune_sets_the_shares_that_the_validation_images_favour(snow: Snow, batc
     head.mix(0.3, 0.7)
     frozen, rest = snow.frozen_part(64) or pytest.fail("no frozen part")
     if stored:
-        snow.tune(rest, [(frozen(images), labels) for images, labels in batches], CPU)
+        snow.tune(rest, [(values_of(frozen, images), labels) for images, labels in batches], CPU)
     else:
         snow.tune(model, batches, CPU)
     assert (float(head.read_share), float(head.share)) == best_shares(*logits, labels)
@@ -286,8 +287,9 @@ def test_a_body_that_is_better_without_the_probe_counts_alone() -> None:
     labels = torch.arange(60) % 3
     right = nn.functional.one_hot(labels, 3).float()
     noise = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
-    assert best_shares(noise, right, labels) == (0.0, 1.0)
-    assert best_shares(torch.zeros(60, 3), right, labels) == (0.0, 1.0)
+    hottest = 1 / 0.125  # of a body that is always right
+    assert best_shares(noise, right, labels) == (0.0, hottest)
+    assert best_shares(torch.zeros(60, 3), right, labels) == (0.0, hottest)
 
 
 @pytest.mark.parametrize("loudness", [0.5, 1.0, 4.0])
@@ -296,9 +298,9 @@ def test_where_both_help_both_count_and_the_body_by_the_best_sum(loudness: float
     labels = torch.arange(300) % 3
     right = nn.functional.one_hot(labels, 3).float()
     probe, body = (2 * right + torch.randn(300, 3, generator=generator) for _ in range(2))
-    share, _ = best_sum(probe, loudness * body, labels)
+    share, heat = best_sum(probe, loudness * body, labels)
     assert share == pytest.approx(1 / loudness)
-    assert best_shares(probe, loudness * body, labels) == (1.0, share)
+    assert best_shares(probe, loudness * body, labels) == (1 / heat, share / heat)
 
 
 def test_over_confidence_is_no_reason_against_a_body() -> None:
@@ -320,7 +322,9 @@ def test_a_gain_that_a_few_images_make_is_none() -> None:
     assert best_shares(probe, body, labels) == (1.0, 0.0)  # three images of a hundred, and two the other way
     probe[:20] *= -1
     body[:20] = body[0]
-    assert best_shares(probe, body, labels) == (1.0, 2.0)
+    own, share = best_shares(probe, body, labels)
+    assert own > 0
+    assert share > 0
 
 
 @pytest.mark.parametrize(("mended", "ships"), [(2, False), (8, True)])
@@ -331,7 +335,7 @@ def test_a_gain_of_one_standard_error_is_no_clear_one(mended: int, ships: bool) 
     probe[:mended] *= -1
     body[:mended] = torch.tensor([[4.0, -4.0]])
     shares = best_shares(probe, body, labels)
-    assert shares[0] == 1.0
+    assert shares[0] > 0
     assert (shares[1] > 0) == ships
 
 
@@ -515,7 +519,7 @@ def test_finished_model_has_the_logits_of_the_trained_one(source: Source, batche
     train(snow, batches, steps=3, lr=0.01)
     finished, images = snow.finish(), batches[0][0]
     assert not finished.training
-    lost = 1e-5 if preset == "paper" else HALVES
+    lost = 1e-5 if preset == "paper" else ROUNDING
     torch.testing.assert_close(finished(images), snow.model.eval()(images), rtol=10 * lost, atol=lost)
 
 
@@ -622,9 +626,10 @@ def test_the_reading_with_the_lowest_held_out_loss_is_taken(seed: int, few_tell:
     losses = np.zeros((len(tried), len(INVERSE_PENALTIES)))
     for fit, held in StratifiedKFold(5, shuffle=True, random_state=0).split(y, y):
         importance = probe_importance(values[fit], labels[fit], 3)
+        strength = group_lasso(values[fit], labels[fit], 3).norm(dim=1)
         for i, (num, by_importance) in enumerate(tried):
             scaled = (values * importance if by_importance else values).double().numpy()
-            read = scaled[:, importance.argsort(descending=True)[:num]]
+            read = scaled[:, (importance if by_importance else strength).argsort(descending=True, stable=True)[:num]]
             for j, inverse_penalty in enumerate(INVERSE_PENALTIES):
                 model = LogisticRegression(C=inverse_penalty, max_iter=1000).fit(read[fit], y[fit])
                 losses[i, j] += log_loss(y[held], model.predict_proba(read[held]), normalize=False)

@@ -40,7 +40,7 @@ def test_it_answers_until_its_input_ends(process: Process) -> None:
     assert process.stdin is not None
     assert process.stdout is not None
     for _ in range(2):
-        ask(process, picture(), cuts=((32, 40, 2), (24, 24, 3)))
+        ask(process, picture(), cuts=((32, 40, "center", 2), (24, 24, "squash", 3)))
         assert process.stdout.readline() == b"null\n"
         assert len(process.stdout.read(3 * (32**2 + 24**2))) == 3 * (32**2 + 24**2)
         ask(process, b"no picture")

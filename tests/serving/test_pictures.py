@@ -23,7 +23,7 @@ from torchsnow.serving.pictures import Picture, decode
 from torchsnow.serving.refusal import Refusal
 from torchsnow.source import Source
 
-CUT = Cut(32, 32, Image.Resampling.BILINEAR)
+CUT = Cut(32, 32, "center", Image.Resampling.BILINEAR)
 
 
 def sixteen_bit() -> bytes:

@@ -21,7 +21,6 @@ from torch import Tensor
 from torchsnow.data import Example, ImageSet, Splits, datasets, eval_transform
 from torchsnow.errors import TrainingError
 from torchsnow.methods import make_method
-from torchsnow.methods.linear import FixedValues
 from torchsnow.methods.snow import Snow, make_snow
 from torchsnow.source import Framing, Source
 from torchsnow.train import FitResult, RunFolder, TrainSettings, evaluate, fit
@@ -395,22 +394,22 @@ def test_fixed_values_are_computed_once_and_change_nothing(
 ) -> None:
     settings = replace(settings, augmentation="none")
     seen: list[int] = []
-    monkeypatch.setattr(FixedValues, "forward", counting_images(FixedValues.forward, seen))
+    monkeypatch.setattr(Source, "forward", counting_images(Source.forward, seen))
     kept = fit(make_method(name, source, 2), splits, settings, RunFolder(tmp_path / "kept"), quiet=True)
-    assert sum(seen) == 1 + 25 + 8 + 8  # one for the size, all once, and the finished model's validation
+    # the start, one for the size, all once, and the finished model's validation
+    assert sum(seen) == 25 + 1 + 25 + 8 + 8
     slow = replace(settings, store_bytes=0)
     anew = fit(make_method(name, source, 2), splits, slow, RunFolder(tmp_path / "anew"), quiet=True)
-    assert sum(seen) > 42 + 3 * 25
+    assert sum(seen) > 67 + 4 * 25
     for one, other in zip(kept.history[1:], anew.history[1:], strict=True):
         assert one.train_loss == pytest.approx(other.train_loss, abs=1e-4)
         assert one.val_loss == pytest.approx(other.val_loss, abs=1e-4)
 
 
 def counting_images(forward: Any, seen: list[int]) -> Any:
-    def counted(module: Any, images: Tensor) -> Tensor:
+    def counted(module: Any, images: Tensor, *rest: Any) -> Any:
         seen.append(len(images))
-        values: Tensor = forward(module, images)
-        return values
+        return forward(module, images, *rest)
 
     return counted
 
@@ -427,9 +426,9 @@ def test_augmented_images_are_computed_once_in_every_view(
 ) -> None:
     seen: list[int] = []
     settings = replace(settings, augmentation=augmentation)
-    monkeypatch.setattr(FixedValues, "forward", counting_images(FixedValues.forward, seen))
+    monkeypatch.setattr(Source, "forward", counting_images(Source.forward, seen))
     fit(make_method("head", source, 2), splits, settings, RunFolder(tmp_path / "run"), quiet=True)
-    assert sum(seen) == 1 + num_views * 25 + 8 + 8
+    assert sum(seen) == 25 + 1 + num_views * 25 + 8 + 8
 
 
 def test_a_finished_run_computes_no_features_again(
@@ -438,7 +437,7 @@ def test_a_finished_run_computes_no_features_again(
     run = RunFolder(tmp_path / "run")
     fit(make_method("head", source, 2), splits, settings, run, quiet=True)
     seen: list[int] = []
-    monkeypatch.setattr(FixedValues, "forward", counting_images(FixedValues.forward, seen))
+    monkeypatch.setattr(Source, "forward", counting_images(Source.forward, seen))
     fit(make_method("head", source, 2), splits, settings, run, resume=True, quiet=True)
     assert sum(seen) == 8  # the finished model's validation
 

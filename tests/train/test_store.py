@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import errno
-import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -17,21 +16,29 @@ from torchsnow.data import Splits
 from torchsnow.errors import TrainingError
 from torchsnow.methods.snow import make_snow
 from torchsnow.methods.stored import SubscribedValues
-from torchsnow.source import Source
+from torchsnow.source import Request, Source
 from torchsnow.train import RunFolder, TrainSettings, fit
 from torchsnow.train.batches import RunImages, run_images
-from torchsnow.train.store import FeatureStore, StoreWriter, View, views_of
+from torchsnow.train.store import FeatureStore, SharedImages, StoreWriter, View, Wanted, sample_of, values_of, views_of
 
 CPU = torch.device("cpu")
 
 
 class Corners:
-    """Gives the first pixels of an image, and notes how many images it has seen."""
+    """Reads the first pixels of an image, and notes how many images it has seen."""
 
     def __init__(self, num: int = 5) -> None:
         self.num, self.seen = num, 0
 
-    def __call__(self, images: Tensor) -> Tensor:
+    @property
+    def source(self) -> Any:
+        """Stands for a source whose pass gives the images."""
+        return lambda images, request: images
+
+    def request(self) -> Request:
+        return Request()
+
+    def read(self, images: Tensor) -> Tensor:
         self.seen += len(images)
         return images[:, 0, 0, : self.num].half()
 
@@ -44,8 +51,18 @@ def images(source: Source, splits: Splits, settings: TrainSettings) -> RunImages
     return run_images(splits, source.input_config, settings)
 
 
-def writer(frozen: Corners) -> StoreWriter:
-    return StoreWriter(frozen, 8, CPU, 0)
+def wanted(frozen: Corners, images: RunImages, num_views: int = 1) -> Wanted:
+    return Wanted(frozen, images.plain, images.train, num_views, sample_of(Corners(frozen.num), images.plain, CPU))
+
+
+def in_memory(frozen: Corners, images: RunImages, views: Sequence[View]) -> FeatureStore:
+    (store,) = StoreWriter([wanted(frozen, images, len(views))], views, 8, CPU).in_memory(0, nothing)
+    return store
+
+
+def in_file(frozen: Corners, images: RunImages, views: Sequence[View], path: Path, config: Any) -> FeatureStore:
+    (store,) = StoreWriter([wanted(frozen, images, len(views))], views, 8, CPU).in_files([path], [config], 0, nothing)
+    return store
 
 
 def nothing(done: int, total: int) -> None:
@@ -59,27 +76,27 @@ def plain(images: RunImages) -> Tensor:
 # views
 
 
-def test_each_augmentation_has_its_views(images: RunImages) -> None:
-    assert views_of("none", images.plain, images.train, 8, 5) == [View(images.plain)]
-    assert views_of("flip", images.plain, images.train, 8, 5) == [View(images.plain), View(images.plain, mirrored=True)]
+def test_each_augmentation_has_its_views() -> None:
+    assert views_of("none", 8, 5) == [View()]
+    assert views_of("flip", 8, 5) == [View(), View(mirrored=True)]
     for name in ("light", "strong"):
-        views = views_of(name, images.plain, images.train, 3, 5)
-        assert [view.images for view in views] == [images.train] * 3
+        views = views_of(name, 3, 5)
+        assert all(view.augmented for view in views)
         assert len({view.seed for view in views}) == 3
         assert not any(view.mirrored for view in views)
 
 
 def test_flip_stores_each_image_as_it_is_and_mirrored(images: RunImages) -> None:
-    views = views_of("flip", images.plain, images.train, 8, 0)
-    store, shown = writer(Corners()).in_memory(views, nothing), plain(images)
-    assert torch.equal(store.values[0], Corners()(shown))
-    assert torch.equal(store.values[1], Corners()(shown.flip(3)))
+    views = views_of("flip", 8, 0)
+    store, shown = in_memory(Corners(), images, views), plain(images)
+    assert torch.equal(store.values[0], Corners().read(shown))
+    assert torch.equal(store.values[1], Corners().read(shown.flip(3)))
     assert torch.equal(store.labels, images.plain.labels)
 
 
 def test_random_views_differ_and_depend_on_their_seed_alone(images: RunImages) -> None:
     def stored(seed: int) -> Tensor:
-        return writer(Corners()).in_memory(views_of("light", images.plain, images.train, 3, seed), nothing).values
+        return in_memory(Corners(), images, views_of("light", 3, seed)).values
 
     torch.manual_seed(1)
     first = stored(0)
@@ -112,15 +129,57 @@ def test_one_view_needs_no_random_numbers() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+# several tasks
+
+
+def test_images_of_several_tasks_are_shown_once_in_the_order_of_the_largest(images: RunImages) -> None:
+    few, many = images.plain.subset([24, 3, 7]), images.plain.subset(range(3, 20))
+    shared = SharedImages([few, many])
+    assert [example.path for example in shared.images.examples] == [
+        example.path for example in (*many.examples, few.examples[0])
+    ]
+    rows, at = shared.rows(0, torch.tensor([1, 0, 17, 4]))
+    assert (list(rows), at.tolist()) == ([1, 2, 3], [1, 0, 2])  # type: ignore[arg-type]
+    rows, at = shared.rows(1, torch.tensor([2, 5]))
+    assert (rows, at.tolist()) == (slice(None), [2, 5])
+
+
+@pytest.mark.parametrize("place", ["memory", "files"])
+def test_stores_of_several_tasks_are_those_of_each_alone(images: RunImages, tmp_path: Path, place: str) -> None:
+    few = RunImages(images.train.subset([24, 3, 7]), images.plain.subset([24, 3, 7]), images.val)
+    views = views_of("flip", 2, 0)
+    tasks = [(Corners(5), images), (Corners(9), few), (Corners(2), images)]
+    one = StoreWriter([wanted(corners, shown, 2) for corners, shown in tasks], views, 8, CPU)
+    if place == "memory":
+        stores = one.in_memory(0, nothing)
+    else:
+        paths = [tmp_path / f"{number}.bin" for number in range(3)]
+        stores = one.in_files(paths, [0, 1, 2], 0, nothing)
+    for store, (corners, shown) in zip(stores, tasks, strict=True):
+        alone = in_memory(Corners(corners.num), shown, views)
+        assert torch.equal(store.values, alone.values)
+        assert torch.equal(store.labels, alone.labels)
+
+
+def test_a_task_has_as_many_views_as_it_wants(images: RunImages) -> None:
+    views = views_of("light", 3, 0)
+    one = StoreWriter([wanted(Corners(), images, num) for num in (2, 3)], views, 8, CPU)
+    fewer, more = one.in_memory(0, nothing)
+    assert (len(fewer.values), len(more.values)) == (2, 3)
+    assert torch.equal(fewer.values, more.values[:2])
+    assert torch.equal(more.values, in_memory(Corners(), images, views).values)
+
+
 # memory and file
 
 
 @pytest.mark.parametrize("augmentation", ["none", "flip", "light"])
 def test_memory_and_file_give_the_same(images: RunImages, tmp_path: Path, augmentation: str) -> None:
-    views = views_of(augmentation, images.plain, images.train, 3, 0)
+    views = views_of(augmentation, 3, 0)
     steps: list[tuple[int, int]] = []
-    memory = writer(Corners()).in_memory(views, lambda *step: steps.append(step))
-    file = writer(Corners()).in_file(views, tmp_path / "features.bin", {"a": 1}, nothing)
+    one = StoreWriter([wanted(Corners(), images, len(views))], views, 8, CPU)
+    (memory,) = one.in_memory(0, lambda *step: steps.append(step))
+    file = in_file(Corners(), images, views, tmp_path / "features.bin", {"a": 1})
     assert memory.values.shape == file.values.shape == (len(views), 25, 5)
     assert memory.values.dtype == file.values.dtype == torch.float16
     assert torch.equal(memory.values, file.values)
@@ -129,10 +188,10 @@ def test_memory_and_file_give_the_same(images: RunImages, tmp_path: Path, augmen
 
 
 def test_a_whole_file_of_the_same_key_is_taken_again(images: RunImages, tmp_path: Path) -> None:
-    views, path = views_of("flip", images.plain, images.train, 8, 0), tmp_path / "features.bin"
-    first = writer(Corners()).in_file(views, path, {"a": 1}, nothing)
+    views, path = views_of("flip", 8, 0), tmp_path / "features.bin"
+    first = in_file(Corners(), images, views, path, {"a": 1})
     frozen = Corners()
-    again = writer(frozen).in_file(views, path, {"a": 1}, nothing)
+    again = in_file(frozen, images, views, path, {"a": 1})
     assert frozen.seen == 0
     assert torch.equal(first.values, again.values)
 
@@ -153,61 +212,53 @@ def spoil_the_facts(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [flip_a_byte, truncate, spoil_the_facts, Path.unlink])
 def test_a_damaged_file_is_written_again(images: RunImages, tmp_path: Path, damage: Callable[[Path], None]) -> None:
-    views, path = views_of("flip", images.plain, images.train, 8, 0), tmp_path / "features.bin"
-    writer(Corners()).in_file(views, path, {"a": 1}, nothing)
+    views, path = views_of("flip", 8, 0), tmp_path / "features.bin"
+    in_file(Corners(), images, views, path, {"a": 1})
     damage(path)
     frozen = Corners()
-    again = writer(frozen).in_file(views, path, {"a": 1}, nothing)
+    again = in_file(frozen, images, views, path, {"a": 1})
     assert frozen.seen == 50
-    assert torch.equal(again.values, writer(Corners()).in_memory(views, nothing).values)
+    assert torch.equal(again.values, in_memory(Corners(), images, views).values)
 
 
 @pytest.mark.parametrize(("config", "num"), [({"a": 2}, 5), ({"a": 1}, 6)])
 def test_a_file_of_another_run_or_choice_is_written_again(
     images: RunImages, tmp_path: Path, config: dict[str, int], num: int
 ) -> None:
-    views, path = views_of("none", images.plain, images.train, 8, 0), tmp_path / "features.bin"
-    writer(Corners()).in_file(views, path, {"a": 1}, nothing)
+    views, path = views_of("none", 8, 0), tmp_path / "features.bin"
+    in_file(Corners(), images, views, path, {"a": 1})
     frozen = Corners(num)
-    again = writer(frozen).in_file(views, path, config, nothing)
+    again = in_file(frozen, images, views, path, config)
     assert frozen.seen == 25
     assert again.values.shape[2] == num
 
 
-class Full(io.BytesIO):
-    """A file on a disk that takes nothing any more."""
-
-    def write(self, data: Any) -> int:
+def fill_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-
-def fill_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = Path.open
-    monkeypatch.setattr(
-        Path, "open", lambda self, mode="r", **how: Full() if mode == "wb" else opened(self, mode, **how)
-    )
+    monkeypatch.setattr("os.posix_fallocate", full)
 
 
 def test_a_full_disk_is_one_error_and_leaves_no_store(
     images: RunImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    views, path = views_of("none", images.plain, images.train, 8, 0), tmp_path / "features.bin"
+    views, path = views_of("none", 8, 0), tmp_path / "features.bin"
     with monkeypatch.context() as patched:
         fill_the_disk(patched)
         with pytest.raises(TrainingError, match=r"cannot store features in .*features\.bin: the disk is full"):
-            writer(Corners()).in_file(views, path, {"a": 1}, nothing)
+            in_file(Corners(), images, views, path, {"a": 1})
     assert not path.with_suffix(".json").exists()
-    assert len(writer(Corners()).in_file(views, path, {"a": 1}, nothing)) == 25
+    assert len(in_file(Corners(), images, views, path, {"a": 1})) == 25
 
 
-@pytest.mark.parametrize("in_file", [False, True])
-def test_torchs_generator_is_left_as_it_was(images: RunImages, tmp_path: Path, in_file: bool) -> None:
-    views, before = views_of("strong", images.plain, images.train, 2, 0), torch.get_rng_state()
-    one = writer(Corners())
-    if in_file:
-        one.in_file(views, tmp_path / "features.bin", {}, nothing)
+@pytest.mark.parametrize("place", ["memory", "file"])
+def test_torchs_generator_is_left_as_it_was(images: RunImages, tmp_path: Path, place: str) -> None:
+    views, before = views_of("strong", 2, 0), torch.get_rng_state()
+    if place == "file":
+        in_file(Corners(), images, views, tmp_path / "features.bin", {})
     else:
-        one.in_memory(views, nothing)
+        in_memory(Corners(), images, views)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -224,6 +275,10 @@ def kept_in(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def of_64(settings: TrainSettings) -> TrainSettings:
     """Images of four cells."""
     return replace(settings, image_size=64, epochs=2, augmentation="flip")
+
+
+def size_of_one(frozen: Any) -> int:
+    return int(values_of(frozen, torch.randn(1, 3, 64, 64)).nbytes)
 
 
 def log(run: RunFolder) -> str:
@@ -262,9 +317,9 @@ def test_a_resumed_run_takes_the_file_that_it_has(
     run, seen = RunFolder(tmp_path / "run"), []
     with pytest.raises(Killed):
         fit(at(0.7, raising(Killed()), make_snow(source, 2)), splits, of_64, run, quiet=True)
-    forward = SubscribedValues.forward
+    read = SubscribedValues.read
     monkeypatch.setattr(
-        SubscribedValues, "forward", lambda self, images: seen.append(len(images)) or forward(self, images)
+        SubscribedValues, "read", lambda self, features: seen.append(len(features.images)) or read(self, features)
     )
     fit(make_snow(source, 2), splits, of_64, run, resume=True, quiet=True)
     assert sum(seen) == 1 + len(splits.val)
@@ -329,8 +384,7 @@ def test_features_that_are_too_large_are_computed_in_every_epoch(
 ) -> None:
     method = make_snow(source, 2)
     frozen, _ = method.frozen_part(64) or pytest.fail("no frozen part")
-    one = frozen(torch.randn(1, 3, 64, 64))
-    budget = one.numel() * one.element_size() * (2 * 25 + 8)  # two views, and the validation images
+    budget = size_of_one(frozen) * (2 * 25 + 8)  # two views, and the validation images
     for name, store_bytes in (("fits", budget), ("does not", budget - 1)):
         run = RunFolder(tmp_path / name)
         fit(make_snow(source, 2), splits, replace(of_64, store_bytes=store_bytes), run, quiet=True)
@@ -343,8 +397,7 @@ def test_random_views_are_as_many_as_there_is_room_for(
     source: Source, splits: Splits, of_64: TrainSettings, tmp_path: Path
 ) -> None:
     frozen, _ = make_snow(source, 2).frozen_part(64) or pytest.fail("no frozen part")
-    one = frozen(torch.randn(1, 3, 64, 64))
-    budget = one.numel() * one.element_size() * (3 * 25 + 8)
+    budget = size_of_one(frozen) * (3 * 25 + 8)
     run = RunFolder(tmp_path)
     settings = replace(of_64, augmentation="light", store_bytes=budget)
     fit(make_snow(source, 2), splits, settings, run, quiet=True)

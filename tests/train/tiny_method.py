@@ -16,6 +16,7 @@ class Tiny:
     """The smallest method that has all that a resumed run must bring back: dropout, and a batch norm's buffers."""
 
     name = "tiny"
+    starts_as_probe = False
 
     def __init__(self, config: InputConfig, seed: int = 0) -> None:
         self.input_config, self.seed = config, seed

@@ -148,9 +148,7 @@ def train(
         f"validation accuracy {percent(summary['val_accuracy'])} (epoch {summary['best_epoch']}), "
         f"test accuracy {percent(summary['test_accuracy'])} on {summary['test_images']} images"
     )
-    if hub is not None and not result.alone:
-        say(f"the linear head alone, before training: {percent(summary['start_val_accuracy'])} on validation")
-    say(f"a linear probe on the source's last features: {percent(summary['probe_val_accuracy'])} on validation")
+    say(f"a linear probe on the source: {percent(summary['probe_val_accuracy'])} on validation")
     place = "what was trained" if hub is None else f"task {task!r} is in the hub {hub}"
     say(f"{place} ({shown_size(result.size_bytes)}); the run is in {run.path}")
     if result.alone:

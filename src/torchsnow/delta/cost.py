@@ -17,6 +17,7 @@ from torchsnow.source.source import Source
 
 LEAST_GRID_WIDTH = 32
 GRID_WIDTH_STEP = 8  # processors work on so many numbers at once
+MOST_HEAD_DIVISOR = 32
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,26 @@ def delta_cost(source: Source, spec: DeltaSpec) -> Cost:
     body = _cost(delta, counter, len(image))
     linear = sum(parameter.numel() for name, parameter in delta.head.named_parameters() if parameter.ndim > 1)
     return replace(body, multiply_adds=body.multiply_adds + linear)
+
+
+def size_bytes(source: Source, spec: DeltaSpec) -> int:
+    """What the numbers of a grid delta take in a task file, a byte for each of its matrices' and four for a row."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        tensors = Delta(source, spec, fixed=True).state_dict().values()
+    return sum(
+        one.numel() + 4 * len(one) if one.is_floating_point() and one.ndim > 1 else one.nbytes for one in tensors
+    )
+
+
+def within_size(source: Source, spec: DeltaSpec, budget: float) -> DeltaSpec:
+    """A grid delta of at most `budget` times the bytes of the source's parameters in float32: its head reads as many
+    values as that allows, up to those of the spec's own divisor, but at least every `MOST_HEAD_DIVISOR`-th."""
+    most = 4 * budget * source_cost(source).num_params
+    for divisor in range(spec.head_divisor, MOST_HEAD_DIVISOR):
+        smaller = replace(spec, head_divisor=divisor)
+        if size_bytes(source, smaller) <= most:
+            return smaller
+    return replace(spec, head_divisor=max(spec.head_divisor, MOST_HEAD_DIVISOR))
 
 
 def within_budget(source: Source, spec: DeltaSpec, budget: float) -> DeltaSpec:

@@ -13,6 +13,7 @@ from torchsnow.delta.derive import PICKED, derive_body, key_of
 from torchsnow.delta.grid import GridBody, frozen_state
 from torchsnow.delta.head import FoldedHead, Head
 from torchsnow.delta.reads import ENTRY, subscribed_taps, tap_names
+from torchsnow.delta.rounding import rounded
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.errors import DeltaError
 from torchsnow.pooling import ChannelPooling, Subscription, num_pooled
@@ -164,14 +165,12 @@ class Delta(nn.Module):
             state = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
             state |= {"head.weight": weight, "head.bias": bias}
         if self.grid_pool is not None:
-            state = {key: _as_stored(tensor) for key, tensor in state.items()}
+            state = {
+                key: rounded(tensor) if tensor.is_floating_point() and tensor.ndim > 1 else tensor
+                for key, tensor in state.items()
+            }
         settled.load_state_dict(state)
         return settled.train(self.training)
-
-
-def _as_stored(tensor: Tensor) -> Tensor:
-    """A matrix of numbers that a file can hold in half precision; everything else as it is."""
-    return tensor.half().float() if tensor.is_floating_point() and tensor.ndim > 1 else tensor
 
 
 def _head_divisor(spec: DeltaSpec, head: Head) -> int:

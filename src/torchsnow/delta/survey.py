@@ -86,8 +86,9 @@ A family is a module of timm. It counts as convolutional when at least one of it
 convolution and pooling alone: {len(tried)} families, of which {len(working)} work
 ({100 * len(working) / len(tried):.0f}%).
 One small model of each is below with a delta of the default preset for {_CLASSES} classes; parameters and multiply-adds
-are those of the delta that ships, its head included, in percent of the source's. (Parameters are stored as halves, so a
-task has half that share of the source's bytes.) `torchsnow sources NAME` tells the same of any other model.
+are those of the delta that ships, its head included, in percent of the source's. (Parameters are stored in a byte each:
+a task has about a quarter of that share of the source's bytes.) `torchsnow sources NAME` tells the same of any other
+model.
 
 | family | model | taps | parameters, % | multiply-adds, % |
 |---|---|---|---|---|

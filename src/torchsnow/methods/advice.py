@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torchsnow.methods.table import METHODS
-from torchsnow.source.config import MAX_IMAGE_SIZE
 from torchsnow.train import FitResult, TrainSettings
 
 _LATE = 0.8  # of the epochs: a best one after that says that training was not done
@@ -17,16 +16,13 @@ def below_probe(
     if accuracy >= probe_accuracy:
         return None
     return (
-        f"the task has {accuracy:.1%} on the validation split, and a linear probe on the source's last features alone "
+        f"the task has {accuracy:.1%} on the validation split, and a linear probe "
         f"{probe_accuracy:.1%}; in a new run, try {' or '.join(_changes(result, settings, method, preset))}"
     )
 
 
 def _changes(result: FitResult, settings: TrainSettings, method: str, preset: str) -> list[str]:
     """Options for the command line, the likeliest first."""
-    if method == "snow" and preset != "paper" and result.best.epoch == 0:  # a head alone, fitted before training
-        larger = min(2 * settings.image_size, MAX_IMAGE_SIZE)
-        return ["more images", *([f"--image-size {larger}"] if larger > settings.image_size else [])]
     changes = []
     if METHODS[method].is_delta and (method, preset) != ("snow", "default"):
         changes.append("--method snow --preset default, which starts as a probe,")

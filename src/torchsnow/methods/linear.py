@@ -49,17 +49,26 @@ class FixedValues(nn.Module):
 
     def all_values(self, images: Tensor) -> Tensor:
         """The averages of the taps and the last features, as they are, (B, N)."""
-        grids = {ONE_CELL: self.channels} if len(self.channels) else {}
-        features: FeatureMaps = self.source(images, Request(grids=grids, last=True))
+        features: FeatureMaps = self.source(images, self.request())
         return features.values(self.channels, last=True)
+
+    def request(self) -> Request:
+        """What a source pass must return for `read`."""
+        return Request(grids={ONE_CELL: self.channels} if len(self.channels) else {}, last=True)
+
+    def read(self, features: FeatureMaps) -> Tensor:
+        """The standardised values, from a pass over the images, (B, num_read)."""
+        return self._standardised(features.values(self.channels, last=True))
 
     def chosen(self) -> dict[str, Tensor]:
         """Which values these are, and how they are standardised."""
         return {"index": self.index, "center": self.center, "spread": self.spread}
 
     def forward(self, images: Tensor) -> Tensor:
-        standardised: Tensor = (self.all_values(images).index_select(1, self.index) - self.center) / self.spread
-        return self.scale * standardised
+        return self._standardised(self.all_values(images))
+
+    def _standardised(self, values: Tensor) -> Tensor:
+        return self.scale * (values.index_select(1, self.index) - self.center) / self.spread
 
 
 class LinearClassifier(nn.Module):
@@ -132,6 +141,11 @@ class LinearMethod(PlainMethod):
             with torch.no_grad():
                 self.model.layer.weight.copy_(weight / self.values.scale)
                 self.model.layer.bias.copy_(bias)
+
+    @property
+    def starts_as_probe(self) -> bool:
+        """Whether it was told to."""
+        return self.probe
 
     def frozen_part(self, image_size: int) -> tuple[FixedValues, nn.Module]:
         """The values, which never change once chosen, and the layer."""

@@ -13,6 +13,11 @@ from torchsnow.train.contract import Batches
 class PlainMethod:
     """Nothing is chosen, nothing changes along the way, and what was trained is what is kept."""
 
+    @property
+    def starts_as_probe(self) -> bool:
+        """It starts as the source, or at random."""
+        return False
+
     def set_progress(self, fraction: float) -> None:
         """Nothing changes along the way."""
 

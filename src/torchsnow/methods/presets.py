@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from torchsnow.delta.cost import within_budget
+from torchsnow.delta.cost import within_budget, within_size
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.errors import TrainingError
 from torchsnow.source.source import Source
@@ -74,21 +74,25 @@ class Preset:
     """A named way to make and train a delta: settings of its DeltaSpec beside `num_classes`, and of its pools.
 
     `budget` is the most that a grid body may cost, as a share of the source's multiply-adds: it is as wide as that
-    allows, up to the width in `shape`.
+    allows, up to the width in `shape`. `size_budget` is the most that the whole delta may take, as a share of the
+    source's bytes: where classes are many, the head reads fewer values.
     """
 
     shape: Mapping[str, Any]
     pools: PoolTraining
     budget: float | None = None
+    size_budget: float | None = None
 
     def spec(self, num_classes: int) -> DeltaSpec:
         """The shape of a delta for so many classes."""
         return DeltaSpec(num_classes, **self.shape)
 
     def spec_for(self, source: Source, num_classes: int) -> DeltaSpec:
-        """The same, as wide as the budget allows on a source."""
+        """The same, as wide as the budget allows on a source, and with as large a head."""
         spec = self.spec(num_classes)
-        return spec if self.budget is None or spec.grid_width is None else within_budget(source, spec, self.budget)
+        if self.budget is not None and spec.grid_width is not None:
+            spec = within_budget(source, spec, self.budget)
+        return spec if self.size_budget is None else within_size(source, spec, self.size_budget)
 
     def changed(self, changes: Mapping[str, Any]) -> Preset:
         """The same with other settings of the DeltaSpec or of the pools. Raises TrainingError for an unknown one."""
@@ -103,11 +107,12 @@ class Preset:
         of_shape = {
             name: tuple(value) if isinstance(value, list) else value for name, value in changes.items() if name in shape
         }
-        # Who names a width means it.
+        # Who names a width, or how much the head reads, means it.
         return Preset(
             {**self.shape, **of_shape},
             replace(self.pools, **of_pools),
             None if "grid_width" in of_shape else self.budget,
+            None if "head_divisor" in of_shape else self.size_budget,
         )
 
 
@@ -115,9 +120,9 @@ _SHAPE = {"width_divisor": None, "grid_width": 96, "head_divisor": 4}
 _FIXED = PoolTraining(learned=False, sigma=0.0)
 
 PRESETS: Mapping[str, Preset] = {
-    "default": Preset(_SHAPE, _FIXED, 0.04),
-    "small": Preset({**_SHAPE, "pool_divisor": 16, "grid_blocks": 2}, _FIXED, 0.01),
-    "large": Preset({**_SHAPE, "pool_divisor": 4, "grid_width": 192, "grid_blocks": 4}, _FIXED, 0.1),
+    "default": Preset(_SHAPE, _FIXED, 0.04, 0.05),
+    "small": Preset({**_SHAPE, "pool_divisor": 16, "grid_blocks": 2}, _FIXED, 0.01, 0.05),
+    "large": Preset({**_SHAPE, "pool_divisor": 4, "grid_width": 192, "grid_blocks": 4}, _FIXED, 0.1, 0.15),
     # As published and reproduced, with its warts: the j-th strongest channel meets the j-th column of the layer
     # behind, so a channel changes columns whenever the noise changes the order; the noise never ends, so the choice
     # that evaluation makes, by w itself, is not the one that was trained with; and nothing tells w where to start.

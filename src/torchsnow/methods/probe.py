@@ -15,6 +15,8 @@ from sklearn.model_selection import StratifiedKFold
 from torch import Tensor, from_numpy
 from torch.nn import functional as F
 
+from torchsnow.methods.lasso import group_lasso
+
 INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 MAX_IMAGES = 20_000  # more make the fit slow and hardly better
 _MAX_DENSE = 2_000  # images to rank and choose by: the time grows with the square of their number
@@ -62,8 +64,11 @@ def choose_penalty(x: np.ndarray, y: np.ndarray, num_classes: int) -> float:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a probe should read: the `num_read` strongest values, with this inverse penalty (None: not chosen here),
-    which is divided by the square of each value's importance if `by_importance`."""
+    """What a probe should read: the `num_read` strongest values, with this inverse penalty (None: not chosen here).
+
+    The strength is a value's importance if `by_importance`, whose square then divides the penalty on its weights;
+    otherwise it is the norm of its weights under a group lasso (`lasso_strength`).
+    """
 
     num_read: int
     by_importance: bool
@@ -75,9 +80,9 @@ def choose_reading(values: Tensor, labels: Tensor, num_classes: int, nums: Seque
     of the images.
 
     `nums` are the numbers to choose from. Taken is what has the lowest cross-entropy in cross-validation: one of these
-    numbers penalised by importance, or the first with one penalty for all. How important the values are
-    (`probe_importance`) is found again without what is held out. Fewer than 100 images cannot say: the first
-    number, by importance.
+    numbers by importance, or the first by the group lasso. How strong the values are is found again without what is
+    held out. Where images of a class are few, what a dense probe relies on is mostly chance. Fewer than 100 images
+    cannot say: the first number, by importance.
     """
     if len(values) < _FEWEST:
         return Reading(nums[0], True, None)
@@ -87,9 +92,9 @@ def choose_reading(values: Tensor, labels: Tensor, num_classes: int, nums: Seque
     losses = np.zeros((len(tried), len(INVERSE_PENALTIES)))
     for fit, held in _folds(y):
         importance = probe_importance(values[fit], labels[fit], num_classes)
-        order = importance.argsort(descending=True)
+        strength = lasso_strength(values[fit], labels[fit], num_classes)
         for place, (num, by_importance) in enumerate(tried):
-            idx = order[:num]
+            idx = (importance if by_importance else strength).argsort(descending=True, stable=True)[:num]
             read = (values[:, idx] * (importance[idx] if by_importance else 1)).cpu().numpy()
             x, basis = _in_their_span(read[fit])
             x_held = read[held] if basis is None else read[held] @ basis
@@ -163,6 +168,14 @@ def _some(values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return values, labels
     drawn = torch.randperm(len(values), generator=torch.Generator().manual_seed(0))[:_MAX_DENSE]
     return values[drawn], labels[drawn]
+
+
+def lasso_strength(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """The norm of the weights of each of the standardised values (n, N) in a linear layer under a group lasso, (N,), by
+    at most 2,000 images."""
+    values, labels = _some(values, labels)
+    strength: Tensor = group_lasso(values, labels, num_classes).norm(dim=1)
+    return strength
 
 
 def probe_importance(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:

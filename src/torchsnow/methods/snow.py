@@ -19,7 +19,7 @@ from torchsnow.delta.spec import DeltaSpec
 from torchsnow.errors import TrainingError
 from torchsnow.methods.feature_statistics import FeatureStatistics
 from torchsnow.methods.presets import PRESETS, PoolTraining
-from torchsnow.methods.probe import choose_reading, fit_probe
+from torchsnow.methods.probe import choose_reading, fit_probe, lasso_strength
 from torchsnow.methods.stored import StoredDelta, SubscribedValues
 from torchsnow.model import SnowModel
 from torchsnow.pooling import ChannelPooling, Subscription, num_pooled
@@ -27,9 +27,9 @@ from torchsnow.source.grid import ONE_CELL
 from torchsnow.source.source import Source
 from torchsnow.train.contract import Batches, TaskCost
 
-_SHARES = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0)  # of the body's logits beside the probe's
+_SHARES = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the body's logits beside the probe's
 _TEMPERATURES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # at which sums are compared
-_FEWER = (1, 2, 4, 8)  # times fewer values for the head than the spec allows, if cross-validation says so
+_FEWER = (1, 4)  # times fewer values for the head than the spec allows, if cross-validation says so
 _DRAWS = 16  # of noise, to see how many channels would still change
 
 
@@ -116,13 +116,17 @@ class Snow:
 
     def _start_head(self, head: Head, values: Tensor, labels: Tensor, importance: Tensor | None) -> None:
         """As a probe; which, where it knows how important the values are, says too how many are worth reading, and
-        whether their penalty goes by their importance."""
+        whether they and their penalty go by their importance."""
         penalty = None
         if importance is not None and self.spec.slots == "channel":
             most = num_pooled(head.pool.num_chs, self.spec.head_divisor)
             reading = choose_reading(values, labels, self.spec.num_classes, [max(1, most // few) for few in _FEWER])
             head.read_fewer(reading.num_read)
-            importance, penalty = importance if reading.by_importance else None, reading.inverse_penalty
+            penalty = reading.inverse_penalty
+            if not reading.by_importance:
+                assert isinstance(head.pool, ChannelPooling)
+                inform(head.pool, lasso_strength(values, labels, self.spec.num_classes))
+                importance = None
         start_as_probe(head, values, labels, penalty, importance)
 
     def _start_of(self, pool: str) -> str:
@@ -158,10 +162,9 @@ class Snow:
         head.mix(*best_shares(torch.cat(logits[0]), torch.cat(logits[1]), torch.cat(labels)))
 
     @property
-    def trains_alone(self) -> bool:
-        """Whether its steps cannot share a source pass with those of others: they read stored features, or there is
-        more to be set after an epoch."""
-        return self.delta.grid_pool is not None or self.pools.head == "apart"
+    def starts_as_probe(self) -> bool:
+        """Whether its head starts as one."""
+        return self.pools.probe and isinstance(self.delta.head, Head)
 
     def frozen_part(self, image_size: int) -> tuple[SubscribedValues, nn.Module] | None:
         """For a grid body: what the source gives of an image of so many pixels, and the delta on that. None for a
@@ -292,19 +295,22 @@ def best_shares(probe: Tensor, body: Tensor, labels: Tensor) -> tuple[float, flo
     the difference, and in all by more than 1: the price of a number that is chosen (Akaike, "A new look at the
     statistical model identification", 1974). Then it counts alone, unless the best sum is clearly better in the same
     sense: a task without a probe reads less of the source, and is smaller. Each is taken at the temperature that suits
-    it best: over-confidence is no reason for or against.
+    it best, since over-confidence is no reason for or against, and a body's logits count at that temperature (Guo et
+    al., "On Calibration of Modern Neural Networks", ICML 2017).
     """
 
-    def losses(logits: Tensor) -> Tensor:
-        tried = [F.cross_entropy(logits / temperature, labels, reduction="none") for temperature in _TEMPERATURES]
-        return min(tried, key=lambda loss: float(loss.mean()))
+    def at_best(logits: Tensor) -> tuple[Tensor, float]:
+        """The losses (n,) at the temperature with the lowest, and that."""
+        tried = [(F.cross_entropy(logits / heat, labels, reduction="none"), heat) for heat in _TEMPERATURES]
+        return min(tried, key=lambda one: float(one[0].mean()))
 
-    by_share = {share: losses(probe + share * body) for share in _SHARES}
-    share = min(_SHARES, key=lambda share: float(by_share[share].mean()))
-    alone, joint = losses(body), by_share[share]
+    sums = {share: at_best(probe + share * body) for share in _SHARES}
+    share = min(_SHARES, key=lambda share: float(sums[share][0].mean()))
+    (alone, heat_alone), (joint, heat) = at_best(body), sums[share]
+    counts = 1 / heat, share / heat
     if not _clearly_better(joint, alone, 2):
-        return (0.0, 1.0) if _clearly_better(alone, by_share[0.0], 2) else (1.0, 0.0)
-    return (1.0, share) if _clearly_better(joint, by_share[0.0], 2) else (1.0, 0.0)
+        joint, counts = alone, (0.0, 1 / heat_alone)
+    return counts if _clearly_better(joint, sums[0.0][0], 2) else (1.0, 0.0)
 
 
 def _clearly_better(losses: Tensor, others: Tensor, num_errors: float) -> bool:

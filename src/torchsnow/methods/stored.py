@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
 from torchsnow.delta.delta import Delta
 from torchsnow.delta.head import Head
-from torchsnow.source.features import Request
+from torchsnow.source.features import FeatureMaps, Request
 from torchsnow.source.grid import grid_size
 from torchsnow.source.source import Source
 
 
-class SubscribedValues(nn.Module):
-    """Images (B, 3, H, W) -> what a subscribed grid delta reads of them, (B, D), in half precision.
+class SubscribedValues:
+    """What a subscribed grid delta reads of images, (B, D), in half precision.
 
     First the grid of the subscribed channels, cell by cell (Gh * Gw * M), then the head's standardised values.
     """
 
     def __init__(self, source: Source, delta: Delta) -> None:
-        super().__init__()
         self.source, self.delta = source, delta
 
     def chosen(self) -> dict[str, Tensor]:
@@ -31,21 +33,29 @@ class SubscribedValues(nn.Module):
         of_head = {"weight": head.pool.weight, "center": head.center, "spread": head.spread, "num": head.num_read}
         return {"index": pool.index} | of_head
 
-    def forward(self, images: Tensor) -> Tensor:
-        training = self.delta.training
-        self.delta.eval()  # the head then names just the values that it reads
-        pool, head, reduction = self.delta.grid_pool, self.delta.head, self.delta.spec.grid_reduction
+    def request(self) -> Request:
+        """What a source pass must return for `read`."""
+        with self._choice_made():
+            return self.delta.request({})
+
+    def read(self, features: FeatureMaps) -> Tensor:
+        """The values, from a pass over the images."""
+        pool, head = self.delta.grid_pool, self.delta.head
         assert pool is not None
-        request = Request(grids={reduction: pool.index})
-        features = self.source(
-            images, Request.together([request, head.request(reduction)]) if isinstance(head, Head) else request
-        )
-        parts = [features.grid(reduction, pool.index).flatten(2).transpose(1, 2).flatten(1)]
+        parts = [features.grid(self.delta.spec.grid_reduction, pool.index).flatten(2).transpose(1, 2).flatten(1)]
         if isinstance(head, Head):
-            parts.append(head.read(features)[0])
-        self.delta.train(training)
+            with self._choice_made():
+                parts.append(head.read(features)[0])
         # A half holds up to 65,504; no channel that is worth reading comes near it.
         return torch.cat(parts, dim=1).clamp(-6e4, 6e4).half()
+
+    @contextmanager
+    def _choice_made(self) -> Iterator[None]:
+        """In eval mode, where a head names just the values that it reads."""
+        training = self.delta.training
+        self.delta.eval()
+        yield
+        self.delta.train(training)
 
 
 class StoredDelta(nn.Module):

@@ -68,12 +68,6 @@ def gather(x: Tensor, dim: int, idx: Tensor) -> Tensor:
     return taken.float()
 
 
-def gather_rows(x: Tensor, dim: int, part: tuple[Tensor, slice]) -> Tensor:
-    """The channels `idx` (M,) of some images of a batch: `part` is (idx, which images)."""
-    idx, rows = part
-    return gather(x[rows], dim, idx)
-
-
 class FeatureMaps:
     """The result of one source pass over a batch.
 

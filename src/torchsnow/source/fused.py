@@ -16,6 +16,13 @@ _IDENTITIES = (nn.Identity, nn.Dropout)
 _ops: Any = torch.ops.mkldnn
 
 
+def can_fuse(dtype: torch.dtype) -> bool:
+    """Whether this processor's oneDNN takes convolutions of a type; for bfloat16 it needs AVX-512."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return dtype != torch.bfloat16 or bool(_ops._is_mkldnn_bf16_supported())
+
+
 class FusedConv2d(nn.Module):
     """A convolution, plus another map if there is one, and an activation, in one step of oneDNN.
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torchsnow.errors import SourceError
+
 ONE_CELL = 0
 """A grid reduction: one cell for the whole image, so that the grid holds the channels' averages."""
 
@@ -25,9 +27,17 @@ GridWanted = tuple[ChannelsByTap, Size]
 
 
 def grid_size(height: int, width: int, reduction: int) -> Size:
-    """Rows and columns of the grid of an image of so many pixels: one cell per `reduction` pixels, rounded up."""
+    """Rows and columns of the grid of an image of so many pixels: one cell per `reduction` pixels, rounded up.
+
+    Raises SourceError for an image smaller than a cell.
+    """
     if reduction == ONE_CELL:
         return 1, 1
+    if min(height, width) < reduction:
+        raise SourceError(
+            f"the images have {height} x {width} pixels, less than the {reduction} x {reduction} of one cell of the "
+            "grid; use larger images"
+        )
     return math.ceil(height / reduction), math.ceil(width / reduction)
 
 

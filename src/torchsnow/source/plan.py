@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from torchsnow.source.features import gather, gather_rows
+from torchsnow.source.features import gather
 from torchsnow.source.graph import forget_text
 from torchsnow.source.grid import GridWanted, join_channels, to_grid
 
@@ -25,12 +25,11 @@ FOLDABLE = (nn.Conv2d.forward, Conv2dSame.forward)
 class PlanOutput:
     """One value that a plan returns: the graph node `node`, or what is made of it.
 
-    "whole" is the value itself; the others are told by an extra input of the plan what to take along `dim`:
-    "channels" which channels (M,); "part" which of some images of the batch, (channels, images).
+    "whole" is the value itself; for "channels" an extra input of the plan says which of them to take along `dim`, (M,).
     """
 
     node: str
-    kind: Literal["whole", "channels", "part"] = "whole"
+    kind: Literal["whole", "channels"] = "whole"
     dim: int = 1
 
 
@@ -90,7 +89,7 @@ def _output(graph: fx.Graph, value: fx.Node, output: PlanOutput) -> fx.Node:
         return value
     wanted = _input(graph, f"wanted_{value.name}")
     with graph.inserting_after(value):
-        return graph.call_function(_TAKE[output.kind], (value, output.dim, wanted))
+        return graph.call_function(gather, (value, output.dim, wanted))
 
 
 def _grid_output(graph: fx.Graph, by_name: dict[str, fx.Node], output: GridOutput) -> fx.Node:
@@ -111,9 +110,6 @@ def _input(graph: fx.Graph, name: str) -> fx.Node:
 def on_grid(x: Tensor, dim: int, wanted: GridWanted, at: int) -> Tensor:
     """What is wanted of the value number `at`, (B, M, Gh, Gw)."""
     return to_grid(x, dim, wanted[0][at], wanted[1])
-
-
-_TAKE: Mapping[str, Callable[..., Any]] = {"channels": gather, "part": gather_rows}
 
 
 def _parts(model: nn.Module, graph: fx.Graph) -> dict[str, Any]:

@@ -17,14 +17,14 @@ from torch import Tensor, fx, nn
 from torchsnow.errors import SourceError
 from torchsnow.source.config import InputConfig
 from torchsnow.source.features import FeatureMaps, Request
-from torchsnow.source.fused import FusedConvs, fuse
+from torchsnow.source.fused import FusedConvs, can_fuse, fuse
 from torchsnow.source.graph import VALUE, trace
 from torchsnow.source.grid import ChannelsByTap, GridWanted, grid_size, join_images
 from torchsnow.source.plan import FoldedPass, GridOutput, Output, PlanOutput
 from torchsnow.source.taps import Tap, find_taps
 
 Precision = Literal["fp32", "bf16"]
-Wanted = Tensor | tuple[Tensor, slice] | GridWanted
+Wanted = Tensor | GridWanted
 """Which channels of a tap a pass shall return; with a slice, of which images of the batch."""
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _PIXELS_AT_A_TIME = 4 * 224 * 224  # of one thread: fewer fetch the weights more often, more leave the cache
@@ -109,37 +109,6 @@ class Source(nn.Module):
             last=next(values).float() if request.last else None,
         )
 
-    def shared(self, images: Tensor, parts: Sequence[tuple[Request, slice]]) -> list[FeatureMaps]:
-        """One pass, without gradients, for several deltas: to each what it requests, of its own images of the batch.
-
-        `parts` are requests and the images that they are about, `slice(start, stop)`. Each delta's channels are
-        gathered for itself, as in a pass of its own: a delta reads few of a tap's channels, so that is less than
-        keeping the tap, or all channels that any of them reads, and gathering from that again. Raises what a call
-        raises, and SourceError for a request of whole taps.
-        """
-        if any(request.taps for request, _ in parts):
-            raise SourceError("a shared pass returns no whole taps; ask for channels of them")
-        joint = Request.together(Request(grids=request.grids, last=request.last) for request, _ in parts)
-        channels = [(name, (idx, rows)) for request, rows in parts for name, idx in request.channels.items()]
-        gathers = tuple(PlanOutput(self._tap(name).node, "part", self._tap(name).dim) for name, _ in channels)
-        inputs = self.grid_inputs(joint, images.shape[2:])
-        wanted: list[Wanted] = [*(part for _, part in channels), *inputs]
-        with torch.no_grad():
-            values = iter(self._run((*gathers, *self._outputs(joint, inputs)), images, wanted))
-        gathered = [{name: (idx, next(values)) for name, idx in request.channels.items()} for request, _ in parts]
-        grids = {reduction: (idx, next(values)) for reduction, idx in joint.grids.items()}
-        last = next(values).float() if joint.last else None
-        return [
-            FeatureMaps(
-                images[rows],
-                self._dims,
-                gathered=own,
-                grids={reduction: (idx, x[rows]) for reduction, (idx, x) in grids.items()},
-                last=last[rows] if request.last and last is not None else None,
-            )
-            for (request, rows), own in zip(parts, gathered, strict=True)
-        ]
-
     def channels_of(self, taps: Sequence[str]) -> Tensor:
         """The numbers of all channels of some taps, counted through all taps in the order of the pass: (C,) int64."""
         spans = (range(*self._spans[name]) for name in self.taps if name in taps)
@@ -171,11 +140,6 @@ class Source(nn.Module):
         height, width = image_size
         inputs: list[GridWanted] = []
         for reduction, index in request.grids.items():
-            if min(height, width) < reduction:
-                raise SourceError(
-                    f"the images have {height} x {width} pixels, less than the {reduction} x {reduction} of one cell "
-                    "of the grid; use larger images"
-                )
             of_taps = self.by_tap(index) if parts is None else parts[reduction]
             inputs.append((of_taps, grid_size(height, width, reduction)))
         return inputs
@@ -226,11 +190,9 @@ class Source(nn.Module):
         pixels, threads = images.shape[2] * images.shape[3], torch.get_num_threads()
         size = max(1, min(_PIXELS_AT_A_TIME // pixels, -(-len(images) // threads)))
         parts = torch.split(images, size)
-        starts = accumulate((len(part) for part in parts), initial=0)
-        inputs = [(part, *_of_part(wanted, at, len(part))) for part, at in zip(parts, starts, strict=False)]
-        several = _in_threads(plan, inputs, threads)
+        several = _in_threads(plan, [(part, *wanted) for part in parts], threads)
         return [
-            join_images(values) if isinstance(output, GridOutput) else _joined(values)
+            join_images(values) if isinstance(output, GridOutput) else torch.cat(values)
             for output, values in zip(outputs, zip(*several, strict=True), strict=True)
         ]
 
@@ -243,7 +205,7 @@ class Source(nn.Module):
     def _fuses(self) -> bool:
         """Whether convolutions do what follows them, in steps of oneDNN, which no other runtime could take over."""
         on_cpu = next(self.parameters()).device.type == "cpu"
-        return on_cpu and not _is_traced() and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+        return on_cpu and not _is_traced() and can_fuse(_DTYPES[self.precision])
 
     def _tap(self, name: str) -> Tap:
         if name not in self.taps:
@@ -342,11 +304,6 @@ def _is_traced() -> bool:
     return torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[no-untyped-call,attr-defined]
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """What several parts of a batch give, as of one; a part may give nothing."""
-    return torch.cat([part for part in parts if len(part)] or [parts[0]])
-
-
 def _in_threads(plan: fx.GraphModule, inputs: Sequence[tuple[Any, ...]], threads: int) -> list[list[Tensor]]:
     """What a plan makes of each of the inputs: side by side, one thread each, where there are enough of them."""
     if threads == 1 or len(inputs) < threads or torch.is_grad_enabled():
@@ -363,16 +320,6 @@ def _in_threads(plan: fx.GraphModule, inputs: Sequence[tuple[Any, ...]], threads
 @lru_cache(1)
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "source", initializer=torch.set_num_threads, initargs=(1,))
-
-
-def _of_part(wanted: Sequence[Wanted], start: int, size: int) -> list[Wanted]:
-    """The extra inputs of a plan for `size` images of a batch, from image `start` on."""
-
-    def within(rows: slice) -> slice:
-        low, high = (min(max(at - start, 0), size) for at in (rows.start, rows.stop))
-        return slice(low, high)
-
-    return [(one[0], within(one[1])) if isinstance(one, tuple) and isinstance(one[1], slice) else one for one in wanted]
 
 
 def _has_depthwise(model: nn.Module) -> bool:

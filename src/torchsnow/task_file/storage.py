@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from torchsnow.delta import Delta, DeltaSpec
+from torchsnow.delta.rounding import from_bytes, to_bytes
 from torchsnow.errors import TaskFileError, TorchsnowError
 from torchsnow.files import clear_os_errors, write_atomically
 from torchsnow.pooling import Subscription
@@ -29,6 +30,7 @@ MAX_SIZE_BYTES = 256 * 2**20
 _MAX_HEADER_BYTES = 16 * 2**20
 _MAX_LOGIT = 1e9
 _METADATA_KEY = "torchsnow"
+_SCALE = ".scale"  # behind the name of a matrix in a byte per number: its scales
 _FOREIGN = {b"\x80": "a Python pickle", b"PK": "a zip archive of pickles, as torch.save writes"}
 
 
@@ -43,7 +45,9 @@ def encode_task(task: Task) -> bytes:
     Raises TaskFileError for NaN or infinite numbers, and for all else that the reader would refuse.
     """
     check_numbers(task.delta)
-    tensors = {key: _shortest(tensor.detach().cpu().contiguous()) for key, tensor in task.delta.state_dict().items()}
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in task.delta.state_dict().items():
+        tensors |= _shortest(key, tensor.detach().cpu().contiguous())
     content = bytes(safetensors.torch.save(tensors, {_METADATA_KEY: encode_info(task)}))
     _refuse_unreadable(content, task.delta)
     return content
@@ -165,11 +169,15 @@ def _check_subscription(info: TaskInfo, delta: Delta) -> None:
 
 def _delta_of(info: TaskInfo, tensors: Mapping[str, Tensor], source: Source) -> Delta:
     delta = _empty_delta(source, info.spec)
-    _check_tensors(tensors, delta.state_dict())
+    scales = {key: tensors[key + _SCALE] for key, tensor in tensors.items() if _is_short(key, tensor, tensors)}
+    given = {key: tensor for key, tensor in tensors.items() if key.removesuffix(_SCALE) not in scales or key in scales}
+    _check_tensors(given, scales, delta.state_dict())
     device = next(source.parameters()).device
     # the tensors of the file become the delta's own
-    dtypes = {key: tensor.dtype for key, tensor in delta.state_dict().items()}
-    own = {key: tensor.to(device, dtypes[key], copy=True) for key, tensor in tensors.items()}
+    own = {
+        key: from_bytes(tensor, scales[key]).to(device) if key in scales else tensor.to(device, copy=True)
+        for key, tensor in given.items()
+    }
     delta.load_state_dict(own, assign=True)
     delta.to(device)  # fixed filters are no part of the file
     check_numbers(delta)
@@ -199,15 +207,19 @@ def _empty_delta(source: Source, spec: DeltaSpec) -> Delta:
         return Delta(source, spec, fixed=True)
 
 
-def _shortest(tensor: Tensor) -> Tensor:
-    """A matrix in half precision, if that loses nothing."""
-    if tensor.dtype != torch.float32 or tensor.ndim < 2:
-        return tensor
-    half = tensor.half()
-    return half if bool((half.float() == tensor).all()) else tensor
+def _shortest(key: str, tensor: Tensor) -> dict[str, Tensor]:
+    """A tensor by name; a matrix in a byte per number, with its scales, if that loses nothing."""
+    if tensor.dtype == torch.float32 and tensor.ndim > 1 and (short := to_bytes(tensor)) is not None:
+        return {key: short[0], key + _SCALE: short[1]}
+    return {key: tensor}
 
 
-def _check_tensors(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+def _is_short(key: str, tensor: Tensor, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor is a matrix in a byte per number, with its scales."""
+    return tensor.dtype == torch.int8 and tensor.ndim > 1 and key + _SCALE in tensors
+
+
+def _check_tensors(given: Mapping[str, Tensor], scales: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     missing, unknown = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
     if missing:
         raise TaskFileError(f"it lacks the tensor {missing[0]!r} ({len(missing)} in all)")
@@ -217,9 +229,14 @@ def _check_tensors(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) ->
         if given[key].shape != tensor.shape:
             shapes = f"{tuple(given[key].shape)}, expected {tuple(tensor.shape)}"
             raise TaskFileError(f"tensor {key!r} has shape {shapes}")
-        shortened = given[key].dtype == torch.float16 and tensor.dtype == torch.float32 and tensor.ndim > 1
-        if given[key].dtype != tensor.dtype and not shortened:
+        if given[key].dtype != tensor.dtype and not (key in scales and tensor.dtype == torch.float32):
             raise TaskFileError(f"tensor {key!r} is {given[key].dtype}, expected {tensor.dtype}")
+    for key, scale in scales.items():
+        if scale.dtype != torch.float32 or scale.shape != given[key].shape[:1]:
+            raise TaskFileError(
+                f"tensor {key + _SCALE!r} is {scale.dtype} of shape {tuple(scale.shape)}, expected torch.float32 of "
+                f"shape {(len(given[key]),)}"
+            )
 
 
 def _decode_header(content: bytes) -> TaskInfo:

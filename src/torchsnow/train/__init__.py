@@ -3,7 +3,8 @@
 from torchsnow.train.auto import AUTO
 from torchsnow.train.contract import Method
 from torchsnow.train.evaluate import ClassMetrics, Metrics, Mistake, evaluate
-from torchsnow.train.fit import FitResult, fit
+from torchsnow.train.fit import fit
+from torchsnow.train.loop import FitResult
 from torchsnow.train.run_folder import RunFolder
 from torchsnow.train.settings import TrainSettings, torch_device
 

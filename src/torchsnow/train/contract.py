@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from torchsnow.source.config import InputConfig
+from torchsnow.source.features import FeatureMaps, Request
+from torchsnow.source.source import Source
 from torchsnow.train.store import FrozenPart
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -52,13 +54,17 @@ class Method(Protocol):
         """Called once before training, with the training images as at evaluation; the model is on `device`."""
 
     def frozen_part(self, image_size: int) -> tuple[FrozenPart, nn.Module] | None:
-        """Two modules whose composition `model` is, for images of so many pixels: images to fixed values (B, N), which
-        training never changes once it has started, and values to logits. Training computes the values once for every
-        image and view. None if there are none.
+        """The two halves of `model`, for images of so many pixels: what reads fixed values (B, N) of a source pass,
+        which training never changes once it has started, and a module from values to logits. Training computes the
+        values once for every image and view. None if there are none.
         """
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """The parameters that train, as an optimiser's groups, each with its own "lr" and "weight_decay"."""
+
+    @property
+    def starts_as_probe(self) -> bool:
+        """Whether its start is a linear probe, so that epoch 0 says how good one is."""
 
     def set_progress(self, fraction: float) -> None:
         """Called before every step with the share of all steps that is done, 0 to below 1."""
@@ -87,3 +93,23 @@ class Method(Protocol):
 
     def finish(self) -> nn.Module:
         """The model as it ships, in eval mode, with the logits of `model` in eval mode."""
+
+
+class Statistics(Protocol):
+    """What a method wants to be shown of all training images before it starts."""
+
+    @property
+    def request(self) -> Request: ...
+
+    def add(self, features: FeatureMaps, labels: Tensor) -> None: ...
+
+
+class SharedMethod(Method, Protocol):
+    """A method on a source whose `start` can be a part of a pass that is shown to others too: `statistics` is to be
+    shown the training images, and `init_from_stats` is the rest."""
+
+    source: Source
+
+    def statistics(self, device: torch.device) -> Any: ...
+
+    def init_from_stats(self, stats: Any) -> None: ...

@@ -37,6 +37,10 @@ class TrainingBar:
     ) -> None:
         self._progress.stop()
 
+    def begin(self, epochs: int, num_images: int) -> None:
+        """What follows is a run of so many epochs over so many images."""
+        self.epochs, self.num_images = epochs, num_images
+
     def prepare(self) -> None:
         """The method looks at the images before training."""
         self._progress.update(self._task, description="looking at the images")

@@ -1,15 +1,16 @@
-"""Stored features: what a method's frozen part makes of every image, computed once, for all epochs.
+"""Stored features: what the frozen parts of methods make of every image, computed once, for all epochs.
 
 An image is stored in each of its views: as it is ("none"), and mirrored ("flip"), or so many random changes of it
 ("light", "strong") as there is room for. An epoch takes one view of every image at random. What fits into memory stays
 there; more goes into a file in the run folder, which is mapped into memory; what does not fit there either is computed
-in every epoch.
+in every epoch. Tasks over the same images share one source pass per image and view.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,23 +22,32 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from torchsnow.data import ImageSet
+from torchsnow.data import Example, ImageSet
 from torchsnow.errors import TrainingError
 from torchsnow.files import clear_os_errors, write_atomically
+from torchsnow.source.features import FeatureMaps, Request
+from torchsnow.source.source import Source
 
 IN_MEMORY_BYTES = 4 * 2**30
 """More goes into a file."""
 MOST_VIEWS = 8
 _CHUNK_BYTES = 2**24
+_ELSEWHERE = -1
 
 Progress = Callable[[int, int], None]
 """Called with images done, and images in all."""
 
 
 class FrozenPart(Protocol):
-    """Images (B, 3, H, W) to fixed values (B, D); `chosen` are the tensors that say which values these are."""
+    """Fixed values of images: `read` takes them, (B, D), from a source pass that was asked for `request`; `chosen` are
+    the tensors that say which values these are."""
 
-    def __call__(self, images: Tensor, /) -> Tensor: ...
+    @property
+    def source(self) -> Source: ...
+
+    def request(self) -> Request: ...
+
+    def read(self, features: FeatureMaps, /) -> Tensor: ...
 
     def chosen(self) -> dict[str, Tensor]: ...
 
@@ -68,97 +78,186 @@ class FeatureStore(Dataset[tuple[Tensor, int]]):
         return batch
 
 
+class SharedImages:
+    """Several sets of images as one, in which each image is once: first those of the set that has most, in its order.
+
+    `places` say where the images stand in each of the sets, (len(images),), with -1 for one that is not there.
+    """
+
+    def __init__(self, sets: Sequence[ImageSet]) -> None:
+        by_size = sorted(sets, key=len, reverse=True)
+        paths = dict.fromkeys(example.path for images in by_size for example in images.examples)
+        numbers = {path: number for number, path in enumerate(paths)}
+        self.images = sets[0].with_examples([Example(path, number) for path, number in numbers.items()], ())
+        self.places = [torch.full((len(numbers),), _ELSEWHERE) for _ in sets]
+        for places, images in zip(self.places, sets, strict=True):
+            for place, example in enumerate(images.examples):
+                places[numbers[example.path]] = place
+
+    def rows(self, number: int, batch: Tensor) -> tuple[Tensor | slice, Tensor]:
+        """Which images of a batch, given by their labels (B,), are in the set of this number, and where there (n,)."""
+        places = self.places[number][batch]
+        known = places != _ELSEWHERE
+        return (slice(None), places) if bool(known.all()) else (known.nonzero().flatten(), places[known])
+
+
 @dataclass(frozen=True)
 class View:
-    """One way to show all images: through `transform`, and mirrored or not; random changes are drawn by `seed`."""
+    """One way to show images: augmented or not, and mirrored or not; random changes are drawn by `seed`."""
 
-    images: ImageSet
+    augmented: bool = False
     mirrored: bool = False
     seed: int = 0
 
 
-def views_of(augmentation: str, plain: ImageSet, augmented: ImageSet, num_views: int, seed: int) -> list[View]:
+def views_of(augmentation: str, num_views: int, seed: int) -> list[View]:
     """The views of an augmentation: one for "none", two for "flip", `num_views` for those that change images."""
     if augmentation in ("none", "flip"):
-        return [View(plain, mirrored) for mirrored in (False, True)[: 1 + (augmentation == "flip")]]
-    return [View(augmented, seed=seed + number) for number in range(num_views)]
+        return [View(mirrored=mirrored) for mirrored in (False, True)[: 1 + (augmentation == "flip")]]
+    return [View(augmented=True, seed=seed + number) for number in range(num_views)]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What one task wants stored of its images `plain`, or `augmented` in views that are: what `part` reads, in the
+    first `num_views` views. `sample` (1, D) is what it reads of one image."""
+
+    part: FrozenPart
+    plain: ImageSet
+    augmented: ImageSet
+    num_views: int
+    sample: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Views, images, and values of one."""
+        return self.num_views, len(self.plain), self.sample.shape[1]
+
+    @property
+    def size_bytes(self) -> int:
+        """What all views of all images take."""
+        return self.num_views * len(self.plain) * self.sample.nbytes
+
+
+def values_of(part: FrozenPart, images: Tensor) -> Tensor:
+    """What a frozen part reads of images (B, 3, H, W), (B, D)."""
+    with torch.no_grad():
+        return part.read(part.source(images, part.request()))
+
+
+def sample_of(part: FrozenPart, images: ImageSet, device: torch.device) -> np.ndarray:
+    """What a frozen part reads of the first of some images, (1, D), on the CPU."""
+    image, _ = images[0]
+    values: np.ndarray = values_of(part, image[None].to(device)).cpu().numpy()
+    return values
 
 
 class StoreWriter:
-    """Runs a frozen part over images and keeps what it gives, in memory or in a file."""
+    """Shows images to a source, and keeps what the frozen parts of one or more tasks read, in memory or in files."""
 
-    def __init__(self, frozen: FrozenPart, batch_size: int, device: torch.device, num_workers: int) -> None:
-        self.frozen, self.batch_size, self.device, self.num_workers = frozen, batch_size, device, num_workers
+    def __init__(self, wanted: Sequence[Wanted], views: Sequence[View], batch_size: int, device: torch.device) -> None:
+        self.wanted, self.views, self.batch_size, self.device = wanted, views, batch_size, device
 
-    def size_bytes(self, images: ImageSet) -> int:
-        """What one view of one image takes."""
-        with torch.no_grad():
-            image, _ = images[0]
-            values = self.frozen(image[None].to(self.device))
-        return values.numel() * values.element_size()
+    def in_memory(self, num_workers: int, progress: Progress) -> list[FeatureStore]:
+        """The stores of these tasks."""
+        arrays = [np.empty(one.shape, one.sample.dtype) for one in self.wanted]
+        self._fill(arrays, num_workers, progress)
+        return [_store(*pair) for pair in zip(arrays, self.wanted, strict=True)]
 
-    def in_memory(self, views: Sequence[View], progress: Progress) -> FeatureStore:
-        """The store of these views."""
-        by_view = [
-            torch.cat(list(self._batches(view, number, len(views), progress))) for number, view in enumerate(views)
-        ]
-        values = by_view[0][None] if len(by_view) == 1 else torch.stack(by_view)
-        return FeatureStore(values, views[0].images.labels)
+    def in_files(
+        self, paths: Sequence[Path], configs: Sequence[Any], num_workers: int, progress: Progress
+    ) -> list[FeatureStore]:
+        """The same in a file each, which is taken as it is if it was written for the same images and choice and is
+        whole.
 
-    def in_file(self, views: Sequence[View], path: Path, config: Any, progress: Progress) -> FeatureStore:
-        """The same in a file, which is taken as it is if it was written for the same images and choice and is whole.
-
-        `config` are JSON values that say which images, and what they are shown to. Raises TrainingError when the disk
-        refuses.
+        `configs` are JSON values that say which images, and what they are shown to. Raises TrainingError when the disk
+        refuses, before anything is computed.
         """
-        about, key = path.with_suffix(".json"), _key(config, self.frozen.chosen())
-        facts = _whole_store(path, about, key)
-        if facts is None:
-            with clear_os_errors("replace", about, TrainingError):
-                about.unlink(missing_ok=True)
-            facts = {"key": key, **self._write(views, path, progress), "crc32": _crc32(path)}
-            write_atomically(
-                about, json.dumps(facts, allow_nan=False) + "\n", TrainingError
-            )  # last: it makes the file a store
-        # Nobody writes to it; "c" lets torch have it without a warning.
-        mapped = np.memmap(path, dtype=facts["dtype"], mode="c", shape=tuple(facts["shape"]))
-        return FeatureStore(torch.from_numpy(mapped), views[0].images.labels)
+        missing: list[tuple[Wanted, Path, str, np.ndarray]] = []
+        for one, path, config in zip(self.wanted, paths, configs, strict=True):
+            key = _key(config, one.part.chosen())
+            if not _is_whole(path, key, one):
+                missing.append((one, path, key, _allocated(path, one)))
+        if missing:
+            writer = StoreWriter([one for one, *_ in missing], self.views, self.batch_size, self.device)
+            writer._fill([array for *_, array in missing], num_workers, progress)
+        for one, path, key, array in missing:
+            with clear_os_errors("store features in", path, TrainingError):
+                array.flush()  # type: ignore[attr-defined] # of a memmap
+            facts = {"key": key, "size_bytes": one.size_bytes, "crc32": _crc32(path)}
+            # last: it makes the file a store
+            write_atomically(_about(path), json.dumps(facts, allow_nan=False) + "\n", TrainingError)
+        # Nobody writes to them; "c" lets torch have them without a warning.
+        mapped = [
+            np.memmap(path, one.sample.dtype, mode="c", shape=one.shape)
+            for one, path in zip(self.wanted, paths, strict=True)
+        ]
+        return [_store(*pair) for pair in zip(mapped, self.wanted, strict=True)]
 
-    def _write(self, views: Sequence[View], path: Path, progress: Progress) -> dict[str, Any]:
-        width, dtype = 0, ""
-        with clear_os_errors("store features in", path, TrainingError), path.open("wb") as file:
-            for number, view in enumerate(views):
-                for values in self._batches(view, number, len(views), progress):
-                    width, dtype = values.shape[1], str(values.numpy().dtype)
-                    file.write(values.numpy().tobytes())
-        return {"shape": [len(views), len(views[0].images), width], "dtype": dtype}
-
-    def _batches(self, view: View, number: int, num_views: int, progress: Progress) -> Iterator[Tensor]:
-        """What the frozen part gives of all images, on the CPU, batch by batch."""
-        total, done = num_views * len(view.images), number * len(view.images)
+    def _fill(self, arrays: Sequence[np.ndarray], num_workers: int, progress: Progress) -> None:
+        done, total = 0, sum(len(SharedImages(self._sets(number)[1]).images) for number in range(len(self.views)))
         state = torch.get_rng_state()
-        torch.manual_seed(view.seed)
         try:
-            loader = DataLoader(view.images, self.batch_size, num_workers=self.num_workers)
-            for images, _ in loader:
-                shown = images.to(self.device)
-                with torch.no_grad():
-                    values = self.frozen(shown.flip(3) if view.mirrored else shown)
-                done += len(images)
-                progress(done, total)
-                yield values.cpu()
+            for number, view in enumerate(self.views):
+                tasks, sets = self._sets(number)
+                if not tasks:
+                    continue
+                shared = SharedImages(sets)
+                torch.manual_seed(view.seed)
+                for batch, features in self._passes(shared.images, view, tasks, num_workers):
+                    for place, task in enumerate(tasks):
+                        rows, at = shared.rows(place, batch)
+                        values = self.wanted[task].part.read(features)[rows]
+                        arrays[task][number, at.numpy()] = values.cpu().numpy()
+                    done += len(batch)
+                    progress(done, total)
         finally:
             torch.set_rng_state(state)
 
+    def _sets(self, number: int) -> tuple[list[int], list[ImageSet]]:
+        """The tasks that want the view of this number, and their images in it."""
+        tasks = [task for task, one in enumerate(self.wanted) if number < one.num_views]
+        augmented = self.views[number].augmented
+        return tasks, [self.wanted[task].augmented if augmented else self.wanted[task].plain for task in tasks]
 
-def _whole_store(path: Path, about: Path, key: str) -> dict[str, Any] | None:
-    """What a store says about itself; None where there is none, another, or a damaged one."""
+    @torch.no_grad()
+    def _passes(
+        self, images: ImageSet, view: View, tasks: Sequence[int], num_workers: int
+    ) -> Iterator[tuple[Tensor, FeatureMaps]]:
+        parts = [self.wanted[task].part for task in tasks]
+        request = Request.together([part.request() for part in parts])
+        for shown, numbers in DataLoader(images, self.batch_size, num_workers=num_workers):
+            shown = shown.to(self.device)
+            yield numbers, parts[0].source(shown.flip(3) if view.mirrored else shown, request)
+
+
+def _store(array: np.ndarray, one: Wanted) -> FeatureStore:
+    return FeatureStore(torch.from_numpy(array), one.plain.labels)
+
+
+def _allocated(path: Path, one: Wanted) -> np.ndarray:
+    """A file for what a task wants stored, mapped into memory. The disk gives all the room now, or never: a page that
+    finds none later would end the process."""
+    with clear_os_errors("store features in", path, TrainingError):
+        _about(path).unlink(missing_ok=True)
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, one.size_bytes)
+        return np.memmap(path, one.sample.dtype, mode="r+", shape=one.shape)
+
+
+def _about(path: Path) -> Path:
+    """The file that says what a store holds."""
+    return path.with_suffix(".json")
+
+
+def _is_whole(path: Path, key: str, one: Wanted) -> bool:
+    """Whether a file is the store that a task wants: not another one, nor a damaged one."""
     try:
-        facts: dict[str, Any] = json.loads(about.read_text(encoding="utf-8"))
-        whole = path.stat().st_size == np.dtype(facts["dtype"]).itemsize * int(np.prod(facts["shape"]))
-        return facts if facts["key"] == key and whole and facts["crc32"] == _crc32(path) else None
+        facts = json.loads(_about(path).read_text(encoding="utf-8"))
+        sizes = {facts["size_bytes"], path.stat().st_size, one.size_bytes}
+        return len(sizes) == 1 and facts["key"] == key and facts["crc32"] == _crc32(path)
     except (OSError, ValueError, TypeError, KeyError):
-        return None
+        return False
 
 
 def _key(config: Any, chosen: dict[str, Tensor]) -> str:

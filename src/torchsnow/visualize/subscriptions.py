@@ -138,8 +138,8 @@ def grid_by_tap(source: Source, pool: Subscription) -> dict[str, tuple[Tensor, T
 def _grid_subscriptions(source: Source, pool: Subscription, body: nn.Module | None) -> Iterator[TapSubscription]:
     assert isinstance(body, GridBody)
     stem = body.stem[0]
-    assert isinstance(stem, nn.Conv2d)
-    weight, norms = pool.weight.detach().cpu(), stem.weight.detach().flatten(1).norm(dim=0).cpu()
+    assert isinstance(stem, nn.Linear)
+    weight, norms = pool.weight.detach().cpu(), stem.weight.detach().norm(dim=0).cpu()
     for tap, (index, at) in grid_by_tap(source, pool).items():
         yield TapSubscription(tap, source.taps[tap].num_chs, index, weight[at], norms[at])
 

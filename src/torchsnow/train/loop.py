@@ -1,0 +1,276 @@
+"""One training run: what it works with, how far it is, and its epochs.
+
+Between two epochs the whole state of a run is in its folder, so that it can stop anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchsnow.data import ImageSet, Splits
+from torchsnow.errors import DivergedError, TrainingError
+from torchsnow.source import Source
+from torchsnow.train.batches import data_config, epoch_seed, num_batches, plain_loader, run_images, train_loader
+from torchsnow.train.checkpoint import Checkpoint
+from torchsnow.train.contract import Method
+from torchsnow.train.evaluate import Metrics, evaluate
+from torchsnow.train.history import Epoch, best_epoch, epochs_done, is_finished
+from torchsnow.train.progress import TrainingBar
+from torchsnow.train.run_folder import RunFolder
+from torchsnow.train.schedule import load_optimizer_tensors, lr_factor, optimizer_tensors
+from torchsnow.train.settings import TrainSettings
+from torchsnow.train.step import Stepper
+from torchsnow.train.store import MOST_VIEWS, FeatureStore, Wanted, sample_of
+
+LOOK_EVERY = 10  # steps: looking at the loss makes the CPU wait for an accelerator
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A finished run.
+
+    `model` is the best model as it ships, in eval mode: images -> logits. `metrics` are its validation metrics,
+    `best` its epoch (0 if no training made it better than it started) and `history` all epochs, the start included.
+    """
+
+    model: nn.Module
+    metrics: Metrics
+    best: Epoch
+    history: tuple[Epoch, ...]
+
+
+@dataclass(frozen=True)
+class TaskRun:
+    """One task to be trained; see `torchsnow.train.fit`. Lines of a task with a name begin with it."""
+
+    method: Method
+    splits: Splits
+    settings: TrainSettings
+    run: RunFolder
+    pool: ImageSet | None = None
+    chosen: Mapping[str, str] = field(default_factory=dict)
+    name: str = ""
+
+
+class Loop:
+    """One run: what it works with and how far it is."""
+
+    def __init__(self, task: TaskRun) -> None:
+        method, splits, settings = task.method, task.splits, task.settings
+        _check_precision(method.model, settings)
+        self.method, self.splits, self.settings, self.run = method, splits, settings, task.run
+        self.device = settings.torch_device()
+        self.images = run_images(splits, method.input_config, settings, task.pool)
+        self.train_set: ImageSet | FeatureStore = self.images.train
+        self.val_set: ImageSet | FeatureStore = self.images.val
+        self.trained = method.model.to(self.device)
+        self.stepper = Stepper(method, self.images.train, settings)
+        self.steps = num_batches(len(self.images.train), settings.batch_size)
+        self.chosen = dict(task.chosen)
+        self.history: list[Epoch] = []
+        self.selection: list[dict[str, Any]] = []
+        self.prefix = f"{task.name}: " if task.name else ""
+        config = {"method": method.config(), "training": settings.to_dict(), "data": data_config(splits)}
+        self.config: dict[str, Any] = json.loads(json.dumps(config, allow_nan=False))  # as it will be read back
+
+    def write_down(self) -> None:
+        """Make the run folder, with what is run on which images."""
+        # not in the checkpoints: a run resumes with equal settings, whoever chose them
+        self.run.create({**self.config, "chosen": self.chosen} if self.chosen else self.config)
+        self.splits.save(self.run.splits)
+        self.run.log(f"started {self.method.name} on {self.device}, {len(self.images.train)} images to train on")
+
+    def restore(self, bar: TrainingBar) -> None:
+        """Go back to the last saved state."""
+        checkpoint = Checkpoint.load(self.run.last)
+        checkpoint.refuse_other(self.config, self.run.path)
+        self.method.load_trainable_state(checkpoint.model)
+        load_optimizer_tensors(self.stepper.optimizer, checkpoint.optimizer)
+        self.history, self.selection = checkpoint.history, checkpoint.selection
+        self._repair(checkpoint)
+        self._say(bar, f"{'this run is finished: ' if self.is_finished else 'resumed after '}epoch {self.done}")
+
+    @property
+    def done(self) -> int:
+        return epochs_done(self.history)
+
+    @property
+    def is_finished(self) -> bool:
+        return is_finished(self.history, self.settings.epochs, self.settings.patience)
+
+    def plan_store(self, bar: TrainingBar) -> tuple[Wanted, Wanted] | None:
+        """What is to be stored of the training and of the validation images: a method's fixed values, once for every
+        image and view. None if there are none, or no room for them."""
+        settings, images = self.settings, self.images
+        parts = self.method.frozen_part(settings.image_size)
+        if parts is None or settings.store_bytes == 0:
+            return None
+        frozen, trained = parts
+        sample = sample_of(frozen, images.plain, self.device)
+        if sample.nbytes > settings.store_bytes:
+            raise TrainingError(
+                f"store_bytes is {settings.store_bytes}, and the features of one image take {sample.nbytes}; give "
+                "more, or 0 to compute them in every epoch"
+            )
+        room = settings.store_bytes // sample.nbytes - len(images.val)
+        num_views = {"none": 1, "flip": 2}.get(settings.augmentation, min(MOST_VIEWS, room // len(images.train)))
+        if num_views == 0 or num_views * len(images.train) > room:
+            self._say(bar, f"the features take more than the {settings.store_bytes} bytes that may be stored; they are "
+                      "computed in every epoch")  # fmt: skip
+            return None
+        self.trained = trained
+        of_val = Wanted(frozen, images.val, images.val, 1, sample)
+        return Wanted(frozen, images.plain, images.train, num_views, sample), of_val
+
+    def say_stored(self, bar: TrainingBar, wanted: Wanted, in_memory: bool) -> None:
+        """Say what is being stored, and where."""
+        self._say(bar, f"storing the features of {wanted.shape[1]} images in {wanted.num_views} views, "
+                  f"{wanted.size_bytes / 1e6:.0f} MB in {'memory' if in_memory else 'the run folder'}")  # fmt: skip
+
+    def drop_store(self) -> None:
+        """Let go of stored features."""
+        self.train_set, self.val_set = self.images.train, self.images.val
+
+    def _repair(self, last: Checkpoint) -> None:
+        """Do what a run that was killed right after saving `last` did not come to."""
+        self.run.write_tables(self.history, self.selection)
+        if best_epoch(self.history) is self.history[-1]:
+            self._save_best(last.model)
+
+    def train(self, bar: TrainingBar) -> None:
+        """All epochs that are still to be done, after the start as epoch 0. Raises TrainingError when the loss is no
+        longer finite."""
+        bar.begin(self.settings.epochs, len(self.images.train))
+        if not self.history:
+            start_s = time.perf_counter()
+            val = self._validate(self.trained, self.val_set)
+            seconds = time.perf_counter() - start_s
+            self._finish_epoch(Epoch(0, None, None, val.loss, val.accuracy, None, None, seconds), bar)
+        while not self.is_finished:
+            self.run_epoch(bar)
+        self._say_why_stopped(bar)
+
+    def run_epoch(self, bar: TrainingBar) -> None:
+        """Train, validate and save. Raises TrainingError when the loss is not finite; nothing is saved then."""
+        epoch = self.done + 1
+        torch.manual_seed(epoch_seed(self.settings.seed, epoch))
+        bar.start_epoch(epoch)
+        start_s = time.perf_counter()
+        loss, accuracy = self._train(epoch, bar)
+        trained_s = time.perf_counter() - start_s
+        self.method.tune(self.trained, plain_loader(self.val_set, self.settings), self.device)
+        val = self._validate(self.trained, self.val_set)
+        row = Epoch(
+            epoch=epoch,
+            train_loss=loss,
+            train_accuracy=accuracy,
+            val_loss=val.loss,
+            val_accuracy=val.accuracy,
+            lr=self.settings.lr * self._lr_factor(epoch * self.steps - 1),
+            images_per_s=len(self.images.train) / trained_s,
+            seconds=time.perf_counter() - start_s,
+        )
+        self.selection += [{"epoch": epoch, **record} for record in self.method.record()]
+        self._finish_epoch(row, bar)
+
+    def _finish_epoch(self, row: Epoch, bar: TrainingBar) -> None:
+        self.history.append(row)
+        self._save()
+        self._say(bar, _line(row))
+
+    def _train(self, epoch: int, bar: TrainingBar) -> tuple[float, float]:
+        """One pass over the training images; mean loss and accuracy."""
+        self.method.model.train()
+        totals = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, right ones, images
+        first = (epoch - 1) * self.steps
+        for step, (images, labels) in enumerate(train_loader(self.train_set, self.settings, epoch, self.device)):
+            totals += self._step(images.to(self.device), labels.to(self.device), first + step)
+            bar.advance(len(images))
+            if step % LOOK_EVERY == 0 or step == self.steps - 1:
+                loss, accuracy = (totals[:2] / totals[2]).tolist()
+                self._require_finite(totals[0], epoch)
+                bar.show(loss, accuracy)
+        return loss, accuracy
+
+    def _step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
+        """One step of the optimiser; (sum of the loss, right ones, images)."""
+        self.method.set_progress(step / (self.steps * self.settings.epochs))
+        loss, logits = self.stepper.step(self.trained, images, labels, self._lr_factor(step))
+        right = (logits.argmax(1) == labels).sum()
+        return torch.stack([loss.double() * len(labels), right.double(), right.new_tensor(len(labels))])
+
+    def _lr_factor(self, step: int) -> float:
+        return lr_factor(step, self.steps * self.settings.epochs, self.steps * self.settings.warmup_epochs)
+
+    def _require_finite(self, loss: Tensor, epoch: int) -> None:
+        if not bool(loss.isfinite()):
+            message = (
+                f"the loss is no longer a finite number in epoch {epoch}: the learning rate {self.settings.lr:g} is "
+                f"probably too high; try {self.settings.lr / 10:g}, or warmup_epochs, in a new run. {self.kept()}"
+            )
+            self.run.log(message)
+            raise DivergedError(message)
+
+    def _validate(self, model: nn.Module, images: ImageSet | FeatureStore) -> Metrics:
+        settings, classes = self.settings, self.splits.classes
+        return evaluate(model, images, classes, settings.batch_size, self.device, settings.num_workers)
+
+    def _save(self) -> None:
+        """`last` first: from it everything else can be written again."""
+        state = self.method.trainable_state()
+        memory = optimizer_tensors(self.stepper.optimizer)
+        Checkpoint(self.config, state, memory, self.history, self.selection).save(self.run.last)
+        if best_epoch(self.history) is self.history[-1]:
+            self._save_best(state)
+        self.run.write_tables(self.history, self.selection)
+
+    def _save_best(self, state: dict[str, Tensor]) -> None:
+        Checkpoint(self.config, state, history=self.history).save(self.run.best)
+
+    def _say_why_stopped(self, bar: TrainingBar) -> None:
+        """Say so if training ended before its time."""
+        if self.done < self.settings.epochs:
+            self._say(bar, f"stopped: the last {self.settings.patience} epochs brought nothing better on validation")
+
+    def kept(self) -> str:
+        """What an interruption leaves."""
+        return f"{self.done} of {self.settings.epochs} epochs are safe in {self.run.path}."
+
+    def result(self) -> FitResult:
+        """The best model as it ships, and how good it is on the validation split."""
+        self.method.load_trainable_state(Checkpoint.load(self.run.best).model)
+        model = self.method.finish()
+        self.run.write_subscription(self.method.subscription())
+        best = best_epoch(self.history)
+        self.run.log(f"finished after {self.done} epochs; the best is epoch {best.epoch}")
+        self.run.drop_features()
+        return FitResult(model, self._validate(model, self.images.val), best, tuple(self.history))
+
+    def _say(self, bar: TrainingBar, line: str) -> None:
+        self.run.log(line)
+        bar.say(self.prefix + line)
+
+
+def _check_precision(model: nn.Module, settings: TrainSettings) -> None:
+    for module in model.modules():
+        if isinstance(module, Source) and module.precision != settings.precision:
+            raise TrainingError(
+                f"the settings say precision {settings.precision!r} and the source was loaded in {module.precision!r}; "
+                f"load it with load_source(..., precision={settings.precision!r})"
+            )
+
+
+def _line(row: Epoch) -> str:
+    if row.epoch == 0:
+        return f"before the first step: validation loss {row.val_loss:.4f}, accuracy {row.val_accuracy:.1%}"
+    return (
+        f"epoch {row.epoch}: loss {row.train_loss:.4f}, accuracy {row.train_accuracy:.1%}; validation loss "
+        f"{row.val_loss:.4f}, accuracy {row.val_accuracy:.1%}; {row.images_per_s:.0f} images/s, {row.seconds:.1f} s"
+    )
