@@ -27,7 +27,7 @@ from torchsnow.model import SnowModel
 from torchsnow.plots import draw_run
 from torchsnow.source import BUNDLED, PACKAGES, Framing, InputConfig, Precision, Source, load_source
 from torchsnow.source.load import refuse_unknown
-from torchsnow.task_file import Task, check_task_name, make_task, refuse_too_large
+from torchsnow.task_file import Task, check_task_name, make_task, refuse_too_large, stored_bytes
 from torchsnow.train import FitResult, Method, Metrics, RunFolder, TrainSettings, evaluate, fit
 from torchsnow.train.auto import auto_sizes
 from torchsnow.train.batches import plain_images, run_images
@@ -244,7 +244,7 @@ def complete(
     metrics = {"val": result.metrics.to_dict(), "test": None if test is None else test.to_dict()}
     run.write_metrics({**metrics, "probe": {"val_accuracy": probe_accuracy}})
     if hub_path is None:
-        size_bytes = sum(tensor.nbytes for tensor in learner.shipped_state().values())
+        size_bytes = stored_bytes(learner.shipped_state())
     else:
         about = {
             **settings.to_dict(), "method": training.method, "preset": training.preset, "data": training.data

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
 _DATA = "elpv:binary"
 _TASK = "solar-cells"
+_PATIENCE = 6
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for hub/ and run/; a former demo's are replaced.")],
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 6,
-    image_size: Annotated[int, typer.Option(help="Pixels.")] = 112,
+    epochs: Annotated[int, typer.Option(help="Most passes over the training images.")] = 20,
+    image_size: Annotated[int, typer.Option(help="Pixels.")] = 128,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")] = False,
 ) -> None:
     """Try everything: train, evaluate and use a task, offline.
@@ -41,7 +42,7 @@ def demo(
 
     start = time.monotonic()
     warmup_epochs = min(1, epochs - 1)
-    settings = TrainSettings(epochs=epochs, image_size=image_size, warmup_epochs=warmup_epochs)
+    settings = TrainSettings(epochs=epochs, image_size=image_size, warmup_epochs=warmup_epochs, patience=_PATIENCE)
     hub_path, run = out / "hub", RunFolder(out / "run")
     data = load_checked(_DATA, quiet=json)
     source = source_for(hub_path, BUNDLED, None, None)
@@ -77,6 +78,11 @@ def _show(result: TrainedTask, predictions: list[Prediction], truths: list[str],
         ],
     )
     summary = result.summary()
+    what = "the linear probe that it started as" if result.alone else "a grid delta"
+    say(
+        f"validation accuracy: a linear probe {percent(summary['probe_val_accuracy'])}, the task "
+        f"{percent(summary['val_accuracy'])}; what ships is {what}"
+    )
     say(
         f"test accuracy {percent(summary['test_accuracy'])} (balanced {percent(summary['test_balanced_accuracy'])}) on "
         f"{summary['test_images']} held-out images; the task is {result.size_bytes / 1e6:.2f} MB"

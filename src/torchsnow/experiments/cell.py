@@ -14,6 +14,7 @@ from torchsnow.errors import TrainingError
 from torchsnow.experiments.material import Material
 from torchsnow.experiments.plan import OF_DATA, Cell, Experiment
 from torchsnow.methods import make_method, split_name
+from torchsnow.task_file import stored_bytes
 from torchsnow.train import FitResult, Method, Metrics, RunFolder, TrainSettings, evaluate, fit
 
 _KEPT = ("accuracy", "balanced_accuracy", "calibration_error", "loss", "top5")  # of all metrics
@@ -69,7 +70,7 @@ def run_cell(
         "test": _kept(test),
         "history": [asdict(row) for row in best.result.history],
         "trained_params": _num_params(best.method),
-        "stored_bytes": sum(tensor.nbytes for tensor in best.method.shipped_state().values()),
+        "stored_bytes": stored_bytes(best.method.shipped_state()),
         "note": splits.note,
         "seconds": round(time.monotonic() - start, 2),
     }

@@ -9,6 +9,7 @@ from torchsnow.task_file.storage import (
     read_task_info,
     refuse_too_large,
     save_task,
+    stored_bytes,
 )
 from torchsnow.task_file.task import Task, TaskInfo, check_task_name, make_task
 
@@ -25,4 +26,5 @@ __all__ = [
     "read_task_info",
     "refuse_too_large",
     "save_task",
+    "stored_bytes",
 ]

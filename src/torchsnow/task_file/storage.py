@@ -207,6 +207,13 @@ def _empty_delta(source: Source, spec: DeltaSpec) -> Delta:
         return Delta(source, spec, fixed=True)
 
 
+def stored_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """What tensors take in a file, without its header."""
+    return sum(
+        short.nbytes for key, tensor in tensors.items() for short in _shortest(key, tensor.detach().cpu()).values()
+    )
+
+
 def _shortest(key: str, tensor: Tensor) -> dict[str, Tensor]:
     """A tensor by name; a matrix in a byte per number, with its scales, if that loses nothing."""
     if tensor.dtype == torch.float32 and tensor.ndim > 1 and (short := to_bytes(tensor)) is not None:
