@@ -170,6 +170,15 @@ def test_a_task_has_as_many_views_as_it_wants(images: RunImages) -> None:
     assert torch.equal(more.values, in_memory(Corners(), images, views).values)
 
 
+def test_a_store_that_is_whole_leaves_the_views_that_the_others_want(images: RunImages, tmp_path: Path) -> None:
+    views, paths = views_of("light", 3, 0), [tmp_path / "fewer.bin", tmp_path / "more.bin"]
+    one = StoreWriter([wanted(Corners(), images, num) for num in (2, 3)], views, 8, CPU)
+    expected = [store.values.clone() for store in one.in_files(paths, [0, 1], 0, nothing)]
+    paths[0].unlink()
+    for store, values in zip(one.in_files(paths, [0, 1], 0, nothing), expected, strict=True):
+        assert torch.equal(store.values, values)
+
+
 # memory and file
 
 

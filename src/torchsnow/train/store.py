@@ -195,14 +195,12 @@ class StoreWriter:
         return [_store(*pair) for pair in zip(mapped, self.wanted, strict=True)]
 
     def _fill(self, arrays: Sequence[np.ndarray], num_workers: int, progress: Progress) -> None:
-        done, total = 0, sum(len(SharedImages(self._sets(number)[1]).images) for number in range(len(self.views)))
+        views = self.views[: max(one.num_views for one in self.wanted)]
+        shown = [self._shown(number) for number in range(len(views))]
+        done, total = 0, sum(len(shared.images) for _, shared in shown)
         state = torch.get_rng_state()
         try:
-            for number, view in enumerate(self.views):
-                tasks, sets = self._sets(number)
-                if not tasks:
-                    continue
-                shared = SharedImages(sets)
+            for number, (view, (tasks, shared)) in enumerate(zip(views, shown, strict=True)):
                 torch.manual_seed(view.seed)
                 for batch, features in self._passes(shared.images, view, tasks, num_workers):
                     for place, task in enumerate(tasks):
@@ -214,11 +212,12 @@ class StoreWriter:
         finally:
             torch.set_rng_state(state)
 
-    def _sets(self, number: int) -> tuple[list[int], list[ImageSet]]:
+    def _shown(self, number: int) -> tuple[list[int], SharedImages]:
         """The tasks that want the view of this number, and their images in it."""
         tasks = [task for task, one in enumerate(self.wanted) if number < one.num_views]
         augmented = self.views[number].augmented
-        return tasks, [self.wanted[task].augmented if augmented else self.wanted[task].plain for task in tasks]
+        sets = [self.wanted[task].augmented if augmented else self.wanted[task].plain for task in tasks]
+        return tasks, SharedImages(sets)
 
     @torch.no_grad()
     def _passes(
