@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from torchsnow.source.config import InputConfig
-from torchsnow.source.features import FeatureMaps, Request
 from torchsnow.source.source import Source
 from torchsnow.train.store import FrozenPart
 
@@ -93,15 +92,6 @@ class Method(Protocol):
 
     def finish(self) -> nn.Module:
         """The model as it ships, in eval mode, with the logits of `model` in eval mode."""
-
-
-class Statistics(Protocol):
-    """What a method wants to be shown of all training images before it starts."""
-
-    @property
-    def request(self) -> Request: ...
-
-    def add(self, features: FeatureMaps, labels: Tensor) -> None: ...
 
 
 class SharedMethod(Method, Protocol):

@@ -130,7 +130,8 @@ def _start(loops: Sequence[Loop], resume: bool, bar: TrainingBar) -> None:
         loop.restore(bar)
     for loop in fresh:
         loop.write_down()
-    bar.prepare()
+    if fresh:
+        bar.prepare()
     if len(fresh) == 1:
         (loop,) = fresh
         torch.manual_seed(epoch_seed(loop.settings.seed, 0))
@@ -153,9 +154,9 @@ def _start_together(loops: Sequence[Loop]) -> None:
                 if len(at):
                     of_task = features if isinstance(rows, slice) else features.rows(rows.to(device))
                     own.add(of_task, labels[place][at].to(device))
-    for loop, method, own in zip(loops, methods, stats, strict=True):
+    for loop, method in zip(loops, methods, strict=True):
         torch.manual_seed(epoch_seed(loop.settings.seed, 0))
-        method.init_from_stats(own)
+        method.init_from_stats(stats.pop(0))  # the values of all images: each is let go of after its use
 
 
 def _parts(planned: Sequence[Planned], room: int) -> Iterator[list[Planned]]:
