@@ -87,6 +87,17 @@ def test_a_file_that_is_damaged_later_is_reported_and_its_task_answers(
     server.wait_until(lambda: server.call("GET", "/tasks").json["damaged"] == [])
 
 
+def test_a_file_that_changes_while_it_is_damaged_is_reported_once(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+    watch, entries = FileWatch(hub), hub.index().tasks
+    file = hub.folder.task_file("b", entries["b"])
+    watch.look(entries)
+    for half in (b"", b"half", b"damaged"):
+        file.write_bytes(half)
+        watch.look(entries)
+        assert watch.damaged == {"b"}
+    assert [r.getMessage() for r in caplog.records] == ["the file of a task is damaged"]
+
+
 def test_a_bad_file_from_the_start_until_it_is_brought_back(hub: Hub) -> None:
     file = next((hub.folder.path / "tasks" / "b").glob("*.safetensors"))
     kept = file.read_bytes()

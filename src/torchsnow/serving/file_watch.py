@@ -46,7 +46,9 @@ class FileWatch:
         try:
             self._hub.version(name, entry)
         except HubError as error:
-            log_trouble("the file of a task is damaged", task=name, reason=str(error))
+            # A file that is still being written is seen half done, and then once more.
+            if name not in self.damaged:
+                log_trouble("the file of a task is damaged", task=name, reason=str(error))
             self.damaged |= {name}
             return
         if name in self.damaged:
