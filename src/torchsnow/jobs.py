@@ -15,7 +15,7 @@ from torch import nn
 
 from torchsnow.compile.quantize import Measured
 from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare
-from torchsnow.data.listing import first_few
+from torchsnow.data.names import as_text, first_few, likeness
 from torchsnow.data.sampling import reduced
 from torchsnow.errors import DataError, HubError, TrainingError
 from torchsnow.files import clear_os_errors
@@ -196,6 +196,8 @@ def train_task(
         else:
             settings, chosen = choose_settings(settings, auto, splits, make, source.input_config, say)
         pool = plain_images(source.input_config, settings.framing)
+        for sentence in data.notes:
+            run.log(f"note: {sentence}")
         result = fit(learner, splits, settings, run, resume=resume, quiet=quiet, pool=pool, chosen=chosen)
         training = Training(name, data.name, splits, settings, run, method, preset)
         return complete(training, learner, result, source, hub_path, hub, pool, replace=replace, start=start)
@@ -322,11 +324,13 @@ def evaluate_task(hub: Hub, name: str, data: LoadedData, examples: Sequence[Exam
     Raises DataError when the data has a class that the task does not know.
     """
     task = hub.task(name)
-    places = {label: place for place, label in enumerate(task.classes)}
+    places = {as_text(label): place for place, label in enumerate(task.classes)}
     unknown = [label for label in data.classes if label not in places]
     if unknown:
+        alike = [label for label in task.classes if likeness(label) == likeness(unknown[0])]
+        near = f" (is it {alike[0]!a}? Then rename it)" if alike else ""
         raise DataError(
-            f"{data.name} has the class {unknown[0]!r}, which task {name!r} does not know; "
+            f"{data.name} has the class {unknown[0]!r}, which task {name!r} does not know{near}; "
             f"its classes are {first_few(task.classes, 20, ', ')}"
         )
     relabelled = [Example(example.path, places[data.classes[example.label]]) for example in examples]

@@ -208,7 +208,7 @@ def test_a_run_worse_than_its_probe_is_warned_of(photos: Path, monkeypatch: pyte
 
 
 def test_ctrl_c_before_the_training_says_that_nothing_was_begun(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(data: str, quiet: bool) -> None:
+    def stopped(data: str, **how: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("torchsnow.cli.train.load_checked", stopped)

@@ -110,7 +110,7 @@ def test_ten_thousand_classes_are_split_in_one_pass_over_the_images() -> None:
 def test_a_class_with_too_few_images_is_named() -> None:
     with pytest.raises(DataError, match=r"class 'c1' has 2 images: .* leave none to train on; add images"):
         make_splits(loaded(all=[10, 2]))
-    with pytest.raises(DataError, match=r"class 'c0' has 1 images: val \(15%\) and test \(0%\)"):
+    with pytest.raises(DataError, match=r"class 'c0' has 1 image: val \(15%\) and test \(0%\)"):
         make_splits(loaded(train=[1, 9], test=[1, 1]))
 
 
@@ -173,7 +173,7 @@ def test_changed_data_is_refused(data: LoadedData, saved: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema": 2},
+        {"schema": 1},
         {"train": None},
         {"train": [["a"]]},
         {"val": ["all/c0/0.png"], "test": ["all/c0/0.png"]},
