@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import resource
 import shlex
 import subprocess
@@ -166,3 +167,11 @@ def test_forced_colours_make_no_terminal_of_a_log(
         bar.advance(10)
         bar.say("a line")
     assert capsys.readouterr().err == "a line\n"
+
+
+def test_letters_that_an_encoding_lacks_are_escaped() -> None:
+    words = [sys.executable, "-m", "torchsnow", "sources", "猫"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    ended = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=60)
+    assert ended.returncode == 2
+    assert "timm has no model '\\u732b'" in ended.stderr

@@ -71,7 +71,8 @@ def test_a_run_that_learns_its_choice_leaves_how_it_settled(photos: Path) -> Non
 def test_a_person_gets_a_few_lines_on_stdout_and_progress_on_stderr(photos: Path) -> None:
     outcome = train(photos, *TINY, "--epochs", "1")
     assert outcome.code == 0
-    result, probe, place, *alone = outcome.out.splitlines()
+    result, balanced, probe, place, *alone = outcome.out.splitlines()
+    assert re.match(r"balanced accuracy \d+\.\d% and \d+\.\d%; always naming the largest class: 33\.3% of", balanced)
     assert all("the task is a head alone" in line for line in alone)
     assert "validation accuracy" in result
     assert "on 6 images" in result

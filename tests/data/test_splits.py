@@ -212,3 +212,21 @@ def test_the_order_of_a_defined_split_does_not_depend_on_the_labels() -> None:
     swapped = {name: [replace(one, label=1 - one.label) for one in split] for name, split in data.splits.items()}
     orders = [[one.path for one in make_splits(each).train] for each in (data, replace(data, splits=swapped))]
     assert orders[0] == orders[1] == sorted(orders[0])
+
+
+@pytest.mark.parametrize(
+    ("counts", "sentence"),
+    [
+        (
+            [138, 2],
+            "1 class is rare in training: 'c1' has 2 images, 'c0' 138, 98.6% of all: look at balanced accuracy, and "
+            "try --class-weights balanced",
+        ),
+        ([100, 1, 10], "2 classes are rare in training: 'c1' has 1 image, 'c0' 100, 90.1% of all: look at"),
+        ([99, 10], ""),
+    ],
+)
+def test_rare_classes_are_named(counts: list[int], sentence: str) -> None:
+    data = loaded(train=counts, val=[1, 1], test=[1, 1])
+    warnings = make_splits(data).warnings()
+    assert (warnings[0].startswith(sentence)) if sentence else warnings == []

@@ -73,6 +73,7 @@ def _show(metrics: Metrics) -> None:
         print_table(["class", "taken for", "images"], frequent)
     top5 = "" if metrics.top5 is None else f", top-5 {percent(metrics.top5)}"
     say(
-        f"accuracy {percent(metrics.accuracy)}{top5}, balanced {percent(metrics.balanced_accuracy)}, "
+        f"accuracy {percent(metrics.accuracy)}{top5}, balanced {percent(metrics.balanced_accuracy)}, always naming the "
+        f"largest class {percent(metrics.majority_share)}, "
         f"calibration error {percent(metrics.calibration_error)}, on {metrics.num_images} images"
     )

@@ -156,6 +156,9 @@ def train(
         f"validation accuracy {percent(summary['val_accuracy'])} (epoch {summary['best_epoch']}), "
         f"test accuracy {percent(summary['test_accuracy'])} on {summary['test_images']} images"
     )
+    balanced = " and ".join(percent(summary[f"{split}_balanced_accuracy"]) for split in ("val", "test"))
+    largest = percent(summary["test_majority_share"])
+    say(f"balanced accuracy {balanced}; always naming the largest class: {largest} of the test")
     say(f"a linear probe on the source: {percent(summary['probe_val_accuracy'])} on validation")
     place = "what was trained" if hub is None else f"task {task!r} is in the hub {hub}"
     say(f"{place} ({shown_size(result.size_bytes)}); the run is in {run.path}")

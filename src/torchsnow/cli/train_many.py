@@ -137,7 +137,7 @@ def train_many(
         print_json(summaries)
     else:
         print_table(
-            ("task", "best epoch", "validation", "probe", "test", "test images"),
+            ("task", "best epoch", "validation", "probe", "test", "balanced", "largest class", "test images"),
             [
                 (
                     one["task"],
@@ -145,6 +145,8 @@ def train_many(
                     percent(one["val_accuracy"]),
                     percent(one["probe_val_accuracy"]),
                     percent(one["test_accuracy"]),
+                    percent(one["test_balanced_accuracy"]),
+                    percent(one["test_majority_share"]),
                     one["test_images"],
                 )
                 for one in summaries

@@ -76,7 +76,7 @@ def list_folder(
         refuse_alike({as_text(name) for names in written.values() for name in names}, f"the folder {root}")
     trained = written.get(ALL) or written.get("train") or set().union(*written.values())
     classes = natural_sorted({as_text(name) for name in trained})
-    return Listing(root.name, root, tuple(classes), tuple(entries), tuple(found.skipped), tuple(found.notes()))
+    return Listing(as_text(root.name), root, tuple(classes), tuple(entries), tuple(found.skipped), tuple(found.notes()))
 
 
 def _split_folders(root: Path, for_training: bool, found: _Found) -> dict[str, Path]:

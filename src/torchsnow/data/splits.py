@@ -18,6 +18,7 @@ from torchsnow.errors import DataError
 from torchsnow.files import write_atomically
 
 SCHEMA = 2  # 1 knew images by their sizes, not by their contents
+_RARE = 10  # a class is, whose images are so many times fewer than those of the largest one
 NAMES = ("train", "val", "test")
 NO_TEST_NOTE = "the data defines train and val but no test: nothing was held out for a final test"
 
@@ -52,6 +53,19 @@ class Splits:
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         # File names need not be UTF-8; surrogateescape carries such bytes through.
         write_atomically(path, text.encode("utf-8", "surrogateescape"), DataError)
+
+    def warnings(self) -> list[str]:
+        """What makes accuracy say little: a class with a tenth or less of the images of the largest one."""
+        counts = np.bincount([example.label for example in self.train], minlength=len(self.classes))
+        least, most = int(counts.argmin()), int(counts.argmax())
+        if _RARE * counts[least] > counts[most]:
+            return []
+        num_rare = int((_RARE * counts <= counts[most]).sum())
+        return [
+            f"{counted(num_rare, 'class is', 'classes are')} rare in training: {self.classes[least]!r} has "
+            f"{counted(int(counts[least]), 'image')}, {self.classes[most]!r} {counts[most]:,}, "
+            f"{counts[most] / counts.sum():.1%} of all: look at balanced accuracy, and try --class-weights balanced"
+        ]
 
     @classmethod
     def load(cls, path: Path, data: LoadedData) -> Splits:

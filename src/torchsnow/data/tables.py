@@ -110,7 +110,7 @@ def list_table(
     trained = {entry.class_name for entry in entries if entry.split in (ALL, "train")}
     classes = natural_sorted(trained if trained or for_training else {entry.class_name for entry in entries})
     notes = (*table.notes, *_unused(table))
-    return Listing(file.stem, table.root, tuple(classes), tuple(entries), notes=notes)
+    return Listing(as_text(file.stem), table.root, tuple(classes), tuple(entries), notes=notes)
 
 
 def read_table(file: Path, columns: Columns, *, needs_label: bool) -> Table:

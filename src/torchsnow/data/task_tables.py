@@ -107,7 +107,7 @@ def _listing(table: Table, name: str, rows: Sequence[Mapping[str, str]], entries
         if _label(row, name)
     ]
     classes = natural_sorted({entry.class_name for entry in own if entry.split in (ALL, "train")})
-    return Listing(f"{table.file.stem}:{name}", table.root, tuple(classes), tuple(own))
+    return Listing(f"{as_text(table.file.stem)}:{name}", table.root, tuple(classes), tuple(own))
 
 
 def _labels(table: TaskTable) -> dict[Path, tuple[int, ...]]:
