@@ -281,3 +281,19 @@ def test_classes_in_another_order_are_matched_by_name(tmp_path: Path, source: So
     data = load_data(tmp_path / "pets")
     with pytest.raises(DataError, match="pets has the class 'cow', which task 'pets' does not know"):
         evaluate_task(hub, "pets", data, data.examples, CPU)
+
+
+def test_a_drawing_that_fails_costs_nothing(
+    data: LoadedData, tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such glyph")
+
+    monkeypatch.setattr("torchsnow.jobs.draw_run", fail)
+    task = trained(data, tmp_path / "hub", tmp_path / "run", source)
+    assert Hub.open(tmp_path / "hub", source).names() == ["colours"]
+    assert task.test is not None
+    assert (
+        "warning: the run could not be drawn (no such glyph); the results are stored"
+        in (tmp_path / "run" / "log.txt").read_text()
+    )

@@ -15,7 +15,7 @@ from torch import nn
 
 from torchsnow.compile.quantize import Measured
 from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare
-from torchsnow.data.listing import first_few
+from torchsnow.data.names import as_text, first_few, likeness
 from torchsnow.data.sampling import reduced
 from torchsnow.errors import DataError, HubError, TrainingError
 from torchsnow.files import clear_os_errors
@@ -24,7 +24,7 @@ from torchsnow.methods import kind_of, make_method
 from torchsnow.methods.advice import below_probe
 from torchsnow.methods.head import probe_metrics
 from torchsnow.model import SnowModel
-from torchsnow.plots import draw_run
+from torchsnow.plots import draw_run, without_harm
 from torchsnow.source import BUNDLED, PACKAGES, Framing, InputConfig, Precision, Source, load_source
 from torchsnow.source.load import refuse_unknown
 from torchsnow.task_file import Task, check_task_name, make_task, refuse_too_large, stored_bytes
@@ -71,9 +71,11 @@ class TrainedTask:
             "run": str(self.run),
             "best_epoch": self.fit.best.epoch,
             "val_accuracy": self.fit.metrics.accuracy,
+            "val_balanced_accuracy": self.fit.metrics.balanced_accuracy,
             "probe_val_accuracy": self.probe_accuracy,
             "test_accuracy": None if self.test is None else self.test.accuracy,
             "test_balanced_accuracy": None if self.test is None else self.test.balanced_accuracy,
+            "test_majority_share": None if self.test is None else self.test.majority_share,
             "test_images": 0 if self.test is None else self.test.num_images,
             "size_bytes": self.size_bytes,
             "head_alone": self.alone,
@@ -196,6 +198,10 @@ def train_task(
         else:
             settings, chosen = choose_settings(settings, auto, splits, make, source.input_config, say)
         pool = plain_images(source.input_config, settings.framing)
+        for sentence in (*data.notes, *splits.warnings()):
+            run.log(f"note: {sentence}")
+        for sentence in splits.warnings():
+            say(f"note: {sentence}")
         result = fit(learner, splits, settings, run, resume=resume, quiet=quiet, pool=pool, chosen=chosen)
         training = Training(name, data.name, splits, settings, run, method, preset)
         return complete(training, learner, result, source, hub_path, hub, pool, replace=replace, start=start)
@@ -226,12 +232,11 @@ def complete(
     replace: bool,
     start: float,
 ) -> TrainedTask:
-    """What comes after a fit: pictures, a probe to compare with, the test split, the hub.
+    """What comes after a fit: a probe to compare with, the test split, the hub, and pictures, which may fail.
 
     `pool` holds the images that were decoded, and `start` is when the training began, by the monotonic clock.
     """
     name, splits, settings, run = training.name, training.splits, training.settings, training.run
-    draw_run(run, result.metrics)
     if learner.starts_as_probe:
         probe_accuracy = result.history[0].val_accuracy
     else:
@@ -253,6 +258,8 @@ def complete(
         delta = result.model.delta
         task = make_task(source, delta, name, splits.classes, settings.framing, training=about, metrics=metrics)
         size_bytes = _added(task, hub, hub_path, source, replace).infos()[name].size_bytes
+    with without_harm(run.log, "the run"):
+        draw_run(run, result.metrics)
     seconds = time.monotonic() - start
     return TrainedTask(name, hub_path, run.path, result, test, probe_accuracy, warning, size_bytes, seconds)
 
@@ -322,11 +329,13 @@ def evaluate_task(hub: Hub, name: str, data: LoadedData, examples: Sequence[Exam
     Raises DataError when the data has a class that the task does not know.
     """
     task = hub.task(name)
-    places = {label: place for place, label in enumerate(task.classes)}
+    places = {as_text(label): place for place, label in enumerate(task.classes)}
     unknown = [label for label in data.classes if label not in places]
     if unknown:
+        alike = [label for label in task.classes if likeness(label) == likeness(unknown[0])]
+        near = f" (is it {alike[0]!a}? Then rename it)" if alike else ""
         raise DataError(
-            f"{data.name} has the class {unknown[0]!r}, which task {name!r} does not know; "
+            f"{data.name} has the class {unknown[0]!r}, which task {name!r} does not know{near}; "
             f"its classes are {first_few(task.classes, 20, ', ')}"
         )
     relabelled = [Example(example.path, places[data.classes[example.label]]) for example in examples]

@@ -96,6 +96,9 @@ def train_tasks(
     refuse_tasks(names, hub_path, runs, resume=resume, replace=replace)
     hub = Hub.open(hub_path, source) if is_hub(hub_path) else None
     splits = [group.splits(settings.seed) for group in groups]
+    for name, own in ((name, own) for group in splits for name, own in group.items()):
+        for sentence in own.warnings():
+            say(f"note: {name}: {sentence}")
     data = {name: loaded.name for group in groups for name, loaded in group.tasks.items()}
     done: dict[str, TrainedTask] = {}
     failed: dict[str, DivergedError] = {}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import resource
 import shlex
 import subprocess
@@ -12,7 +13,8 @@ from command_line import torchsnow
 from typer.main import get_command
 
 from torchsnow.cli import app
-from torchsnow.cli.output import note, print_table, say
+from torchsnow.cli.output import counting, note, print_table, say
+from torchsnow.train.progress import TrainingBar
 
 VERBS = [
     "",
@@ -152,3 +154,24 @@ def test_typer_knows_every_verb() -> None:
     assert isinstance(app, typer.Typer)
     names = [*get_command(app).commands]  # type: ignore[attr-defined]
     assert set(names) == {verb.split()[0] for verb in VERBS if verb}
+
+
+def test_forced_colours_make_no_terminal_of_a_log(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with counting("checking images", quiet=False) as progress:
+        progress(1, 2)
+    with TrainingBar(2, 10, quiet=False) as bar:
+        bar.start_epoch(1)
+        bar.advance(10)
+        bar.say("a line")
+    assert capsys.readouterr().err == "a line\n"
+
+
+def test_letters_that_an_encoding_lacks_are_escaped() -> None:
+    words = [sys.executable, "-m", "torchsnow", "sources", "猫"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    ended = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=60)
+    assert ended.returncode == 2
+    assert "timm has no model '\\u732b'" in ended.stderr

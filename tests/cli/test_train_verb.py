@@ -71,7 +71,8 @@ def test_a_run_that_learns_its_choice_leaves_how_it_settled(photos: Path) -> Non
 def test_a_person_gets_a_few_lines_on_stdout_and_progress_on_stderr(photos: Path) -> None:
     outcome = train(photos, *TINY, "--epochs", "1")
     assert outcome.code == 0
-    result, probe, place, *alone = outcome.out.splitlines()
+    result, balanced, probe, place, *alone = outcome.out.splitlines()
+    assert re.match(r"balanced accuracy \d+\.\d% and \d+\.\d%; always naming the largest class: 33\.3% of", balanced)
     assert all("the task is a head alone" in line for line in alone)
     assert "validation accuracy" in result
     assert "on 6 images" in result
@@ -208,7 +209,7 @@ def test_a_run_worse_than_its_probe_is_warned_of(photos: Path, monkeypatch: pyte
 
 
 def test_ctrl_c_before_the_training_says_that_nothing_was_begun(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(data: str, quiet: bool) -> None:
+    def stopped(data: str, **how: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("torchsnow.cli.train.load_checked", stopped)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Any
 
 import typer
@@ -66,4 +68,7 @@ app.command("demo")(demo.demo)
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names can hold letters that a log's encoding lacks
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="torchsnow")

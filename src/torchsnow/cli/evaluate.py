@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from torchsnow.cli.data_options import FollowLinks, LabelColumn, PathColumn, SplitColumn
 from torchsnow.cli.output import load_checked, percent, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ def evaluate(
         str | None, typer.Option(help="'all', 'train', 'val' or 'test'; by default 'test' with --splits, else 'all'.")
     ] = None,
     splits: Annotated[Path | None, typer.Option(help="splits.json of the training run.")] = None,
+    path_column: PathColumn = "",
+    label_column: LabelColumn = "",
+    split_column: SplitColumn = "",
+    follow_links: FollowLinks = False,
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")] = False,
 ) -> None:
@@ -33,13 +38,15 @@ def evaluate(
 
     Example: torchsnow evaluate photos/ --hub my-hub --task screws
     """
+    from torchsnow.data import Columns
     from torchsnow.hub import Hub
     from torchsnow.jobs import evaluate_task, examples_of
     from torchsnow.train import torch_device
 
     on_device, opened = torch_device(device), Hub.open(hub)
     opened.task(task)  # before the images, which take longer
-    loaded = load_checked(data, quiet=json)
+    columns = Columns(path_column, label_column, split_column)
+    loaded = load_checked(data, quiet=json, columns=columns, follow_links=follow_links, for_training=False)
     chosen = split or ("all" if splits is None else "test")
     metrics = evaluate_task(opened, task, loaded, examples_of(loaded, chosen, splits), on_device)
     if json:
@@ -66,6 +73,7 @@ def _show(metrics: Metrics) -> None:
         print_table(["class", "taken for", "images"], frequent)
     top5 = "" if metrics.top5 is None else f", top-5 {percent(metrics.top5)}"
     say(
-        f"accuracy {percent(metrics.accuracy)}{top5}, balanced {percent(metrics.balanced_accuracy)}, "
+        f"accuracy {percent(metrics.accuracy)}{top5}, balanced {percent(metrics.balanced_accuracy)}, always naming the "
+        f"largest class {percent(metrics.majority_share)}, "
         f"calibration error {percent(metrics.calibration_error)}, on {metrics.num_images} images"
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from torchsnow.cli.data_options import FollowLinks, GroupColumn, LabelColumn, PathColumn, SplitColumn
 from torchsnow.cli.output import load_checked, note, percent, print_json, say
 
 if TYPE_CHECKING:
@@ -70,6 +71,11 @@ def train(
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
     num_workers: Annotated[int, typer.Option(help="Processes that load images beside the main one.")] = 0,
     store_mb: Annotated[int, typer.Option(help="Most MB of stored features; 0 computes them in every epoch.")] = 16_000,
+    path_column: PathColumn = "",
+    label_column: LabelColumn = "",
+    split_column: SplitColumn = "",
+    group_column: GroupColumn = "",
+    follow_links: FollowLinks = False,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/TASK by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the run folder.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a task of this name.")] = False,
@@ -84,6 +90,7 @@ def train(
 
     Example: torchsnow train photos/ --task screws --hub my-hub --epochs 20
     """
+    from torchsnow.data import Columns
     from torchsnow.jobs import refuse_taken, refuse_wrong_hub, source_for, train_task
     from torchsnow.methods import kind_of, split_name
     from torchsnow.train import AUTO, RunFolder, TrainSettings
@@ -122,7 +129,8 @@ def train(
         refuse_taken(task, hub, run, resume=resume, replace=replace)
         chosen = source_for(hub, source, weights, precision)  # type: ignore[arg-type] # the settings have checked it
         settings = replaced(settings, precision=chosen.precision)
-        loaded = load_checked(data, quiet=json)
+        columns = Columns(path_column, label_column, split_column, group_column)
+        loaded = load_checked(data, quiet=json, columns=columns, follow_links=follow_links)
         result = train_task(
             loaded,
             task,
@@ -148,6 +156,9 @@ def train(
         f"validation accuracy {percent(summary['val_accuracy'])} (epoch {summary['best_epoch']}), "
         f"test accuracy {percent(summary['test_accuracy'])} on {summary['test_images']} images"
     )
+    balanced = " and ".join(percent(summary[f"{split}_balanced_accuracy"]) for split in ("val", "test"))
+    largest = percent(summary["test_majority_share"])
+    say(f"balanced accuracy {balanced}; always naming the largest class: {largest} of the test")
     say(f"a linear probe on the source: {percent(summary['probe_val_accuracy'])} on validation")
     place = "what was trained" if hub is None else f"task {task!r} is in the hub {hub}"
     say(f"{place} ({shown_size(result.size_bytes)}); the run is in {run.path}")

@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from torchsnow.data.listing import Skipped
     from torchsnow.data.loading import Example, LoadedData, load_data
     from torchsnow.data.splits import Splits, make_splits
+    from torchsnow.data.tables import Columns
     from torchsnow.data.task_tables import TaskTable, load_task_table, split_table
     from torchsnow.data.transforms import AUGMENTATIONS, eval_transform, prepare, train_transform
 
 _HOMES = {
     "AUGMENTATIONS": "transforms",
+    "Columns": "tables",
     "DATASETS": "catalogue",
     "Example": "loading",
     "ImageSet": "datasets",
@@ -40,6 +42,7 @@ _HOMES = {
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
+    "Columns",
     "Example",
     "ImageSet",
     "LoadedData",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,10 +145,21 @@ def _folds(labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     if len(common) == 0:
         return
     held_out = 0
-    for _, fold in StratifiedKFold(_FOLDS, shuffle=True, random_state=0).split(common, labels[common]):
+    with _without_advice():
+        folds = list(StratifiedKFold(_FOLDS, shuffle=True, random_state=0).split(common, labels[common]))
+    for _, fold in folds:
         if held_out < _ENOUGH:
             yield np.setdiff1d(np.arange(len(labels)), common[fold]), common[fold]
         held_out += len(fold)
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """scikit-learn warns of what is as it should be."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # training goes on from here anyway
+        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")  # so few images it is
+        yield
 
 
 def _regression(inverse_penalty: float) -> LogisticRegression:
@@ -155,9 +167,7 @@ def _regression(inverse_penalty: float) -> LogisticRegression:
 
 
 def _regress(model: LogisticRegression, x: np.ndarray, y: np.ndarray, num_classes: int) -> tuple[Tensor, Tensor]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # training goes on from here anyway
-        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")  # so few images it is
+    with _without_advice():
         model.fit(x, y)
     weight, bias = model.coef_, model.intercept_
     if len(model.classes_) == 2:  # scikit-learn gives the log-odds of the second class alone

@@ -64,6 +64,11 @@ class Metrics:
         """The class names, in label order."""
         return tuple(row.name for row in self.per_class)
 
+    @property
+    def majority_share(self) -> float:
+        """The accuracy of always naming the largest class."""
+        return max(row.num_images for row in self.per_class) / self.num_images
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)

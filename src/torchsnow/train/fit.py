@@ -71,6 +71,7 @@ def fit_tasks(
     raises, and TrainingError for tasks that do not show images alike; KeyboardInterrupt says where the tasks stand.
     """
     _refuse_unlike(tasks)
+    tasks[0].settings.refuse_little_shared_memory()
     loops = [Loop(task) for task in tasks]
     settings = tasks[0].settings
     with ExitStack() as owned:
