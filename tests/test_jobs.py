@@ -236,7 +236,7 @@ def test_a_task_alone_is_as_good_as_in_its_training(data: LoadedData, tmp_path: 
     result = trained(data, tmp_path / "hub", tmp_path / "run", source)
     hub = Hub.open(tmp_path / "hub", source)
     test = examples_of(data, "test", tmp_path / "run" / "splits.json")
-    assert evaluate_task(hub, "colours", data, test, CPU).confusion == result.test.confusion
+    assert evaluate_task(hub, "colours", data, test, CPU).metrics.confusion == result.test.confusion
 
 
 def test_the_examples_of_a_split(data: LoadedData, tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_classes_in_another_order_are_matched_by_name(tmp_path: Path, source: So
         for number in range(3):
             Image.new("RGB", (40, 40), colour).save(tmp_path / "pets" / name / f"{number}.png")
     data = load_data(tmp_path / "pets")
-    metrics = evaluate_task(hub, "pets", data, data.examples, CPU)
+    metrics = evaluate_task(hub, "pets", data, data.examples, CPU).metrics
     assert [row.num_images for row in metrics.per_class] == [3, 0, 3]
     (tmp_path / "pets" / "cat").rename(tmp_path / "pets" / "cow")
     data = load_data(tmp_path / "pets")

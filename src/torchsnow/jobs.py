@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replaced
 from functools import partial
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torchsnow.compile.quantize import Measured
 from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare
@@ -31,6 +31,7 @@ from torchsnow.task_file import Task, check_task_name, make_task, refuse_too_lar
 from torchsnow.train import FitResult, Method, Metrics, RunFolder, TrainSettings, evaluate, fit
 from torchsnow.train.auto import auto_sizes
 from torchsnow.train.batches import plain_images, run_images
+from torchsnow.train.evaluate import judge, predict
 from torchsnow.train.range_test import auto_lr
 
 BATCH_SIZE = 32  # of evaluation
@@ -316,10 +317,36 @@ def _plain_images(
     return ImageSet(examples, classes, transform, prepare(config, framing), cache_bytes=0)
 
 
-def evaluate_task(hub: Hub, name: str, data: LoadedData, examples: Sequence[Example], device: torch.device) -> Metrics:
-    """Metrics of a hub's task on labelled examples, whose classes are matched by name.
+@dataclass(frozen=True)
+class Evaluation:
+    """What a task says of N labelled examples: `logits` (N, num_classes), on the CPU, and how good they are."""
 
-    Raises DataError when the data has a class that the task does not know.
+    metrics: Metrics
+    examples: Sequence[Example]
+    logits: Tensor
+
+    def rows(self, data: LoadedData) -> Iterator[tuple[Any, ...]]:
+        """For every image its path below the data's root, its class, the one that it is taken for, whether that is
+        right, and the probabilities of the one that it is taken for and of its own."""
+        probabilities, classes = self.logits.softmax(1), self.metrics.classes
+        for example, of_image in zip(self.examples, probabilities, strict=True):
+            top, label = int(of_image.argmax()), example.label
+            shares = (round(float(of_image[place]), 6) for place in (top, label))
+            yield data.relative_path(example), classes[label], classes[top], top == label, *shares
+
+
+def evaluate_task(
+    hub: Hub,
+    name: str,
+    data: LoadedData,
+    examples: Sequence[Example],
+    device: torch.device,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """How good a hub's task is on labelled examples, whose classes are matched by name.
+
+    `progress` is called with (images done, images in all). Raises DataError when the data has a class that the task
+    does not know.
     """
     task = hub.task(name)
     places = {label: place for place, label in enumerate(task.classes)}
@@ -331,7 +358,13 @@ def evaluate_task(hub: Hub, name: str, data: LoadedData, examples: Sequence[Exam
         )
     relabelled = [Example(example.path, places[data.classes[example.label]]) for example in examples]
     images = _plain_images(relabelled, task.classes, hub.source.input_config, task.framing)
-    return evaluate(SnowModel(hub.source, task.delta).to(device), images, task.classes, BATCH_SIZE, device)
+    model, parts = SnowModel(hub.source, task.delta).to(device), []
+    for first in range(0, len(images), BATCH_SIZE):
+        batch = images.subset(range(first, min(first + BATCH_SIZE, len(images))))
+        parts.append(predict(model, batch, BATCH_SIZE, device)[0])
+        progress(first + len(batch), len(images))
+    logits = torch.cat(parts) if parts else torch.empty(0, len(task.classes))
+    return Evaluation(judge(logits, images.labels, task.classes), relabelled, logits)
 
 
 def examples_of(data: LoadedData, split: str, splits_file: Path | None) -> Sequence[Example]:

@@ -74,7 +74,7 @@ def _visible_folders(folder: Path) -> list[Path]:
 def _images_below(folder: Path, root: Path) -> tuple[list[Path], list[Skipped]]:
     images: list[Path] = []
     skipped: list[Skipped] = []
-    for path in _candidates_below(folder):
+    for path in candidates_below(folder):
         reason = _refusal(path, root)
         if reason is None:
             images.append(path)
@@ -91,7 +91,7 @@ def _refusal(path: Path, root: Path) -> str | None:
     return None if path.is_file() else "a broken link, or not a regular file"
 
 
-def _candidates_below(folder: Path) -> Iterator[Path]:
+def candidates_below(folder: Path) -> Iterator[Path]:
     """Files named like images and links to folders, at any depth, in natural order, without hidden ones."""
 
     def refuse(error: OSError) -> None:
