@@ -23,6 +23,7 @@ ORDER = [
         "plots",
         "jobs",
         "jobs_shared",
+        "review",
         "serving",
         "visualize",
         "report",

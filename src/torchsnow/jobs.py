@@ -349,14 +349,7 @@ def evaluate_task(
     does not know.
     """
     task = hub.task(name)
-    places = {label: place for place, label in enumerate(task.classes)}
-    unknown = [label for label in data.classes if label not in places]
-    if unknown:
-        raise DataError(
-            f"{data.name} has the class {unknown[0]!r}, which task {name!r} does not know; "
-            f"its classes are {first_few(task.classes, 20, ', ')}"
-        )
-    relabelled = [Example(example.path, places[data.classes[example.label]]) for example in examples]
+    relabelled = matched_labels(task, data, examples)
     images = _plain_images(relabelled, task.classes, hub.source.input_config, task.framing)
     model, parts = SnowModel(hub.source, task.delta).to(device), []
     for first in range(0, len(images), BATCH_SIZE):
@@ -365,6 +358,21 @@ def evaluate_task(
         progress(first + len(batch), len(images))
     logits = torch.cat(parts) if parts else torch.empty(0, len(task.classes))
     return Evaluation(judge(logits, images.labels, task.classes), relabelled, logits)
+
+
+def matched_labels(task: Task, data: LoadedData, examples: Iterable[Example]) -> list[Example]:
+    """Examples of some data with the labels of a task, matched by the classes' names.
+
+    Raises DataError when the data has a class that the task does not know.
+    """
+    places = {label: place for place, label in enumerate(task.classes)}
+    unknown = [label for label in data.classes if label not in places]
+    if unknown:
+        raise DataError(
+            f"{data.name} has the class {unknown[0]!r}, which task {task.name!r} does not know; "
+            f"its classes are {first_few(task.classes, 20, ', ')}"
+        )
+    return [Example(example.path, places[data.classes[example.label]]) for example in examples]
 
 
 def examples_of(data: LoadedData, split: str, splits_file: Path | None) -> Sequence[Example]:

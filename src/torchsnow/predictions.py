@@ -19,6 +19,7 @@ from torchsnow.delta.fold import fold
 from torchsnow.errors import DataError, HubError, SourceError
 from torchsnow.hub import Hub
 from torchsnow.source import Framing, Request, Source
+from torchsnow.source.grid import ONE_CELL
 from torchsnow.task_file import Task
 
 BATCH_SIZE = 32
@@ -46,8 +47,9 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Batch:
-    """What was computed of some image files, B of them: `logits` (B, num_classes) by task, on the CPU, and by framing
-    the source's last features (B, num_features), where they were asked for."""
+    """What was computed of some image files, B of them: `logits` (B, num_classes) by task, and by framing, where they
+    were asked for, the `features`: averages of all taps and the source's last features (B, num_chs + num_features),
+    the last ones behind. All are on the CPU."""
 
     files: tuple[Path, ...]
     logits: dict[str, Tensor]
@@ -126,12 +128,14 @@ def _batch(
 ) -> Batch:
     batch = Batch(tuple(file for file, _ in images), {}, {})
     device = next(source.parameters()).device
+    channels = source.channels_of(tuple(source.taps)).to(device)
+    extra = [Request(grids={ONE_CELL: channels}, last=True)] if features else []
     for framing, deltas in by_framing.items():
         pixels = torch.stack([views[framing] for _, views in images]).to(device)
         requests = [delta.request(delta.choose()) for delta in deltas.values()]
         try:
             with torch.no_grad():
-                maps = source(pixels, Request.together([*requests, Request(last=features)]))
+                maps = source(pixels, Request.together([*requests, *extra]))
                 logits = {name: delta(maps).cpu() for name, delta in deltas.items()}
         except SourceError as error:  # in this framing: other tasks read images of another
             for file in batch.files:
@@ -139,8 +143,7 @@ def _batch(
             continue
         batch.logits.update(logits)
         if features:
-            assert maps.last is not None
-            batch.features[framing] = maps.last.float().cpu()
+            batch.features[framing] = maps.values(channels, last=True).float().cpu()
     return batch
 
 

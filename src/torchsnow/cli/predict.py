@@ -46,7 +46,7 @@ def predict(
     A file that is no usable image is named, the others are classified, and the
     exit code is 2; it is 0 when everything was answered.
 
-    Example: torchsnow predict photos/ --hub my-hub --task screws --csv screws.csv
+    Example: torchsnow predict photos/ --hub my-hub --csv answers.csv
     """
     from torchsnow.data import find_images
 
