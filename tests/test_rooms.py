@@ -18,11 +18,13 @@ ORDER = [
     *(
         "predictions",
         "train",
+        "evaluation",
         "methods",
         "pages",
         "plots",
         "jobs",
         "jobs_shared",
+        "classifier",
         "review",
         "serving",
         "visualize",

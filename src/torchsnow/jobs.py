@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replaced
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from torchsnow.compile.quantize import Measured
 from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare
-from torchsnow.data.listing import first_few
 from torchsnow.data.sampling import reduced
-from torchsnow.errors import DataError, HubError, TrainingError
+from torchsnow.errors import HubError, TrainingError
 from torchsnow.files import clear_os_errors
 from torchsnow.hub import SOURCE_FILE, Hub
 from torchsnow.methods import kind_of, make_method
@@ -31,10 +29,8 @@ from torchsnow.task_file import Task, check_task_name, make_task, refuse_too_lar
 from torchsnow.train import FitResult, Method, Metrics, RunFolder, TrainSettings, evaluate, fit
 from torchsnow.train.auto import auto_sizes
 from torchsnow.train.batches import plain_images, run_images
-from torchsnow.train.evaluate import judge, predict
 from torchsnow.train.range_test import auto_lr
 
-BATCH_SIZE = 32  # of evaluation
 LEAST_PATIENCE = 10  # epochs from stored features
 CALIBRATION_IMAGES, MEASURED_IMAGES = 200, 1000  # of an export to int8, at most
 
@@ -57,6 +53,10 @@ class TrainedTask:
     warning: str | None
     size_bytes: int
     seconds: float
+
+    def __repr__(self) -> str:
+        tested = "" if self.test is None else f", test {self.test.accuracy:.1%} of {self.test.num_images} images"
+        return f"TrainedTask({self.name!r}, validation {self.fit.metrics.accuracy:.1%}{tested})"
 
     @property
     def alone(self) -> bool:
@@ -315,80 +315,6 @@ def _plain_images(
     """Images as they are at evaluation, each read once."""
     transform = eval_transform(config, framing)
     return ImageSet(examples, classes, transform, prepare(config, framing), cache_bytes=0)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a task says of N labelled examples: `logits` (N, num_classes), on the CPU, and how good they are."""
-
-    metrics: Metrics
-    examples: Sequence[Example]
-    logits: Tensor
-
-    def rows(self, data: LoadedData) -> Iterator[tuple[Any, ...]]:
-        """For every image its path below the data's root, its class, the one that it is taken for, whether that is
-        right, and the probabilities of the one that it is taken for and of its own."""
-        probabilities, classes = self.logits.softmax(1), self.metrics.classes
-        for example, of_image in zip(self.examples, probabilities, strict=True):
-            top, label = int(of_image.argmax()), example.label
-            shares = (round(float(of_image[place]), 6) for place in (top, label))
-            yield data.relative_path(example), classes[label], classes[top], top == label, *shares
-
-
-def evaluate_task(
-    hub: Hub,
-    name: str,
-    data: LoadedData,
-    examples: Sequence[Example],
-    device: torch.device,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Evaluation:
-    """How good a hub's task is on labelled examples, whose classes are matched by name.
-
-    `progress` is called with (images done, images in all). Raises DataError when the data has a class that the task
-    does not know.
-    """
-    task = hub.task(name)
-    relabelled = matched_labels(task, data, examples)
-    images = _plain_images(relabelled, task.classes, hub.source.input_config, task.framing)
-    model, parts = SnowModel(hub.source, task.delta).to(device), []
-    for first in range(0, len(images), BATCH_SIZE):
-        batch = images.subset(range(first, min(first + BATCH_SIZE, len(images))))
-        parts.append(predict(model, batch, BATCH_SIZE, device)[0])
-        progress(first + len(batch), len(images))
-    logits = torch.cat(parts) if parts else torch.empty(0, len(task.classes))
-    return Evaluation(judge(logits, images.labels, task.classes), relabelled, logits)
-
-
-def matched_labels(task: Task, data: LoadedData, examples: Iterable[Example]) -> list[Example]:
-    """Examples of some data with the labels of a task, matched by the classes' names.
-
-    Raises DataError when the data has a class that the task does not know.
-    """
-    places = {label: place for place, label in enumerate(task.classes)}
-    unknown = [label for label in data.classes if label not in places]
-    if unknown:
-        raise DataError(
-            f"{data.name} has the class {unknown[0]!r}, which task {task.name!r} does not know; "
-            f"its classes are {first_few(task.classes, 20, ', ')}"
-        )
-    return [Example(example.path, places[data.classes[example.label]]) for example in examples]
-
-
-def examples_of(data: LoadedData, split: str, splits_file: Path | None) -> Sequence[Example]:
-    """The examples of one split ("all" for every image), as a run's splits.json or the data itself defines it.
-
-    Raises DataError for a split that there is not.
-    """
-    splits: dict[str, Sequence[Example]] = dict(data.splits)
-    if splits_file is not None:
-        of_run = Splits.load(splits_file, data)
-        splits = {"train": of_run.train, "val": of_run.val, "test": of_run.test}
-    splits = {"all": data.examples, **splits}
-    if not splits.get(split):
-        have = ", ".join(name for name, examples in splits.items() if examples)
-        raise DataError(f"{data.name} has no split {split!r}; it has: {have}. A run's own are in its splits.json")
-    return splits[split]
 
 
 def int8_images(data: LoadedData, config: InputConfig, framing: Framing) -> Measured:

@@ -36,20 +36,21 @@ def evaluate(
 
     Example: torchsnow evaluate photos/ --hub my-hub --task screws
     """
+    from torchsnow.evaluation import evaluate_task, examples_of
     from torchsnow.files import write_csv
     from torchsnow.hub import Hub
-    from torchsnow.jobs import evaluate_task, examples_of
     from torchsnow.train import torch_device
 
     if csv is not None:
         check_writable(csv)
     on_device, opened = torch_device(device), Hub.open(hub)
-    opened.task(task)  # before the images, which take longer
+    opened.info(task)  # before the images, which take longer
     loaded = load_checked(data, quiet=json)
     chosen = split or ("all" if splits is None else "test")
+    opened.source.to(on_device)
     examples = examples_of(loaded, chosen, splits)
     with counting("classifying images", quiet=json) as progress:
-        evaluation = evaluate_task(opened, task, loaded, examples, on_device, progress)
+        evaluation = evaluate_task(opened, task, loaded, examples, progress)
     metrics = evaluation.metrics
     if csv is not None:
         write_csv(csv, COLUMNS, evaluation.rows(loaded))

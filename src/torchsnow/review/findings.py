@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from torchsnow.data import Example, LoadedData, Splits
-from torchsnow.errors import DataError
+from torchsnow.evaluation import matched_labels, refuse_bad
 from torchsnow.hub import Hub
-from torchsnow.jobs import matched_labels
 from torchsnow.predictions import run_tasks
 from torchsnow.review.confident import FOLDS, held_out_probabilities, likely_wrong
 from torchsnow.review.duplicates import duplicate_groups, of_several
@@ -114,7 +113,7 @@ def _run(
 ) -> tuple[Tensor, Tensor]:
     """The task's probabilities (N, num_classes) and the source's averages and last features (N, F)."""
     files = [example.path for example in examples]
-    batches = list(run_tasks(source, {task.name: task}, files, _refuse, features=True, progress=progress))
+    batches = list(run_tasks(source, {task.name: task}, files, refuse_bad, features=True, progress=progress))
     logits = torch.cat([batch.logits[task.name] for batch in batches])
     return logits.softmax(1), torch.cat([batch.features[task.framing] for batch in batches])
 
@@ -143,10 +142,6 @@ def _by_split(data: LoadedData, splits_file: Path | None) -> dict[str, Sequence[
         return dict(data.splits)
     splits = Splits.load(splits_file, data)
     return {"train": splits.train, "val": splits.val, "test": splits.test}
-
-
-def _refuse(file: Path, why: str) -> None:
-    raise DataError(why)
 
 
 def _mislabelled(
