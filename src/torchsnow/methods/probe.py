@@ -96,7 +96,9 @@ def choose_reading(values: Tensor, labels: Tensor, num_classes: int, nums: Seque
     losses = np.zeros((len(tried), len(INVERSE_PENALTIES)))
     for fit, held in _folds(y):
         ranked = {
-            by_importance: (probe_importance if by_importance else lasso_strength)(values[fit], labels[fit], num_classes)
+            by_importance: (probe_importance if by_importance else lasso_strength)(
+                values[fit], labels[fit], num_classes
+            )
             for by_importance in {by_importance for _, by_importance in tried}
         }
         for place, (num, by_importance) in enumerate(tried):
