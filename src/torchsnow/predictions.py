@@ -74,5 +74,5 @@ def _answers(
 
 def _prediction(file: Path, name: str, classes: Sequence[str], logits: torch.Tensor) -> Prediction:
     probabilities = logits.softmax(0)
-    order = probabilities.argsort(descending=True).tolist()
+    order = logits.argsort(descending=True, stable=True).tolist()
     return Prediction(str(file), name, {classes[i]: float(probabilities[i]) for i in order})

@@ -61,7 +61,11 @@ def _from_hub(
     from torchsnow.predictions import predict_images
 
     found = predict_images(Hub.open(hub), images, tasks, on_bad)
-    return [{"image": p.image, "task": p.task, "label": p.label, "probabilities": p.probabilities} for p in found]
+    return [
+        {"image": p.image, "task": p.task, "label": p.label}
+        | {"ranking": list(p.probabilities), "probabilities": p.probabilities}
+        for p in found
+    ]
 
 
 def _from_server(

@@ -25,10 +25,10 @@ class Lead:
     bias: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Plain JSON values; `ranking` has the taps in order, for objects of JSON have none."""
         taps = {name: round(share, 4) for name, share in self.taps.items()}
         numbers = {name: round(getattr(self, name), 4) for name in ("logits", "own", "bias")}
-        return {"over": self.over, "taps": taps, **numbers}
+        return {"over": self.over, "taps": taps, "ranking": list(taps), **numbers}
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class TaskAnswer:
     probabilities: Tensor
     pixels: Tensor
     lead: Lead | None = None
+
+    def order(self) -> list[int]:
+        """The classes by number, the likeliest first. By logits: of several probabilities of 0, they know the order."""
+        order: list[int] = self.logits.argsort(descending=True, stable=True).tolist()
+        return order
 
 
 @dataclass(frozen=True)

@@ -226,7 +226,7 @@ def _reply(asked: Inference, answers: Sequence[Answers], seconds: float) -> Resp
 
 def _output(name: str, rows: Sequence[TaskAnswer], binary: bool) -> tuple[dict[str, Any], bytes]:
     if name == "label":
-        labels = [row.task.classes[int(row.probabilities.argmax())] for row in rows]
+        labels = [row.task.classes[row.order()[0]] for row in rows]
         encoded = [label.encode("utf-8", "replace") for label in labels]
         raw = b"".join(struct.pack("<I", len(label)) + label for label in encoded)
         output: dict[str, Any] = {"name": name, "datatype": "BYTES", "shape": [len(rows)]}

@@ -65,7 +65,7 @@ def api_page(document: dict[str, Any]) -> Response:
 
 
 def _own_paths(settings: ServeSettings) -> dict[str, Any]:
-    answer = _object(task=_TEXT, version=_TEXT, sha256=_TEXT, label=_TEXT, probabilities=_OBJECT)
+    answer = _object(task=_TEXT, version=_TEXT, sha256=_TEXT, label=_TEXT, ranking=_list(_TEXT), probabilities=_OBJECT)
     failure = _object(task=_TEXT, version=_TEXT, sha256=_TEXT, error=_TEXT, code=_TEXT)
     image = _object(name={"type": ["string", "null"]}, answers=_list(answer), errors=_list(failure))
     picture, task = {"type": "string", "format": "binary"}, {"type": "string", "maxLength": 64}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence, Set
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -138,10 +138,11 @@ def _of_image(name: str | None, answers: Answers, explain: bool) -> dict[str, An
 
 
 def _spoken(answer: TaskAnswer, explain: bool) -> dict[str, Any]:
-    order = answer.probabilities.argsort(descending=True).tolist()
     numbers = answer.probabilities.tolist()
-    shares: Mapping[str, float] = {answer.task.classes[i]: numbers[i] for i in order}
-    spoken = {**named(answer.task), "label": next(iter(shares)), "probabilities": shares}
+    shares = {answer.task.classes[i]: numbers[i] for i in answer.order()}
+    # The order is a list of its own: a browser puts the keys "0", "1", "10" of an object before all others.
+    ranking = list(shares)
+    spoken = {**named(answer.task), "label": ranking[0], "ranking": ranking, "probabilities": shares}
     return {**spoken, "lead": answer.lead and answer.lead.to_dict()} if explain else spoken
 
 
