@@ -23,6 +23,10 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option(help="Name under which admin routes may be called; may be repeated.")
     ] = None,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(help="Address or network of a proxy, which says who calls (X-Forwarded-For); may be repeated."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images of one source pass, at most.")] = 16,
     wait_ms: Annotated[float, typer.Option(help="How long an image waits for others.")] = 5.0,
     queue: Annotated[int, typer.Option(help="Images that may wait; more get status 429.")] = 256,
@@ -52,6 +56,7 @@ def serve(
         queue_size=queue,
         deadline_s=deadline_s,
         token=read_token(token_file),
+        proxies=tuple(proxy or ()),
         hosts=(*ServeSettings.hosts, *(name.lower() for name in (_in_header(host), *(allow_host or ())))),
     )
     on_device, opened = torch_device(device), Hub.open(hub)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from torchsnow.serving.callers import caller
 
 HEADER_TIMEOUT_S = 10.0
 WRITE_TIMEOUT_S = 30.0
@@ -22,7 +25,7 @@ class PatientProtocol(H11Protocol):
         """A client is there."""
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
-            transport.close()
+            self._one_too_many().transport.close()
         self._wait_for_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -47,6 +50,18 @@ class PatientProtocol(H11Protocol):
         if self._stalled is not None:
             self._stalled.cancel()
         super().resume_writing()
+
+    def _one_too_many(self) -> Any:
+        """The connection to be closed: an idle one of the caller that has the most, or this if that is its own."""
+        connections: Any = self.connections  # all of this class
+        held = Counter(caller(connection.client) for connection in connections)
+        greediest, most = held.most_common(1)[0]
+        if most > held[caller(self.client)]:
+            for connection in connections:
+                is_idle = connection.cycle is None or connection.cycle.response_complete
+                if is_idle and caller(connection.client) == greediest:
+                    return connection
+        return self
 
     def _wait_for_request(self) -> None:
         if self._waiting is not None:

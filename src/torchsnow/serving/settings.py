@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Any
 
 from torchsnow.errors import ServingError
@@ -46,6 +47,10 @@ class ServeSettings:
     max_json_depth: int = 16
     body_timeout_s: float = 30.0
     """For a client to send its whole request."""
+    body_rate: int = 8 * 2**10
+    """Bytes per second at which a body must come, but for a few seconds."""
+    proxies: tuple[str, ...] = ()
+    """Addresses or networks of proxies, whose X-Forwarded-For and X-Forwarded-Proto are believed."""
 
     def __post_init__(self) -> None:
         above_0 = ("batch_size", "queue_size", "decode_processes", "decode_timeout_s", "deadline_s", "follow_s")
@@ -53,6 +58,11 @@ class ServeSettings:
             _expect(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
         for name in ("wait_s", "stale_s"):
             _expect(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for proxy in self.proxies:
+            try:
+                ip_network(proxy)
+            except ValueError as error:
+                raise ServingError(f"the proxy {proxy!r} is no address or network of addresses: {error}") from error
         if self.token is not None and (
             len(self.token) < MIN_TOKEN_CHARACTERS or not all("!" <= c <= "~" for c in self.token)
         ):
