@@ -61,7 +61,7 @@ def test_the_manifest_fits_the_image() -> None:
     (container,) = pod["spec"]["containers"]
     assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
     assert parse([*entrypoint()[1:], *container["args"]])["allow_host"] == ["torchsnow"]
-    assert container["readinessProbe"]["httpGet"]["path"] == "/v2/health/ready"
+    assert_probes(container)
     assert pod["spec"]["terminationGracePeriodSeconds"] > 10 + 5
     assert {mount["name"] for mount in container["volumeMounts"]} == {v["name"] for v in pod["spec"]["volumes"]}
     claims = [
@@ -70,11 +70,20 @@ def test_the_manifest_fits_the_image() -> None:
     assert claims == [claim["metadata"]["name"]]
 
 
+def assert_probes(container: Any) -> None:
+    """A start that takes a minute is not taken for the end, and requests come when there are answers."""
+    probes = {name: container[f"{name}Probe"] for name in ("startup", "liveness", "readiness")}
+    paths = {name: probe["httpGet"]["path"] for name, probe in probes.items()}
+    assert paths == {"startup": "/v2/health/live", "liveness": "/v2/health/live", "readiness": "/v2/health/ready"}
+    assert probes["startup"]["periodSeconds"] * probes["startup"]["failureThreshold"] >= 60
+
+
 def test_the_inference_service_fits_the_image() -> None:
     service = yaml.safe_load((DEPLOY / "kserve.yaml").read_text())
     assert (service["apiVersion"], service["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
     predictor = service["spec"]["predictor"]
     (container,) = predictor["containers"]
+    assert_probes(container)
     given = parse([*entrypoint()[1:], *container["args"]])
     assert container["ports"] == [{"containerPort": given["port"], "protocol": "TCP"}]
     assert predictor["terminationGracePeriodSeconds"] > given["deadline_s"]

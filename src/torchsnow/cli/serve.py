@@ -60,10 +60,14 @@ def serve(
         hosts=(*ServeSettings.hosts, *(name.lower() for name in (_in_header(host), *(allow_host or ())))),
     )
     on_device, opened = torch_device(device), Hub.open(hub)
-    with bind(host, port) as listener:
+
+    def load() -> LiveHub:
         opened.source.to(on_device)
+        return LiveHub(opened)
+
+    with bind(host, port) as listener:
         write_logs()
-        run(LiveHub(opened), settings, listener)
+        run(load, settings, listener)
 
 
 def _in_header(host: str) -> str:

@@ -27,6 +27,8 @@ from torchsnow.serving.settings import ServeSettings
 DEADLINE_HEADER = "x-deadline-s"
 # What is done in a moment is done on the event loop: under load, going to a thread and back takes longer.
 _QUICK_BYTES, _QUICK_NUMBERS = 2**17, 1_000
+# A small hub is loaded before the first route answers. Of a large one, each task is, when it is first asked for.
+_FIRST_LOOK_S = 2.0
 Result = TypeVar("Result")
 
 
@@ -50,20 +52,21 @@ class Service:
     def ready(self) -> bool:
         """Whether it answers, and follows its hub: nothing has stuck or failed for long."""
         alive = all(loop.age_s() <= self.settings.longest_age_s for loop in self._loops)
-        return self._is_running and alive and not self.decoders.stuck
+        return self._is_running and self.following.has_looked.is_set() and alive and not self.decoders.stuck
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Answer and follow the hub, until the block ends."""
-        await asyncio.to_thread(self.following.look)
-        await self.decoders.start()
         for loop in self._loops:
             loop.start()
+        await self.decoders.start()
+        await asyncio.to_thread(self.following.has_looked.wait, _FIRST_LOOK_S)
         self._is_running = True
         try:
             yield
         finally:
             self._is_running = False
+            self.following.end()
             for loop in self._loops:
                 await loop.stop()
             await self.decoders.close()
