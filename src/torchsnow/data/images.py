@@ -87,6 +87,8 @@ def _read(file: Path | BinaryIO, max_pixels: int) -> Image.Image:
         raise DataError("there is no such file") from error
     except IsADirectoryError as error:
         raise DataError("it is a folder") from error
+    except MemoryError as error:
+        raise DataError("there is not enough memory to decode it") from error
     # Decoders meet damaged files with nearly every exception there is: OSError, SyntaxError, struct.error, KeyError...
     except Exception as error:
         raise DataError(f"damaged or truncated ({error or type(error).__name__})") from error

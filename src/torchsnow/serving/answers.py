@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from torchsnow.live import LiveTask
+from torchsnow.serving.refusal import Refusal
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,15 @@ class TaskAnswer:
 
 @dataclass(frozen=True)
 class TaskFailure:
-    """A version of a task that has no answer for an image: a code for programs, and a sentence for people."""
+    """A version of a task that has no answer for an image: a code for programs, and a sentence for people.
+
+    `refusal` is what to say where this machine is at fault, and no task has an answer.
+    """
 
     task: LiveTask
     code: str
     message: str
+    refusal: Refusal | None = None
 
 
 Answers = dict[str, TaskAnswer | TaskFailure]

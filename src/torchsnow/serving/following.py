@@ -168,11 +168,20 @@ class Following:
         return found if len(found) == len(warm) else None
 
     def tasks(self, names: Sequence[str] | None) -> list[LiveTask]:
-        """The named tasks, or all that answer. Raises Refusal: 404 for an unknown name, 409 for an unusable task."""
+        """The named tasks, or all that answer. Raises Refusal: 404 for an unknown name, 409 for an unusable task; and
+        TransientError for one that this machine cannot load now."""
         if names is None:
-            found = [self._found(name) for name in sorted(self.live.now.entries) if name not in self._unloaded]
-            usable = [task for task in found if task is not None]
+            usable, lacking = [], None
+            for name in sorted(self.live.now.entries.keys() - self._unloaded):
+                try:
+                    task = self._found(name)
+                except TransientError as error:  # the others answer
+                    lacking = error
+                    continue
+                usable += [task] if task is not None else []
             if not usable:
+                if lacking is not None:
+                    raise lacking
                 raise Refusal(404, "no_tasks", "there are no tasks yet")
             return usable
         for name in names:
@@ -187,10 +196,12 @@ class Following:
         return tasks
 
     def _found(self, name: str) -> LiveTask | None:
-        """A task, from the disk if need be; None for one that cannot be used."""
+        """A task, from the disk if need be; None for one that cannot be used. Raises TransientError."""
         task = self._warm.get(name)
         try:
             return self._load(name) if task is None else task
+        except TransientError:
+            raise
         except HubError:
             return None
 
