@@ -133,6 +133,26 @@ def test_a_body_that_falls_behind_its_pace_is_refused(monkeypatch: pytest.Monkey
     asyncio.run(main())
 
 
+def test_at_the_end_bodies_have_to_arrive_in_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_STOP_S", 0.1)
+
+    async def main() -> None:
+        bodies = Bodies(ServeSettings())
+        dripping, quick = Caller(bodies, "10.0.0.1"), Caller(bodies, "10.0.0.1")
+        await dripping.send(b"x")
+        bodies.end()
+        late = Caller(bodies, "10.0.0.1")
+        await quick.send(b"x", b"end")
+        start_s = time.monotonic()
+        while not (dripping.outcome.done() and late.outcome.done()):
+            await dripping.send(b"x")
+            await late.send(b"x")
+            assert time.monotonic() - start_s < 1
+        assert [await one.status() for one in (dripping, quick, late)] == [503, 200, 503]
+
+    asyncio.run(main())
+
+
 @contextmanager
 def unfinished(server: Running, num: int, size_bytes: int) -> Iterator[None]:
     """Connections whose bodies do not end."""

@@ -51,7 +51,7 @@ def test_the_unit_starts_a_server() -> None:
     assert Path(program).name == "torchsnow"
     given = parse(words)
     assert given["host"] == "127.0.0.1"
-    assert int(unit["Service"]["TimeoutStopSec"]) > given["deadline_s"]
+    assert int(unit["Service"]["TimeoutStopSec"]) > given["drain_s"] + given["deadline_s"] + 1
 
 
 def test_the_manifest_fits_the_image() -> None:
@@ -60,9 +60,11 @@ def test_the_manifest_fits_the_image() -> None:
     pod = deployment["spec"]["template"]
     (container,) = pod["spec"]["containers"]
     assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
-    assert parse([*entrypoint()[1:], *container["args"]])["allow_host"] == ["torchsnow"]
+    given = parse([*entrypoint()[1:], *container["args"]])
+    assert given["allow_host"] == ["torchsnow"]
+    assert given["drain_s"] > container["readinessProbe"]["periodSeconds"]
+    assert pod["spec"]["terminationGracePeriodSeconds"] > given["drain_s"] + given["deadline_s"] + 1
     assert_probes(container)
-    assert pod["spec"]["terminationGracePeriodSeconds"] > 10 + 5
     assert {mount["name"] for mount in container["volumeMounts"]} == {v["name"] for v in pod["spec"]["volumes"]}
     claims = [
         volume["persistentVolumeClaim"]["claimName"] for volume in pod["spec"]["volumes"] if "emptyDir" not in volume
@@ -86,7 +88,7 @@ def test_the_inference_service_fits_the_image() -> None:
     assert_probes(container)
     given = parse([*entrypoint()[1:], *container["args"]])
     assert container["ports"] == [{"containerPort": given["port"], "protocol": "TCP"}]
-    assert predictor["terminationGracePeriodSeconds"] > given["deadline_s"]
+    assert predictor["terminationGracePeriodSeconds"] > given["drain_s"] + given["deadline_s"] + 1
     assert {mount["name"] for mount in container["volumeMounts"]} == {v["name"] for v in predictor["volumes"]}
 
 

@@ -31,7 +31,7 @@ def starting(load: Any, **settings: Any) -> Iterator[tuple[Running, Starting]]:
         server.should_exit = True
 
     app = Starting(load, given, give_up)
-    server = _server(app, given)
+    server = _server(app, given, app)
     with bind("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -31,6 +31,9 @@ def serve(
     wait_ms: Annotated[float, typer.Option(help="How long an image waits for others.")] = 5.0,
     queue: Annotated[int, typer.Option(help="Images that may wait; more get status 429.")] = 256,
     deadline_s: Annotated[float, typer.Option(help="Longest time to an answer.")] = 10.0,
+    drain_s: Annotated[
+        float, typer.Option(help="From SIGTERM until no more connections are taken, while readiness is false.")
+    ] = 1.0,
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
 ) -> None:
     """Answer over HTTP for all tasks of a hub, and follow its folder.
@@ -55,6 +58,7 @@ def serve(
         wait_s=wait_ms / 1000,
         queue_size=queue,
         deadline_s=deadline_s,
+        drain_s=drain_s,
         token=read_token(token_file),
         proxies=tuple(proxy or ()),
         hosts=(*ServeSettings.hosts, *(name.lower() for name in (_in_header(host), *(allow_host or ())))),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from torchsnow.task_file.json_shape import check_shape, parse_json
 _MAX_QUOTES = 20_000  # of the texts in a JSON body: two for each
 _MAX_STRUCTURE_BYTES = 64 * 2**10  # of a JSON body without its texts
 _MAX_FIELD_BYTES = 256
+_STOP_S = 1.0  # for a body to arrive, when the server ends
 _GRACE_S = 5.0  # for a body to come more slowly than it must
 
 
@@ -60,11 +62,11 @@ class _Body:
         """Wait for more, as long as there is time."""
         self.timer.reschedule(min(self.end_s, self.due_s))
 
-    def refuse(self, refusal: Refusal) -> None:
-        """Wait no longer."""
-        self.refusal = refusal
+    def refuse(self, refusal: Refusal, end_s: float) -> None:
+        """Wait no longer than that."""
+        self.refusal, self.end_s = refusal, min(self.end_s, end_s)
         if not self.timer.expired():
-            self.timer.reschedule(_now_s())
+            self.wait()
 
 
 class Bodies:
@@ -74,6 +76,14 @@ class Bodies:
         self._settings = settings
         self._held: set[_Body] = set()
         self._held_bytes = 0
+        self._end_s = math.inf
+
+    def end(self) -> None:
+        """The server stops: bodies that are still arriving have to be there in a moment."""
+        self._end_s = _now_s() + _STOP_S
+        for body in self._held:
+            if not body.is_complete:
+                body.refuse(_stopping(), self._end_s)
 
     @contextmanager
     def holding(self) -> Iterator[Callable[[Request, int], Awaitable[bytes]]]:
@@ -95,6 +105,8 @@ class Bodies:
             try:
                 async with body.timer:
                     body.wait()
+                    if self._end_s < math.inf:
+                        body.refuse(_stopping(), self._end_s)
                     async for chunk in _chunks(request):
                         if len(content) + len(chunk) > max_bytes:
                             raise _too_large(max_bytes)
@@ -127,7 +139,7 @@ class Bodies:
             if most == own or not unfinished:
                 raise _busy()
             largest = max(unfinished, key=lambda body: body.size_bytes)
-            largest.refuse(_busy())
+            largest.refuse(_busy(), _now_s())
             self._let_go(largest)
 
     def _let_go(self, body: _Body) -> None:
@@ -138,6 +150,10 @@ class Bodies:
 
 def _busy() -> Refusal:
     return Refusal(429, "busy", "too many requests at once; try again later", 1)
+
+
+def _stopping() -> Refusal:
+    return Refusal(503, "stopping", "the server stops before the request has arrived; try again", 1)
 
 
 def _now_s() -> float:

@@ -19,12 +19,13 @@ from torchsnow.serving.refusal import Refusal, refusal_of
 from torchsnow.shortage import shortage
 
 READY = b"ready\n"
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _FAILED = "this image could not be decoded; the server's log says why"
 
 
 def main() -> None:
     """Decode until stdin ends."""
-    for stop in (signal.SIGTERM, signal.SIGINT):  # they may be meant for the whole group, but the server has to drain
+    for stop in STOP_SIGNALS:  # they may be meant for the whole group, but the server has to drain
         signal.signal(stop, signal.SIG_IGN)
     write_logs()
     format_of(b"")  # loads Pillow's readers now rather than for the first picture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections import Counter
 from typing import Any
 
@@ -13,6 +14,12 @@ from torchsnow.serving.callers import caller
 HEADER_TIMEOUT_S = 10.0
 WRITE_TIMEOUT_S = 30.0
 MAX_CONNECTIONS = 1000
+_OTHER_FILES = 64
+
+
+def max_connections() -> int:
+    """How many there may be: each takes a file, and files are needed for other things."""
+    return max(1, min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES))
 
 
 class PatientProtocol(H11Protocol):
@@ -24,7 +31,7 @@ class PatientProtocol(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         """A client is there."""
         super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
+        if len(self.connections) > max_connections():
             self._one_too_many().transport.close()
         self._wait_for_request()
 

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from torchsnow.errors import ServingError
 from torchsnow.live import LiveHub
 from torchsnow.serving.app import make_app
+from torchsnow.serving.draining import DrainingServer, Served
 from torchsnow.serving.logs import log
 from torchsnow.serving.patience import PatientProtocol
 from torchsnow.serving.service import Service
@@ -47,19 +48,22 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def serve(load: Callable[[], LiveHub], settings: ServeSettings, listener: socket.socket) -> None:
-    """Answer until SIGTERM or SIGINT, then finish what has been accepted. Liveness is answered while the hub loads.
+    """Answer until SIGTERM, SIGINT, SIGHUP or SIGQUIT, then finish what has been accepted.
 
-    Raises what `load` raises.
+    Liveness is answered while the hub loads. Raises what `load` raises.
     """
 
     def give_up() -> None:
         server.should_exit = True
 
     app = Starting(load, settings, give_up)
-    server = _server(app, settings)
+    server = _server(app, settings, app)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    for stop in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when it has drained
+    for stop in (signal.SIGTERM, signal.SIGINT):  # uvicorn sets its own, and raises them again when it has drained
         signal.signal(stop, lambda number, frame: None)
+    for stop in (signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(stop) != signal.SIG_IGN:  # as nohup makes it
+            signal.signal(stop, server.handle_exit)
     log("serving", address=listener.getsockname()[:2], admin=settings.token is not None)
     server.run(sockets=[listener])
     log("stopped")
@@ -69,10 +73,10 @@ def serve(load: Callable[[], LiveHub], settings: ServeSettings, listener: socket
 
 def make_server(service: Service) -> uvicorn.Server:
     """The HTTP server of a service."""
-    return _server(make_app(service), service.settings)
+    return _server(make_app(service), service.settings, service)
 
 
-def _server(app: ASGIApp, settings: ServeSettings) -> uvicorn.Server:
+def _server(app: ASGIApp, settings: ServeSettings, served: Served) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
         http=PatientProtocol,
@@ -88,4 +92,4 @@ def _server(app: ASGIApp, settings: ServeSettings) -> uvicorn.Server:
         timeout_keep_alive=5,
         timeout_graceful_shutdown=math.ceil(settings.deadline_s) + 1,
     )
-    return uvicorn.Server(config)
+    return DrainingServer(config, served, settings.drain_s)

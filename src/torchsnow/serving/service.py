@@ -46,13 +46,22 @@ class Service:
         self._loops = (self.following.loop, self.batcher.loop)
         for loop in self._loops:
             self.metrics.watch(loop)
-        self._is_running = False
+        self._is_running = self._is_draining = False
 
     @property
     def ready(self) -> bool:
         """Whether it answers, and follows its hub: nothing has stuck or failed for long."""
         alive = all(loop.age_s() <= self.settings.longest_age_s for loop in self._loops)
-        return self._is_running and self.following.has_looked.is_set() and alive and not self.decoders.stuck
+        is_offered = self._is_running and not self._is_draining
+        return is_offered and self.following.has_looked.is_set() and alive and not self.decoders.stuck
+
+    def drain(self) -> None:
+        """Ask for no more requests, by readiness; those that come are answered."""
+        self._is_draining = True
+
+    def end(self) -> None:
+        """Let no request that is still arriving hold up the end."""
+        self.bodies.end()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

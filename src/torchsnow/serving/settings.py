@@ -23,6 +23,8 @@ class ServeSettings:
     """Images that may wait; more are answered 429."""
     deadline_s: float = 10.0
     """From the moment that a request is read to its answer; a client may ask for less."""
+    drain_s: float = 1.0
+    """From SIGTERM until no more connections are taken: for whoever asks for readiness to learn that it is over."""
     decode_processes: int = 2
     decode_timeout_s: float = 5.0
     """For one picture; then its process is killed. Never more than the deadline."""
@@ -56,7 +58,7 @@ class ServeSettings:
         above_0 = ("batch_size", "queue_size", "decode_processes", "decode_timeout_s", "deadline_s", "follow_s")
         for name in (*above_0, "body_timeout_s"):
             _expect(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
-        for name in ("wait_s", "stale_s"):
+        for name in ("wait_s", "stale_s", "drain_s"):
             _expect(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for proxy in self.proxies:
             try:

@@ -27,6 +27,7 @@ class Starting:
         self._load, self._settings, self._give_up = load, settings, give_up
         self._app: ASGIApp = self._wait
         self._decided, self._ended = asyncio.Event(), asyncio.Event()
+        self._service: Service | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or the time from start to end."""
@@ -34,6 +35,16 @@ class Starting:
             await self._live(receive, send)
         else:
             await self._app(scope, receive, send)
+
+    def drain(self) -> None:
+        """Ask for no more requests."""
+        if self._service is not None:
+            self._service.drain()
+
+    def end(self) -> None:
+        """Let no request that is still arriving hold up the end."""
+        if self._service is not None:
+            self._service.end()
 
     async def _live(self, receive: Receive, send: Send) -> None:
         running = asyncio.create_task(self._run())
@@ -46,9 +57,9 @@ class Starting:
 
     async def _run(self) -> None:
         try:
-            service = Service(await asyncio.to_thread(self._load), self._settings)
-            async with service.running():
-                self._app = make_app(service)
+            self._service = Service(await asyncio.to_thread(self._load), self._settings)
+            async with self._service.running():
+                self._app = make_app(self._service)
                 self._decided.set()
                 await self._ended.wait()
         except Exception as error:
