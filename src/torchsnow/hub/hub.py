@@ -200,8 +200,9 @@ class Hub:
             del logits[name]
         return logits
 
-    def add(self, task: Task, replace: bool = False) -> None:
-        """Store a task. With `replace`, a task of that name becomes a former version.
+    def add(self, task: Task, replace: bool = False) -> Entry:
+        """Store a task, and return what the index says of it. With `replace`, a task of that name becomes a former
+        version.
 
         Raises HubError for a task of another source, a name that is taken (unless `replace`), a disk that refuses, or
         another process that keeps the hub locked; TaskFileError for a task that could not be loaded again. The hub is
@@ -226,6 +227,7 @@ class Hub:
                 self.folder.write_index(index.with_task(task.name, entry))
             finally:
                 self.folder.sweep(task.name)
+        return entry
 
     def remove(self, name: str) -> None:
         """Remove a task; it stays as a former version. Raises HubError for an unknown task or a disk that refuses."""
