@@ -48,7 +48,8 @@ class ChannelPooling(nn.Module):
 
     With w the N weights and n ~ Normal(0, sigma) drawn anew at every training forward:
     training, `idx` = the M largest of w + n; evaluation, `idx` = the M largest of w; output `x[:, idx] * w[idx]`.
-    Equal weights are taken in channel order. `sigma` is set by whoever trains; 0 means no exploration.
+    Equal weights are taken in channel order. They come the strongest first, or by their number if `ascending`.
+    `sigma` is set by whoever trains; 0 means no exploration.
     `times_chosen` (N,) counts the training forwards in which each channel was chosen.
     """
 
@@ -60,19 +61,19 @@ class ChannelPooling(nn.Module):
         if not 1 <= num_pooled <= num_chs:
             raise DeltaError(f"cannot pool {num_pooled} of {num_chs} channels; expected 1 to {num_chs}")
         self.num_chs, self.num_pooled, self.dim = num_chs, num_pooled, dim
-        self.sigma = 0.0
+        self.sigma, self.ascending = 0.0, False
         self.weight = nn.Parameter(torch.ones(num_chs))
         self.register_buffer("times_chosen", torch.zeros(num_chs, dtype=torch.long))
 
     def choose(self) -> Tensor:
-        """The M chosen channels, (M,) int64, the strongest first."""
+        """The M chosen channels, (M,) int64."""
         scores = self.weight.detach()
         if self.training and self.sigma > 0:
             scores = scores + self.sigma * torch.randn_like(scores)
         index = scores.argsort(descending=True, stable=True)[: self.num_pooled]
         if self.training:
             self.times_chosen[index] += 1
-        return index
+        return index.sort().values if self.ascending else index
 
     def take(self, x: Tensor, idx: Tensor) -> Picked:
         """The channels `idx` of a tap, `x` (B, M, ...), as chosen by `choose`, for a layer that scales them."""

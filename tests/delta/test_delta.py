@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from torchsnow.delta import Delta, DeltaSpec
 from torchsnow.delta.derive import key_of
+from torchsnow.delta.layers import Slots
 from torchsnow.errors import DeltaError
 from torchsnow.pooling import num_pooled
 from torchsnow.source import FeatureMaps, Request, Source, load_source
@@ -78,7 +79,7 @@ def test_a_settled_delta_loads_into_a_fresh_one(source: Source, features: Featur
     assert torch.equal(loaded(features), settled(features))
 
 
-@pytest.mark.parametrize("slots", ["channel", "rank"])
+@pytest.mark.parametrize("slots", get_args(Slots))
 def test_what_a_settled_delta_holds(source: Source, slots: Any) -> None:
     state = Delta(source, DeltaSpec(3, 4, 4, slots=slots)).settle(source).state_dict()
     pools = {key for key in state if key.startswith("pools.")}
@@ -94,7 +95,7 @@ def test_what_a_settled_delta_holds(source: Source, slots: Any) -> None:
     assert not any("times_chosen" in key for key in state)
 
 
-@pytest.mark.parametrize("slots", ["channel", "rank"])
+@pytest.mark.parametrize("slots", get_args(Slots))
 def test_a_settled_delta_reads_the_strongest_channels(source: Source, slots: Any) -> None:
     delta = Delta(source, DeltaSpec(3, 4, 4, slots=slots))
     name, pool = next(iter(delta.named_pools().items()))
@@ -103,7 +104,7 @@ def test_a_settled_delta_reads_the_strongest_channels(source: Source, slots: Any
     settled = delta.settle(source)
     strongest = pool.weight.detach().topk(pool.num_pooled).indices.tolist()
     # In the order of the source's memory, but where a column belongs to a rank.
-    assert settled.choose()[name].tolist() == (sorted(strongest) if slots == "channel" else strongest)
+    assert settled.choose()[name].tolist() == (strongest if slots == "rank" else sorted(strongest))
     assert torch.equal(settled.choose()[name], settled.train().choose()[name])
 
 
@@ -208,7 +209,7 @@ def test_a_spec_survives_json() -> None:
         ("pool_divisor", -8, "pool_divisor is -8"),
         ("pool_divisor", 2.5, "pool_divisor is 2.5"),
         ("head_divisor", None, "head_divisor is None"),
-        ("slots", "ranks", "slots is 'ranks'; expected 'channel' or 'rank'"),
+        ("slots", "ranks", "slots is 'ranks'; expected one of channel, ascending, rank"),
         ("head_last", "yes", "head_last is 'yes'"),
         ("taps", "layer1", "taps is 'layer1'"),
         ("head_taps", [1, 2], r"head_taps is \(1, 2\)"),

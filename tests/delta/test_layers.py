@@ -135,6 +135,18 @@ def test_a_channel_keeps_its_weights_whatever_its_rank() -> None:
     assert not torch.allclose(*outputs["rank"], atol=1e-3)
 
 
+def test_ascending_columns_meet_the_chosen_channels_by_their_numbers() -> None:
+    pool = ChannelPooling(TAP, POOLED)
+    with torch.no_grad():
+        pool.weight.copy_(torch.arange(TAP).flip(0))
+    assert pool.choose().tolist() == list(range(POOLED))
+    with torch.no_grad():
+        pool.weight.copy_(torch.arange(TAP))
+    assert pool.choose().tolist() == list(reversed(range(TAP - POOLED, TAP)))
+    pool.ascending = True
+    assert pool.choose().tolist() == list(range(TAP - POOLED, TAP))
+
+
 def test_a_fixed_choice_meets_the_columns_as_they_stand() -> None:
     layer = SubscribedConv2d(nn.Conv2d(OWN, OUT, 1), POOLED, POOLED, "channel")
     x, pooled, weight = torch.randn(2, OWN, 4, 4), torch.randn(2, POOLED, 4, 4), torch.rand(POOLED)

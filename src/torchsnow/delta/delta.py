@@ -62,6 +62,8 @@ class Delta(nn.Module):
             self.pools[GRID] = Subscription(source.num_chs, num_chs)
             self.pools[GRID].requires_grad_(False)
         self.head: Head | FoldedHead | nn.Linear = _make_head(source, spec, own_chs, fixed)
+        for open_pool in self.named_pools().values():
+            open_pool.ascending = spec.slots == "ascending"
 
     @property
     def reduction(self) -> int:

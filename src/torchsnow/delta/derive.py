@@ -109,7 +109,7 @@ class _Derivation:
     def _columns(self, tap: Tap) -> tuple[int, int]:
         """How many columns the readers of a tap have, and how many channels they read."""
         pooled = num_pooled(tap.num_chs, self.spec.pool_divisor)
-        return pooled if self.fixed or self.spec.slots == "rank" else tap.num_chs, pooled
+        return pooled if self.fixed or self.spec.slots != "channel" else tap.num_chs, pooled
 
     def _make(self, node: fx.Node, inputs: Mapping[str, fx.Node]) -> fx.Node:
         if node.op == "call_module":

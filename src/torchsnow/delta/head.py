@@ -52,7 +52,7 @@ class Head(nn.Module):
         self.last = num_last > 0
         num_values = len(channels) + num_last
         pooling = Subscription if fixed else ChannelPooling
-        columns = num_read if fixed or slots == "rank" else num_values
+        columns = num_read if fixed or slots != "channel" else num_values
         self.pool: ChannelPooling | Subscription = pooling(num_values, num_read)
         self.fc = SubscribedLinear(_linear(own_chs, num_classes), columns, num_read, slots)
         nn.init.zeros_(self.fc.columns)

@@ -13,15 +13,15 @@ from torch.nn import functional as F
 from torchsnow.delta.resize import init_weight
 from torchsnow.pooling import Picked
 
-Slots = Literal["channel", "rank"]
+Slots = Literal["channel", "ascending", "rank"]
 
 
 class Columns(nn.Module):
     """Weights over M pooled channels of a tap, as a layer's `columns`: (out, number of columns) and the kernel's size.
 
     There is one column per channel of the tap (`slots="channel"`: a channel keeps its own weights whenever it is
-    chosen), or one per rank (`slots="rank"`, as published: the j-th strongest channel meets the j-th column). Once
-    the choice is fixed there is one column per chosen channel.
+    chosen), or M of them: the chosen channel with the j-th number meets the j-th column ("ascending"), or the j-th
+    strongest does ("rank"). Once the choice is fixed there is one column per chosen channel.
     """
 
     def __init__(self, shape: tuple[int, ...], slots: Slots) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
 from torchsnow.delta.layers import Slots
 from torchsnow.errors import DeltaError
@@ -28,7 +28,8 @@ class DeltaSpec:
     - `entry_reduction`: the delta enters the source's pass at the first tap whose readers return maps of at most
       1/entry_reduction of the image's height, and its layers leave earlier taps alone; with 1, and where the source has
       no such tap, it begins at the image.
-    - `slots`: "channel" gives every channel of a tap a weight column of its own; "rank" is as published.
+    - `slots`: "channel" gives every channel of a tap a weight column of its own. With "ascending" and "rank" there are
+      as many as chosen channels, which meet them by their numbers, or the strongest first.
     - `taps`: the taps that the layers subscribe to; None means all from the entry on.
     - `head_last`, `head_taps`: the head reads the source's last features, and the averages of these taps (None: all).
     - `head_divisor`: the head reads max(1, round(N / head_divisor)) of those N values; 1 reads all.
@@ -60,8 +61,8 @@ class DeltaSpec:
             raise DeltaError(
                 "grid_width and width_divisor are given; a delta has a grid body or a narrow copy, not both"
             )
-        if self.slots not in ("channel", "rank"):
-            raise DeltaError(f"slots is {self.slots!r}; expected 'channel' or 'rank'")
+        if self.slots not in get_args(Slots):
+            raise DeltaError(f"slots is {self.slots!r}; expected one of {', '.join(get_args(Slots))}")
         if not isinstance(self.head_last, bool):
             raise DeltaError(f"head_last is {self.head_last!r}; expected true or false")
         for name in ("taps", "head_taps"):
