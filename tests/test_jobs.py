@@ -297,3 +297,12 @@ def test_a_drawing_that_fails_costs_nothing(
         "warning: the run could not be drawn (no such glyph); the results are stored"
         in (tmp_path / "run" / "log.txt").read_text()
     )
+
+
+@pytest.mark.parametrize("which", ["hub", "run"])
+def test_a_folder_that_cannot_be_written_into_is_known_before(tmp_path: Path, which: str) -> None:
+    (tmp_path / "file").write_text("")
+    places = {"hub": tmp_path / "hub", "run": tmp_path / "run", which: tmp_path / "file" / which}
+    with pytest.raises((HubError, TrainingError), match=rf"{which}: a part of this path is a file"):
+        refuse_taken("colours", places["hub"], RunFolder(places["run"]))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -18,7 +18,7 @@ from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform
 from torchsnow.data.names import as_text, first_few, likeness
 from torchsnow.data.sampling import reduced
 from torchsnow.errors import DataError, HubError, TrainingError
-from torchsnow.files import clear_os_errors
+from torchsnow.files import clear_os_errors, refuse_unwritable
 from torchsnow.hub import SOURCE_FILE, Hub
 from torchsnow.methods import kind_of, make_method
 from torchsnow.methods.advice import below_probe
@@ -126,17 +126,19 @@ def refuse_taken(
 ) -> None:
     """Raise a TorchsnowError for what would otherwise fail when a training begins or is done.
 
-    That is a name that cannot be a task's or is taken, a folder that cannot become a hub, a run folder that another
-    process owns, that is taken (unless `resume`) or that lies inside the hub.
+    That is a name that cannot be a task's or is taken, a folder that cannot be written into or become a hub, a run
+    folder that another process owns, that is taken (unless `resume`) or that lies inside the hub.
     """
     check_task_name(name)
     run.refuse_owned()
+    refuse_unwritable(run.path, TrainingError)
     if not resume:
         run.refuse_taken()
     if hub_path is None:
         return
     if run.path.resolve().is_relative_to(hub_path.resolve()):
         raise HubError(f"the run folder {run.path} lies inside the hub {hub_path}; choose another run folder")
+    refuse_unwritable(hub_path, HubError)
     if not is_hub(hub_path):
         Hub.refuse_occupied(hub_path)
     elif name in Hub.open(hub_path).names() and not replace:

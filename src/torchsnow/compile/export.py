@@ -20,7 +20,7 @@ from torchsnow.compile.pictures import smooth_images
 from torchsnow.compile.program import Program
 from torchsnow.compile.quantize import Cost, Measured, check_int8, measure, quantize
 from torchsnow.errors import CompileError, HubError
-from torchsnow.files import TEMPORARY_SUFFIX, clear_os_errors, sync_folder
+from torchsnow.files import TEMPORARY_SUFFIX, clear_os_errors, refuse_unwritable, sync_folder
 from torchsnow.hub import Hub
 from torchsnow.source import Source
 from torchsnow.source.config import MAX_IMAGE_SIZE, Framing
@@ -94,8 +94,7 @@ def _refuse_place(out: Path) -> None:
             raise CompileError(f"cannot write {out}: there is no folder {out.parent}; make it first")
         if out.is_dir():
             raise CompileError(f"cannot write {out}: this is a folder; name a file")
-        if not os.access(out.parent, os.W_OK):
-            raise CompileError(f"cannot write {out}: no permission to write into {out.parent}; choose another folder")
+    refuse_unwritable(out.parent, CompileError)
 
 
 def _in_fp32(hub: Hub) -> Hub:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,12 +19,14 @@ from torchsnow.compile.backends import check_backend, quiet_tracing
 from torchsnow.compile.description import INPUT, KEY
 from torchsnow.compile.program import Program
 from torchsnow.errors import CompileError, TorchsnowError
+from torchsnow.files import reserve
 from torchsnow.source import FeatureMaps
 
 NamedRunner = Callable[[Tensor], Mapping[str, Tensor]]
 """Images (B, 3, H, W) -> logits by the name of the output."""
 
-ONNX_LIMIT_BYTES = 2**31 - 2**20  # protobuf's limit, and room for the graph
+_GRAPH_BYTES = 2**20  # a graph without its weights has fewer
+ONNX_LIMIT_BYTES = 2**31 - _GRAPH_BYTES  # protobuf's limit
 
 
 class Network(nn.Module):
@@ -143,6 +147,9 @@ def save_openvino(model: Any, description: str, path: Path) -> None:
     import openvino
 
     model.set_rt_info(description, [KEY])
+    constants = [op.output(0) for op in model.get_ops() if op.get_type_name() == "Constant"]
+    size_bytes = sum(math.prod(one.get_shape()) * one.get_element_type().size for one in constants)
+    reserve(path.parent, _GRAPH_BYTES + size_bytes)  # OpenVINO's own word on a full disk is about iostreams
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
@@ -161,7 +168,9 @@ def _load_openvino(path: Path) -> NamedRunner:
 
 
 def _write_torch(program: ExportedProgram, images: Tensor, names: Sequence[str], description: str, path: Path) -> None:
-    torch.export.save(program, path, extra_files={f"{KEY}.json": description})
+    content = io.BytesIO()  # written to a full disk by torch itself, it ends the process
+    torch.export.save(program, content, extra_files={f"{KEY}.json": description})
+    path.write_bytes(content.getbuffer())
 
 
 def _load_torch(path: Path) -> NamedRunner:
