@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torchsnow.errors import TorchsnowError
 
@@ -76,6 +79,20 @@ def reserve(folder: Path, size_bytes: int) -> None:
     """Raise OSError when a folder has no room for a file of so many bytes; for writers that would say it badly."""
     with tempfile.TemporaryFile(dir=folder) as file:
         os.posix_fallocate(file.fileno(), 0, size_bytes)
+
+
+def write_csv(
+    path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]], error: type[TorchsnowError] = TorchsnowError
+) -> None:
+    """Write a table with a header, as `write_atomically` does; file names that are no UTF-8 keep their bytes."""
+    write_atomically(path, csv_text([columns, *rows]).encode("utf-8", "surrogateescape"), error)
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as lines of a CSV file."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def file_stamp(path: Path) -> Stamp:

@@ -10,14 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from torchsnow.compile.quantize import Measured
 from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare
-from torchsnow.data.names import as_text, first_few, likeness
 from torchsnow.data.sampling import reduced
-from torchsnow.errors import DataError, HubError, TrainingError
+from torchsnow.errors import HubError, TrainingError
 from torchsnow.files import clear_os_errors, refuse_unwritable
 from torchsnow.hub import SOURCE_FILE, Hub
 from torchsnow.methods import kind_of, make_method
@@ -33,7 +31,6 @@ from torchsnow.train.auto import auto_sizes
 from torchsnow.train.batches import plain_images, run_images
 from torchsnow.train.range_test import auto_lr
 
-BATCH_SIZE = 32  # of evaluation
 LEAST_PATIENCE = 10  # epochs from stored features
 CALIBRATION_IMAGES, MEASURED_IMAGES = 200, 1000  # of an export to int8, at most
 
@@ -56,6 +53,10 @@ class TrainedTask:
     warning: str | None
     size_bytes: int
     seconds: float
+
+    def __repr__(self) -> str:
+        tested = "" if self.test is None else f", test {self.test.accuracy:.1%} of {self.test.num_images} images"
+        return f"TrainedTask({self.name!r}, validation {self.fit.metrics.accuracy:.1%}{tested})"
 
     @property
     def alone(self) -> bool:
@@ -323,42 +324,6 @@ def _plain_images(
     """Images as they are at evaluation, each read once."""
     transform = eval_transform(config, framing)
     return ImageSet(examples, classes, transform, prepare(config, framing), cache_bytes=0)
-
-
-def evaluate_task(hub: Hub, name: str, data: LoadedData, examples: Sequence[Example], device: torch.device) -> Metrics:
-    """Metrics of a hub's task on labelled examples, whose classes are matched by name.
-
-    Raises DataError when the data has a class that the task does not know.
-    """
-    task = hub.task(name)
-    places = {as_text(label): place for place, label in enumerate(task.classes)}
-    unknown = [label for label in data.classes if label not in places]
-    if unknown:
-        alike = [label for label in task.classes if likeness(label) == likeness(unknown[0])]
-        near = f" (is it {alike[0]!a}? Then rename it)" if alike else ""
-        raise DataError(
-            f"{data.name} has the class {unknown[0]!r}, which task {name!r} does not know{near}; "
-            f"its classes are {first_few(task.classes, 20, ', ')}"
-        )
-    relabelled = [Example(example.path, places[data.classes[example.label]]) for example in examples]
-    images = _plain_images(relabelled, task.classes, hub.source.input_config, task.framing)
-    return evaluate(SnowModel(hub.source, task.delta).to(device), images, task.classes, BATCH_SIZE, device)
-
-
-def examples_of(data: LoadedData, split: str, splits_file: Path | None) -> Sequence[Example]:
-    """The examples of one split ("all" for every image), as a run's splits.json or the data itself defines it.
-
-    Raises DataError for a split that there is not.
-    """
-    splits: dict[str, Sequence[Example]] = dict(data.splits)
-    if splits_file is not None:
-        of_run = Splits.load(splits_file, data)
-        splits = {"train": of_run.train, "val": of_run.val, "test": of_run.test}
-    splits = {"all": data.examples, **splits}
-    if not splits.get(split):
-        have = ", ".join(name for name, examples in splits.items() if examples)
-        raise DataError(f"{data.name} has no split {split!r}; it has: {have}. A run's own are in its splits.json")
-    return splits[split]
 
 
 def int8_images(data: LoadedData, config: InputConfig, framing: Framing) -> Measured:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import shutil
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,19 @@ def test_a_person_gets_tables_and_the_accuracy_on_stdout(pristine: Trained) -> N
     assert lines[4].split() == ["true", "\\", "taken", "for", "blue", "green", "red"]
     assert lines[-1].startswith("accuracy ")
     assert lines[-1].endswith("on 30 images")
+
+
+def test_a_table_has_a_row_per_image(pristine: Trained, tmp_path: Path) -> None:
+    words = ("evaluate", pristine.photos, "--hub", pristine.hub, "--task", "colours", "--json")
+    document = torchsnow(*words, "--csv", tmp_path / "images.csv").document
+    rows = list(csv.DictReader((tmp_path / "images.csv").read_text().splitlines()))
+    assert [row["image"] for row in rows[:2]] == ["blue/0.png", "blue/1.png"]
+    assert len(rows) == document["num_images"]
+    assert sum(row["is_right"] == "True" for row in rows) / len(rows) == pytest.approx(document["accuracy"])
+    for row in rows:
+        assert (row["class"] == row["taken_for"]) == (row["is_right"] == "True")
+        assert 0 <= float(row["probability_of_class"]) <= float(row["probability"]) <= 1
+    assert "there is no folder" in refused(*words, "--csv", tmp_path / "none" / "images.csv")
 
 
 def test_very_many_classes_are_a_few_rows(capsys: pytest.CaptureFixture[str]) -> None:

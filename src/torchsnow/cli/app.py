@@ -18,8 +18,11 @@ from torchsnow.cli import (
     hub,
     lifelong,
     predict,
+    relabel,
+    review,
     serve,
     sources,
+    suggest,
     train,
     train_many,
     visualize,
@@ -55,6 +58,9 @@ app.command("train")(train.train)
 app.command("train-many")(train_many.train_many)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("review")(review.review)
+app.command("relabel")(relabel.relabel)
+app.command("suggest")(suggest.suggest)
 app.command("serve")(serve.serve)
 app.command("compare")(compare.compare)
 app.command("lifelong")(lifelong.lifelong)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
+
+from torchsnow.errors import TorchsnowError
 
 if TYPE_CHECKING:
     from torchsnow.data import LoadedData
@@ -47,6 +51,15 @@ def note(line: str) -> None:
 def _printable(value: Any) -> str:
     """With control characters and undecodable bytes as escapes: names of files and classes can hold anything."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
+
+
+def check_writable(file: Path) -> None:
+    """Raise TorchsnowError for a file that cannot be written, before the work whose result it is to hold."""
+    if file.is_dir() or not file.parent.is_dir():
+        reason = "it is a folder" if file.is_dir() else f"there is no folder {file.parent}"
+        raise TorchsnowError(f"cannot write {file}: {reason}; name a file in a folder that exists")
+    if not os.access(file.parent, os.W_OK):
+        raise TorchsnowError(f"cannot write {file}: permission denied; choose another folder")
 
 
 def load_checked(data: str, quiet: bool, **how: Any) -> LoadedData:

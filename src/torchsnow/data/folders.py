@@ -161,6 +161,13 @@ def _images_below(folder: Path, root: Path, follow_links: bool, found: _Found) -
     return images
 
 
+def images_below(folder: Path) -> list[Path]:
+    """The images below a folder without labels, at any depth, in natural order; links to folders are not followed.
+    Raises DataError for a folder that cannot be listed."""
+    found = _Found()
+    return [path for path in _candidates_below(folder, False, found) if path.is_file() and _is_image(path, found)]
+
+
 def _refusal(path: Path, root: Path, follow_links: bool) -> str | None:
     if path.is_dir():
         return "a link to a folder, which is not followed (--follow-links does)"

@@ -74,6 +74,10 @@ class LoadedData:
         """The examples of all splits."""
         return [example for split in self.splits.values() for example in split]
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(examples)} {split}" for split, examples in self.splits.items())
+        return f"LoadedData({self.name!r}, {len(self.classes)} classes, images: {sizes})"
+
     def relative_path(self, example: Example) -> str:
         """An example's path below `root`, with forward slashes: its name in files."""
         return example.path.relative_to(self.root).as_posix()

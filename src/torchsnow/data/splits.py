@@ -39,6 +39,10 @@ class Splits:
     fingerprint: str
     note: str = ""
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(getattr(self, name))} {name}" for name in NAMES)
+        return f"Splits({len(self.classes)} classes, images: {sizes})"
+
     def save(self, path: Path) -> None:
         """Write as JSON, with paths relative to the data's root. Raises DataError when that is not possible."""
         content: dict[str, Any] = {

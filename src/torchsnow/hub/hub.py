@@ -12,6 +12,7 @@ import difflib
 import threading
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from html import escape
 from pathlib import Path
 from typing import Self
 
@@ -43,6 +44,19 @@ class Hub:
         self.residents: Residents[Task] = Residents(resident_bytes)
         self._source = source
         self._loading = threading.RLock()  # of the source or one task; what is loaded already need not wait
+
+    def __repr__(self) -> str:
+        return f"Hub({str(self.folder.path)!r}, {len(self.names())} tasks on {self.source_info.name})"
+
+    def _repr_html_(self) -> str:
+        """A table of the tasks, as notebooks show it."""
+        rows = (
+            f"<tr><td>{escape(name)}</td><td>{entry.num_classes}</td><td>{entry.size_bytes / 1e6:.2f}</td>"
+            f"<td>{escape(entry.added)}</td></tr>"
+            for name, entry in self.infos().items()
+        )
+        head = "<tr><th>task</th><th>classes</th><th>MB</th><th>added</th></tr>"
+        return f"<table><caption>{escape(repr(self))}</caption>{head}{''.join(rows)}</table>"
 
     @classmethod
     def create(cls, path: Path | str, source: Source) -> Self:
