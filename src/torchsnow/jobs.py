@@ -202,9 +202,9 @@ def train_task(
             settings, chosen = choose_settings(settings, auto, splits, make, source.input_config, say)
         pool = plain_images(source.input_config, settings.framing)
         for sentence in (*data.notes, *splits.warnings()):
-            run.log(f"note: {sentence}")
+            run.log(f"warning: {sentence}")
         for sentence in splits.warnings():
-            say(f"note: {sentence}")
+            say(f"warning: {sentence}")
         result = fit(learner, splits, settings, run, resume=resume, quiet=quiet, pool=pool, chosen=chosen)
         training = Training(name, data.name, splits, settings, run, method, preset)
         return complete(training, learner, result, source, hub_path, hub, pool, replace=replace, start=start)

@@ -68,7 +68,7 @@ def load_checked(data: str, quiet: bool, **how: Any) -> LoadedData:
     with counting("checking images", quiet) as progress:
         loaded = load_data(data, progress=progress, **how)
     for sentence in loaded.notes:
-        note(f"note: {sentence}")
+        note(f"warning: {sentence}")
     for skipped in loaded.skipped[:10]:
         note(f"skipped {skipped.path}: {skipped.reason}")
     if loaded.skipped:
