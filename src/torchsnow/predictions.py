@@ -198,7 +198,8 @@ def _predictions(
 def _likeliest(logits: Tensor, classes: Sequence[str], top: int | None) -> list[dict[str, float] | None]:
     """For every row the `top` likeliest classes, the likeliest first; None where logits are not finite."""
     count = len(classes) if top is None else min(top, len(classes))
-    probabilities, order = logits.softmax(1).sort(stable=True, dim=1, descending=True)
+    order = logits.argsort(stable=True, dim=1, descending=True)
+    probabilities = logits.softmax(1).gather(1, order)
     rows = zip(
         logits.isfinite().all(1).tolist(),
         probabilities[:, :count].tolist(),

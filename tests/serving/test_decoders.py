@@ -148,6 +148,20 @@ def test_a_process_that_crashes_takes_its_picture_alone() -> None:
     run(work, decode_processes=1)
 
 
+def test_a_process_that_the_system_kills_is_not_the_pictures_fault() -> None:
+    async def work(decoders: Decoders) -> None:
+        killed = await started(decoders)
+        send(killed, signal.SIGSTOP)
+        asked = decode(decoders)
+        await until(lambda: max(time.monotonic() - since_s for since_s in decoders._since_s.values()) > 0)
+        send(killed, signal.SIGKILL)
+        with pytest.raises(Refusal, match="out of memory") as refused:
+            await asked
+        assert (refused.value.status, refused.value.retry_after_s) == (503, 5)
+
+    run(work, decode_processes=1)
+
+
 def test_a_process_that_ended_while_it_waited_costs_no_picture() -> None:
     async def work(decoders: Decoders) -> None:
         processes, pids = list(decoders._since_s), await started(decoders)

@@ -108,7 +108,8 @@ def _from_hub(
     if opened.names():
         opened.source.to(on_device)
     for one in predict_images(opened, files, tasks, on_bad, top=top, progress=progress):
-        yield {"image": one.image, "task": one.task, "label": one.label, "probabilities": one.probabilities}
+        about = {"image": one.image, "task": one.task, "label": one.label}
+        yield about | {"ranking": list(one.probabilities), "probabilities": one.probabilities}
 
 
 def _from_server(

@@ -23,10 +23,17 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option(help="Name under which admin routes may be called; may be repeated.")
     ] = None,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(help="Address or network of a proxy, which says who calls (X-Forwarded-For); may be repeated."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images of one source pass, at most.")] = 16,
     wait_ms: Annotated[float, typer.Option(help="How long an image waits for others.")] = 5.0,
     queue: Annotated[int, typer.Option(help="Images that may wait; more get status 429.")] = 256,
     deadline_s: Annotated[float, typer.Option(help="Longest time to an answer.")] = 10.0,
+    drain_s: Annotated[
+        float, typer.Option(help="From SIGTERM until no more connections are taken, while readiness is false.")
+    ] = 1.0,
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
 ) -> None:
     """Answer over HTTP for all tasks of a hub, and follow its folder.
@@ -51,14 +58,20 @@ def serve(
         wait_s=wait_ms / 1000,
         queue_size=queue,
         deadline_s=deadline_s,
+        drain_s=drain_s,
         token=read_token(token_file),
+        proxies=tuple(proxy or ()),
         hosts=(*ServeSettings.hosts, *(name.lower() for name in (_in_header(host), *(allow_host or ())))),
     )
     on_device, opened = torch_device(device), Hub.open(hub)
-    with bind(host, port) as listener:
+
+    def load() -> LiveHub:
         opened.source.to(on_device)
+        return LiveHub(opened)
+
+    with bind(host, port) as listener:
         write_logs()
-        run(LiveHub(opened), settings, listener)
+        run(load, settings, listener)
 
 
 def _in_header(host: str) -> str:

@@ -200,8 +200,9 @@ class Hub:
             del logits[name]
         return logits
 
-    def add(self, task: Task, replace: bool = False) -> None:
-        """Store a task. With `replace`, a task of that name becomes a former version.
+    def add(self, task: Task, replace: bool = False, amends: str | None = None) -> Entry:
+        """Store a task, and return where it stands. With `replace`, a task of that name becomes a former version. If
+        its SHA-256 is `amends`, it was only a stage on the way to this one, and is not kept.
 
         Raises HubError for a task of another source, a name that is taken (unless `replace`), a disk that refuses, or
         another process that keeps the hub locked; TaskFileError for a task that could not be loaded again. The hub is
@@ -218,14 +219,17 @@ class Hub:
         entry = Entry(content_hash(content), len(content), len(task.classes), added)
         with self.folder.locked():
             index = self.folder.read_index()
-            if task.name in index.tasks and not replace:
+            current = index.tasks.get(task.name)
+            amended = current is not None and current.sha256 == amends
+            if current is not None and not (replace or amended):
                 raise HubError(f"the hub {self.folder.path} has a task {task.name!r} already; remove or replace it")
             try:
                 self.folder.make_task_folder(task.name)
                 write_atomically(self.folder.task_file(task.name, entry), content, HubError)
-                self.folder.write_index(index.with_task(task.name, entry))
+                self.folder.write_index(index.with_task(task.name, entry, amended=amended))
             finally:
                 self.folder.sweep(task.name)
+        return entry
 
     def remove(self, name: str) -> None:
         """Remove a task; it stays as a former version. Raises HubError for an unknown task or a disk that refuses."""

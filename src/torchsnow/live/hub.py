@@ -18,6 +18,7 @@ from torchsnow.files import Stamp, file_stamp
 from torchsnow.hub import Entry, Hub
 from torchsnow.hub.index import Index
 from torchsnow.hub.residents import Residents, size_of
+from torchsnow.shortage import shortage
 from torchsnow.source import Framing
 
 RESIDENT_BYTES = 2 * 2**30  # of tasks; about 400 on ResNet-50
@@ -58,9 +59,6 @@ class Snapshot:
 
 class TransientError(HubError):
     """A task could not be loaded, for a reason that is not in its file: it is tried again."""
-
-
-_TRANSIENT = (MemoryError, torch.OutOfMemoryError, OSError)
 
 
 class LiveHub:
@@ -172,7 +170,7 @@ class LiveHub:
             if self.follow():  # changed by another process since: what was asked for may be another file by now
                 return self._task(self._now, name)
             why = str(error) if isinstance(error, TorchsnowError) else f"task {name!r} cannot be loaded: {error!r}"
-            if isinstance(error, _TRANSIENT):
+            if isinstance(error, OSError) or shortage(error) is not None:
                 raise TransientError(why) from error
             self._note_fault(name, entry, why, stamp)
             raise HubError(why) from error

@@ -6,17 +6,19 @@ import asyncio
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from torchsnow.errors import HubError, TaskFileError
-from torchsnow.serving.logs import log, log_trouble
-from torchsnow.serving.refusal import Refusal
+from torchsnow.errors import TaskFileError, TorchsnowError
+from torchsnow.hub import Entry
+from torchsnow.serving.logs import log, log_fault, log_trouble
+from torchsnow.serving.refusal import Refusal, refusal_of
 from torchsnow.serving.replies import as_json
 from torchsnow.serving.service import Service
+from torchsnow.shortage import system_refusal
 from torchsnow.task_file import load_task
 
 ADMIN_PATHS = ("/admin/", "/v2/repository/models/")
@@ -31,8 +33,8 @@ def routes(service: Service) -> list[Route]:
             raise Refusal(400, "bad_request", "replace is 'true' or 'false'")
         with service.bodies.holding() as read_body:
             content = await read_body(request, service.settings.max_upload_bytes)
-            name = await _changing(service, lambda: _add(service, content, replace == "true"))
-        return as_json({"task": name, "sha256": service.live.now.entries[name].sha256}, 201)
+            name, entry = await _changing(service, lambda: _add(service, content, replace == "true"))
+        return as_json({"task": name, "sha256": entry.sha256}, 201)
 
     async def remove(request: Request) -> Response:
         name = request.path_params["name"]
@@ -44,8 +46,8 @@ def routes(service: Service) -> list[Route]:
         name = request.path_params["name"]  # of a task that is there, or was
         if name not in await asyncio.to_thread(service.live.hub.former):
             _refuse_unknown(service, name)
-        await _changing(service, lambda: service.live.hub.rollback(name))
-        return as_json({"task": name, "sha256": service.live.now.entries[name].sha256})
+        entry = await _changing(service, lambda: service.live.hub.rollback(name))
+        return as_json({"task": name, "sha256": entry.sha256})
 
     def offering(offered: bool) -> Callable[[Request], Any]:
         async def route(request: Request) -> Response:
@@ -70,19 +72,31 @@ async def _changing(service: Service, change: Callable[[], Any]) -> Any:
     """Change the hub in a thread, and take the change over before the client is told of it."""
     try:
         result = await asyncio.to_thread(change)
-    except TaskFileError as error:
-        log_trouble("an upload was refused", reason=str(error))
-        raise Refusal(422, "bad_task_file", f"this hub cannot take the upload: {error}") from error
-    except HubError as error:
-        log_trouble("the hub was not changed", reason=str(error))
-        why = _without_path(str(error), service.live.hub.folder.path)
-        raise Refusal(409, "not_changed", f"the hub was not changed: {why}") from error
-    await asyncio.to_thread(service.following.look)
+    except (TorchsnowError, OSError, MemoryError) as error:
+        _refuse(error, service)
+    try:
+        await asyncio.to_thread(service.following.look)
+    except Exception as error:  # the change is made, and the next look takes it over
+        log_fault("a change was not taken over yet", error)
     return result
 
 
-def _add(service: Service, content: bytes, replace: bool) -> str:
-    """Check a task file outside the hub, then add it; returns its name."""
+def _refuse(error: Exception, service: Service) -> NoReturn:
+    """Say why the hub was not changed: 503 for what is this machine's fault, 422 for a bad file, 409 for the rest."""
+    of_machine = refusal_of(system_refusal(error))
+    if of_machine is not None:
+        log_fault("the hub was not changed", error)
+        raise of_machine from error
+    if isinstance(error, TaskFileError):
+        log_trouble("an upload was refused", reason=str(error))
+        raise Refusal(422, "bad_task_file", f"this hub cannot take the upload: {error}") from error
+    log_trouble("the hub was not changed", reason=str(error))
+    why = _without_path(str(error), service.live.hub.folder.path)
+    raise Refusal(409, "not_changed", f"the hub was not changed: {why}") from error
+
+
+def _add(service: Service, content: bytes, replace: bool) -> tuple[str, Entry]:
+    """Check a task file outside the hub, then add it; returns its name and what the index says of it."""
     hub = service.live.hub
     with tempfile.TemporaryDirectory(prefix="torchsnow-upload-") as folder:
         file = Path(folder) / "task.safetensors"
@@ -93,8 +107,7 @@ def _add(service: Service, content: bytes, replace: bool) -> str:
             raise TaskFileError(str(error).removeprefix(f"task file {file}: ").replace(folder, "")) from error
     if task.name in hub.names() and not replace:
         raise Refusal(409, "exists", f"there is a task {task.name!r} already; send replace=true to replace it")
-    hub.add(task, replace=replace)
-    return task.name
+    return task.name, hub.add(task, replace=replace)
 
 
 def _without_path(words: str, hub: Path) -> str:

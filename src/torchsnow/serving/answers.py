@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from torchsnow.live import LiveTask
+from torchsnow.serving.refusal import Refusal
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,10 @@ class Lead:
     bias: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Plain JSON values; `ranking` has the taps in order, for objects of JSON have none."""
         taps = {name: round(share, 4) for name, share in self.taps.items()}
         numbers = {name: round(getattr(self, name), 4) for name in ("logits", "own", "bias")}
-        return {"over": self.over, "taps": taps, **numbers}
+        return {"over": self.over, "taps": taps, "ranking": list(taps), **numbers}
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,23 @@ class TaskAnswer:
     pixels: Tensor
     lead: Lead | None = None
 
+    def order(self) -> list[int]:
+        """The classes by number, the likeliest first. By logits: of several probabilities of 0, they know the order."""
+        order: list[int] = self.logits.argsort(descending=True, stable=True).tolist()
+        return order
+
 
 @dataclass(frozen=True)
 class TaskFailure:
-    """A version of a task that has no answer for an image: a code for programs, and a sentence for people."""
+    """A version of a task that has no answer for an image: a code for programs, and a sentence for people.
+
+    `refusal` is what to say where this machine is at fault, and no task has an answer.
+    """
 
     task: LiveTask
     code: str
     message: str
+    refusal: Refusal | None = None
 
 
 Answers = dict[str, TaskAnswer | TaskFailure]

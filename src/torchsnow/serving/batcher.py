@@ -29,8 +29,9 @@ from torchsnow.serving.logs import log_fault, log_trouble
 from torchsnow.serving.loop import Loop
 from torchsnow.serving.metrics import Metrics
 from torchsnow.serving.pictures import Picture
-from torchsnow.serving.refusal import Refusal
+from torchsnow.serving.refusal import Refusal, refusal_of
 from torchsnow.serving.settings import ServeSettings
+from torchsnow.shortage import shortage
 from torchsnow.source import Framing
 
 _IDLE_S = 1.0
@@ -196,7 +197,7 @@ class Batcher:
     def _fail(self, item: Item, error: BaseException) -> None:
         if not isinstance(error, Refusal):
             log_fault("an image failed", error)
-            error = Refusal(500, "internal", _FAILED)
+            error = refusal_of(shortage(error)) or Refusal(500, "internal", _FAILED)
         if not item.answer.done():
             item.answer.set_exception(error)
         self._leave(item)
@@ -243,7 +244,8 @@ class Batcher:
         answers: Answers = {}
         for half, own in zip(halves, said, strict=True):
             if isinstance(own, Exception):  # of these tasks, for the image does for the others
-                self._resting |= {task.sha256: time.monotonic() + _REST_S for task in half.tasks}
+                if shortage(own) is None:
+                    self._resting |= {task.sha256: time.monotonic() + _REST_S for task in half.tasks}
                 own = self._failures(half, own)
             answers |= own
         return answers
@@ -252,7 +254,9 @@ class Batcher:
         """For all tasks of a piece that could not be worked on."""
         log_fault("an image failed", error, tasks=[task.name for task in piece.tasks])
         self._metrics.rejected.labels("internal").inc(len(piece.tasks))
-        return {task.name: TaskFailure(task, "internal", _FAILED) for task in piece.tasks}
+        of_machine = refusal_of(shortage(error))
+        code, message = ("internal", _FAILED) if of_machine is None else (of_machine.code, of_machine.message)
+        return {task.name: TaskFailure(task, code, message, of_machine) for task in piece.tasks}
 
     def _say(self, item: Item, answers: Answers) -> None:
         item.said.update(answers)
@@ -260,7 +264,8 @@ class Batcher:
             return
         failures = [own for own in item.said.values() if isinstance(own, TaskFailure)]
         if len(failures) == len(item.tasks):
-            self._fail(item, Refusal(500, failures[0].code, failures[0].message))
+            of_machine = next((own.refusal for own in failures if own.refusal is not None), None)
+            self._fail(item, of_machine or Refusal(500, failures[0].code, failures[0].message))
             return
         if not item.answer.done():
             item.answer.set_result(item.said)

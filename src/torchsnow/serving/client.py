@@ -41,10 +41,10 @@ class Client:
     ) -> list[list[dict[str, Any]]]:
         """For each image, given as a file or its bytes, the answers of the named tasks, by default of all.
 
-        An answer has the keys `task`, `version`, `sha256`, `label` and `probabilities` (by class, the most likely
-        first). A task that failed for an image is passed to `on_bad`, with the keys `task`, `version`, `sha256`,
-        `error` and `code`, and the others answer; without `on_bad`, ServingError is raised, as it is with the server's
-        reason, or when it cannot be reached.
+        An answer has the keys `task`, `version`, `sha256`, `label`, `ranking` (the classes, the most likely first)
+        and `probabilities` (by class). A task that failed for an image is passed to `on_bad`, with the keys `task`,
+        `version`, `sha256`, `error` and `code`, and the others answer; without `on_bad`, ServingError is raised, as it
+        is with the server's reason, or when it cannot be reached.
         """
         boundary = secrets.token_hex(16)
         parts = [_picture(image, f"number {number}") for number, image in enumerate(images, 1)]

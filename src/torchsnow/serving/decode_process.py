@@ -15,14 +15,17 @@ from torchsnow.data.cuts import Cut
 from torchsnow.data.images import format_of
 from torchsnow.serving.logs import log_fault, write_logs
 from torchsnow.serving.pictures import Picture, decode
-from torchsnow.serving.refusal import Refusal
+from torchsnow.serving.refusal import Refusal, refusal_of
+from torchsnow.shortage import shortage
 
 READY = b"ready\n"
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+_FAILED = "this image could not be decoded; the server's log says why"
 
 
 def main() -> None:
     """Decode until stdin ends."""
-    for stop in (signal.SIGTERM, signal.SIGINT):  # they may be meant for the whole group, but the server has to drain
+    for stop in STOP_SIGNALS:  # they may be meant for the whole group, but the server has to drain
         signal.signal(stop, signal.SIG_IGN)
     write_logs()
     format_of(b"")  # loads Pillow's readers now rather than for the first picture
@@ -39,14 +42,17 @@ def main() -> None:
 
 def _answer(given: dict[str, Any], content: bytes, replies: BinaryIO) -> None:
     pixels: list[bytes] = []
-    refusal = None
+    refused: Refusal | None = None
     try:
         cuts = [Cut(*numbers) for numbers in given["cuts"]]
         pixels = decode(Picture(content, given["called"]), cuts, given["max_pixels"])
     except Refusal as error:
-        refusal = (error.status, error.code, error.message)
+        refused = error
     except Exception as error:
         log_fault("a picture failed", error)
-        refusal = (500, "internal", "this image could not be decoded; the server's log says why")
+        refused = refusal_of(shortage(error)) or Refusal(500, "internal", _FAILED)
+    refusal = refused and [refused.status, refused.code, refused.message]
+    if refused and refusal and refused.retry_after_s is not None:
+        refusal.append(refused.retry_after_s)
     replies.write(json.dumps(refusal, allow_nan=False).encode() + b"\n" + b"".join(pixels))
     replies.flush()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import signal
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
@@ -23,8 +24,9 @@ from torchsnow.data.transforms import cut_of, scale
 from torchsnow.serving.decode_process import READY
 from torchsnow.serving.logs import log_trouble
 from torchsnow.serving.pictures import Picture
-from torchsnow.serving.refusal import Refusal
+from torchsnow.serving.refusal import Refusal, refusal_of
 from torchsnow.serving.settings import ServeSettings
+from torchsnow.shortage import shortage
 from torchsnow.source import Framing, InputConfig
 
 _START_S, _END_S = 30.0, 5.0
@@ -147,7 +149,7 @@ class Decoders:
             except Refusal as refusal:
                 job.decoded.set_exception(refusal)
             except Exception as error:
-                job.decoded.set_exception(self._failed(job, error))
+                job.decoded.set_exception(await self._failed(process, job, error))
                 return
             self._since_s[process] = math.inf
 
@@ -176,12 +178,24 @@ class Decoders:
         pixels = torch.frombuffer(bytearray(rows), dtype=torch.uint8).view(size, size, 3)
         return self._scale(pixels.permute(2, 0, 1).contiguous())
 
-    def _failed(self, job: _Job, error: Exception) -> Refusal:
-        """What to say of a picture that has cost a process."""
-        is_late = isinstance(error, TimeoutError)
+    async def _failed(self, process: Process, job: _Job, error: Exception) -> Refusal:
+        """What to say of a picture that has cost a process. Who kills it from outside is a system without memory."""
+        is_late, was_killed = isinstance(error, TimeoutError), False
+        if not is_late:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PAUSE_S):
+                    was_killed = await process.wait() == -signal.SIGKILL
         reason = f"it takes more than {self._timeout_s:g} s" if is_late else "it makes the decoder fail"
-        log_trouble("a picture ended its process", reason=reason, error=repr(error), bytes=len(job.picture.content))
-        return Refusal(422, "bad_image", f"cannot read the image {job.picture.called}: {reason}; save it anew")
+        log_trouble(
+            "a picture ended its process",
+            reason="killed by the system" if was_killed else reason,
+            error=repr(error),
+            bytes=len(job.picture.content),
+        )
+        of_machine = refusal_of("out of memory" if was_killed else shortage(error))
+        return of_machine or Refusal(
+            422, "bad_image", f"cannot read the image {job.picture.called}: {reason}; save it anew"
+        )
 
 
 def _replies(process: Process) -> asyncio.StreamReader:

@@ -86,7 +86,7 @@ class Explainer:
 def _lead(source: Source, head: nn.Module, read: Tensor | None, answer: TaskAnswer) -> Lead | None:
     """`read` are the values (num_read,) that the head reads, None for a head that reads nothing of the source. None
     where the parts are too large to be numbers, though the logits are."""
-    first, *rest = answer.logits.argsort(descending=True)[:2].tolist()
+    first, *rest = answer.order()[:2]
 
     def above(by_class: Tensor) -> Tensor:
         return by_class[first] - by_class[rest[0]] if rest else by_class[first]

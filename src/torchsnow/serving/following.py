@@ -6,6 +6,7 @@ import asyncio
 import difflib
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -45,6 +46,10 @@ class Following:
         self._unloaded: frozenset[str] = frozenset()
         self._trouble: str | None = None
         self.listed: Mapping[str, Listed] = MappingProxyType({})
+        self.has_looked = threading.Event()
+        """Set when the tasks that were there at first are loaded; each of them answers before, at its first request."""
+        self._taken: dict[str, Entry] = {}  # what was loaded, where there was room, or found unusable
+        self._ended = False
         self._taken_over: Snapshot | None = None
         self._watch = FileWatch(live.hub)
 
@@ -78,6 +83,7 @@ class Following:
                     log_trouble("the hub cannot be read", reason=str(error))
                 self._trouble = str(error)
             finally:
+                self.has_looked.set()
                 self._metrics.tasks.set(len(self.listed))
                 self._metrics.unusable.set(len(self.faults.keys() | self.damaged))
                 self._metrics.keep(self.live.now.entries)
@@ -96,11 +102,14 @@ class Following:
         for name in sorted(self.listed.keys() - entries):
             log("task removed", task=name)
             self._forget(name)
+        self._list(entries)
         room_bytes = self.live.resident_bytes
         failed = []
         for name, entry in sorted(entries.items()):
-            if name in self.listed and self.listed[name].entry == entry:
+            if self._taken.get(name) == entry:
                 continue
+            if self._ended:
+                return
             room_bytes -= entry.size_bytes
             try:
                 self._take(name, entry, room_bytes > 0)
@@ -111,11 +120,22 @@ class Following:
         if failed:
             raise ExceptionGroup("tasks could not be taken over", failed)
 
+    def _list(self, entries: Mapping[str, Entry]) -> None:
+        """List tasks that are new before any of them is loaded, which takes a hundred times as long."""
+        found = {}
+        for name in entries.keys() - self.listed.keys() - self.faults.keys():
+            with suppress(TorchsnowError, OSError):  # loading it will say what is wrong
+                found[name] = self._listed(name, entries[name])
+        self.listed = MappingProxyType({**self.listed, **found})
+
+    def _listed(self, name: str, entry: Entry) -> Listed:
+        return Listed(entry, read_task_info(self.live.hub.folder.task_file(name, entry)))
+
     def _take(self, name: str, entry: Entry, has_room: bool) -> None:
         """Offer a version of a task, loaded if there is room, or no version if this one cannot be used."""
         try:
             warm = {name: self._load(name)} if has_room else {}
-            listed = Listed(entry, read_task_info(self.live.hub.folder.task_file(name, entry)))
+            listed = self._listed(name, entry)
         except TransientError:
             raise
         except TorchsnowError as error:
@@ -123,11 +143,17 @@ class Following:
             if self.live.now.entries.get(name) == entry:
                 log_trouble("task cannot be used", task=name, reason=str(error))
             return
-        log("task replaced" if name in self.listed else "task added", task=name, sha256=entry.sha256)
+        log("task replaced" if name in self._taken else "task added", task=name, sha256=entry.sha256)
+        self._taken[name] = entry
         self._warm = MappingProxyType({**_without(self._warm, name), **warm})
         self.listed = MappingProxyType({**self.listed, name: listed})
 
+    def end(self) -> None:
+        """Load nothing more: whoever waits for a look need not wait for all tasks."""
+        self._ended = True
+
     def _forget(self, name: str) -> None:
+        self._taken.pop(name, None)
         self._warm = MappingProxyType(_without(self._warm, name))
         self.listed = MappingProxyType(_without(self.listed, name))
 
@@ -142,11 +168,20 @@ class Following:
         return found if len(found) == len(warm) else None
 
     def tasks(self, names: Sequence[str] | None) -> list[LiveTask]:
-        """The named tasks, or all that answer. Raises Refusal: 404 for an unknown name, 409 for an unusable task."""
+        """The named tasks, or all that answer. Raises Refusal: 404 for an unknown name, 409 for an unusable task; and
+        TransientError for one that this machine cannot load now."""
         if names is None:
-            found = [self._found(name) for name in sorted(self.live.now.entries) if name not in self._unloaded]
-            usable = [task for task in found if task is not None]
+            usable, lacking = [], None
+            for name in sorted(self.live.now.entries.keys() - self._unloaded):
+                try:
+                    task = self._found(name)
+                except TransientError as error:  # the others answer
+                    lacking = error
+                    continue
+                usable += [task] if task is not None else []
             if not usable:
+                if lacking is not None:
+                    raise lacking
                 raise Refusal(404, "no_tasks", "there are no tasks yet")
             return usable
         for name in names:
@@ -161,10 +196,12 @@ class Following:
         return tasks
 
     def _found(self, name: str) -> LiveTask | None:
-        """A task, from the disk if need be; None for one that cannot be used."""
+        """A task, from the disk if need be; None for one that cannot be used. Raises TransientError."""
         task = self._warm.get(name)
         try:
             return self._load(name) if task is None else task
+        except TransientError:
+            raise
         except HubError:
             return None
 

@@ -13,11 +13,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from torchsnow.serving.admin import ADMIN_PATHS
 from torchsnow.serving.logs import log, log_fault
 from torchsnow.serving.metrics import Metrics
+from torchsnow.serving.open_inference import LIVE_PATHS, READY_PATHS
 from torchsnow.serving.refusal import Refusal
 from torchsnow.serving.replies import as_error
 from torchsnow.serving.settings import ServeSettings
 
-OPEN_PATHS = frozenset({"/", "/v2/health/live", "/v2/health/ready"})
+OPEN_PATHS = frozenset({"/", *LIVE_PATHS, *READY_PATHS})
 """What answers without the token: the page, which holds nothing, and what an orchestrator asks."""
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),

@@ -26,6 +26,7 @@ from torchsnow.serving.replies import as_json
 from torchsnow.serving.service import Service, named
 
 HEADER_LENGTH = "inference-header-content-length"
+LIVE_PATHS, READY_PATHS = ("/v2/health/live",), ("/v2/health/ready",)
 _OUTPUTS = {"probabilities": "FP32", "logits": "FP32", "label": "BYTES"}
 
 
@@ -69,8 +70,8 @@ def routes(service: Service) -> list[Route]:
 
     found = [
         Route("/v2", server),
-        Route("/v2/health/live", live),
-        Route("/v2/health/ready", ready),
+        *(Route(path, live) for path in LIVE_PATHS),
+        *(Route(path, ready) for path in READY_PATHS),
         Route("/v2/repository/index", index, methods=["POST"]),
     ]
     for start in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
@@ -226,7 +227,7 @@ def _reply(asked: Inference, answers: Sequence[Answers], seconds: float) -> Resp
 
 def _output(name: str, rows: Sequence[TaskAnswer], binary: bool) -> tuple[dict[str, Any], bytes]:
     if name == "label":
-        labels = [row.task.classes[int(row.probabilities.argmax())] for row in rows]
+        labels = [row.task.classes[row.order()[0]] for row in rows]
         encoded = [label.encode("utf-8", "replace") for label in labels]
         raw = b"".join(struct.pack("<I", len(label)) + label for label in encoded)
         output: dict[str, Any] = {"name": name, "datatype": "BYTES", "shape": [len(rows)]}

@@ -23,6 +23,7 @@ _ERRORS = {
     415: "Not a picture, or another content type",
     422: "A picture or task file that cannot be used",
     429: "Too many wait; Retry-After says when to come again",
+    503: "The server lacks memory, disk or files, or is starting or stopping; Retry-After says when to come again",
     500: "No task that was asked for could answer",
 }
 _NAME = {"name": "name", "in": "path", "required": True, "schema": _TEXT, "description": "Name of a task"}
@@ -65,7 +66,7 @@ def api_page(document: dict[str, Any]) -> Response:
 
 
 def _own_paths(settings: ServeSettings) -> dict[str, Any]:
-    answer = _object(task=_TEXT, version=_TEXT, sha256=_TEXT, label=_TEXT, probabilities=_OBJECT)
+    answer = _object(task=_TEXT, version=_TEXT, sha256=_TEXT, label=_TEXT, ranking=_list(_TEXT), probabilities=_OBJECT)
     failure = _object(task=_TEXT, version=_TEXT, sha256=_TEXT, error=_TEXT, code=_TEXT)
     image = _object(name={"type": ["string", "null"]}, answers=_list(answer), errors=_list(failure))
     picture, task = {"type": "string", "format": "binary"}, {"type": "string", "maxLength": 64}
@@ -96,7 +97,7 @@ def _own_paths(settings: ServeSettings) -> dict[str, Any]:
                     "content": {"multipart/form-data": {"schema": form}, "application/json": {"schema": body}},
                 },
                 "responses": _responses(
-                    _object(images=_list(image), seconds=_NUMBER), (400, 404, 408, 409, 413, 415, 422, 429, 500)
+                    _object(images=_list(image), seconds=_NUMBER), (400, 404, 408, 409, 413, 415, 422, 429, 500, 503)
                 ),
             }
         },
@@ -116,7 +117,7 @@ def _protocol_paths() -> dict[str, Any]:
     infer = {
         "summary": "What a task says of pictures: input `image` (BYTES), outputs `probabilities`, `logits`, `label`",
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
-        "responses": _responses(_OBJECT, (400, 404, 408, 409, 413, 415, 422, 429, 500)),
+        "responses": _responses(_OBJECT, (400, 404, 408, 409, 413, 415, 422, 429, 500, 503)),
     }
     index = {
         "summary": "All models and their states",
@@ -144,7 +145,7 @@ def _protocol_paths() -> dict[str, Any]:
 
 
 def _admin_paths() -> dict[str, Any]:
-    errors = (400, 403, 404, 408, 409, 413, 415, 422, 429)
+    errors = (400, 403, 404, 408, 409, 413, 415, 422, 429, 503)
     replace = {"name": "replace", "in": "query", "schema": {"type": "string", "enum": ["true", "false"]}}
     file = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import resource
+from collections import Counter
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from torchsnow.serving.callers import caller
+
 HEADER_TIMEOUT_S = 10.0
 WRITE_TIMEOUT_S = 30.0
 MAX_CONNECTIONS = 1000
+_OTHER_FILES = 64
+
+
+def max_connections() -> int:
+    """How many there may be: each takes a file, and files are needed for other things."""
+    return max(1, min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES))
 
 
 class PatientProtocol(H11Protocol):
@@ -21,8 +31,8 @@ class PatientProtocol(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         """A client is there."""
         super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
-            transport.close()
+        if len(self.connections) > max_connections():
+            self._one_too_many().transport.close()
         self._wait_for_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -47,6 +57,18 @@ class PatientProtocol(H11Protocol):
         if self._stalled is not None:
             self._stalled.cancel()
         super().resume_writing()
+
+    def _one_too_many(self) -> Any:
+        """The connection to be closed: an idle one of the caller that has the most, or this if that is its own."""
+        connections: Any = self.connections  # all of this class
+        held = Counter(caller(connection.client) for connection in connections)
+        greediest, most = held.most_common(1)[0]
+        if most > held[caller(self.client)]:
+            for connection in connections:
+                is_idle = connection.cycle is None or connection.cycle.response_complete
+                if is_idle and caller(connection.client) == greediest:
+                    return connection
+        return self
 
     def _wait_for_request(self) -> None:
         if self._waiting is not None:

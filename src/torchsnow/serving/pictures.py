@@ -10,7 +10,8 @@ from torchsnow.data.cuts import Cut, cut
 from torchsnow.data.images import format_of, read_image
 from torchsnow.errors import DataError
 from torchsnow.serving.picture_parts import parts_problem
-from torchsnow.serving.refusal import Refusal
+from torchsnow.serving.refusal import Refusal, refusal_of
+from torchsnow.shortage import shortage
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 _MAX_NAME_CHARACTERS = 80
@@ -45,5 +46,5 @@ def decode(given: Picture, cuts: Sequence[Cut], max_pixels: int) -> list[bytes]:
         file.name = given.called
         image = read_image(file, max_pixels)
     except DataError as error:
-        raise Refusal(422, "bad_image", str(error)) from error
+        raise refusal_of(shortage(error)) or Refusal(422, "bad_image", str(error)) from error
     return [cut(image, how).tobytes() for how in cuts]

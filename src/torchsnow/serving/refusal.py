@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_RETRY_AFTER_S = 5
+
 
 class Refusal(Exception):  # noqa: N818 - no mistake: an answer
     """A request that is not answered: HTTP status, a code for programs and a sentence for people.
@@ -13,6 +15,13 @@ class Refusal(Exception):  # noqa: N818 - no mistake: an answer
     def __init__(self, status: int, code: str, message: str, retry_after_s: int | None = None) -> None:
         super().__init__(message)
         self.status, self.code, self.message, self.retry_after_s = status, code, message, retry_after_s
+
+
+def refusal_of(lacking: str | None) -> Refusal | None:
+    """The answer where this machine `lacking` something is why there is no other: 503, and to come again."""
+    if lacking is None:
+        return None
+    return Refusal(503, "no_resources", f"the server cannot do this now: {lacking}; try again later", _RETRY_AFTER_S)
 
 
 class ClientGone(Exception):  # noqa: N818 - an event

@@ -10,7 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from torchsnow.serving.refusal import ClientGone, Refusal
+from torchsnow.serving.refusal import ClientGone, Refusal, refusal_of
+from torchsnow.shortage import shortage
 
 _CLOSING = {408, 413, 415}  # what is left of the body is not waited for; after other errors it is read and dropped
 
@@ -32,8 +33,7 @@ def as_error(status: int, code: str, message: str, headers: Mapping[str, str] | 
 async def on_refusal(request: Request, error: Exception) -> Response:
     """For Starlette: a Refusal as a reply."""
     assert isinstance(error, Refusal)
-    wait = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
-    return as_error(error.status, error.code, error.message, wait)
+    return _as_reply(error)
 
 
 async def on_client_gone(request: Request, error: Exception) -> Response:
@@ -50,5 +50,13 @@ async def on_http_error(request: Request, error: Exception) -> Response:
 
 
 async def on_fault(request: Request, error: Exception) -> Response:
-    """For Starlette: a mistake of ours, which the guard logs."""
+    """For Starlette: a mistake of ours or of the machine's, which the guard logs."""
+    of_machine = refusal_of(shortage(error))
+    if of_machine is not None:
+        return _as_reply(of_machine)
     return as_error(500, "internal", "our mistake; the server's log has it under this reply's X-Request-Id")
+
+
+def _as_reply(refusal: Refusal) -> Response:
+    wait = {} if refusal.retry_after_s is None else {"retry-after": str(refusal.retry_after_s)}
+    return as_error(refusal.status, refusal.code, refusal.message, wait)

@@ -6,16 +6,20 @@ import math
 import signal
 import socket
 import sys
+from collections.abc import Callable
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from torchsnow.errors import ServingError
 from torchsnow.live import LiveHub
 from torchsnow.serving.app import make_app
+from torchsnow.serving.draining import DrainingServer, Served
 from torchsnow.serving.logs import log
 from torchsnow.serving.patience import PatientProtocol
 from torchsnow.serving.service import Service
 from torchsnow.serving.settings import ServeSettings
+from torchsnow.serving.starting import Starting
 
 # The engine takes Python's lock back after each of its hundreds of operations. With the usual 5 ms, a storm of requests
 # that keeps the event loop busy would make it wait for most of the time.
@@ -43,21 +47,38 @@ def bind(host: str, port: int) -> socket.socket:
         raise ServingError(f"cannot listen on {host} port {port}: {error}; choose another --host or --port") from error
 
 
-def serve(live: LiveHub, settings: ServeSettings, listener: socket.socket) -> None:
-    """Answer until SIGTERM or SIGINT, then finish what has been accepted."""
-    server = make_server(Service(live, settings))
+def serve(load: Callable[[], LiveHub], settings: ServeSettings, listener: socket.socket) -> None:
+    """Answer until SIGTERM, SIGINT, SIGHUP or SIGQUIT, then finish what has been accepted.
+
+    Liveness is answered while the hub loads. Raises what `load` raises.
+    """
+
+    def give_up() -> None:
+        server.should_exit = True
+
+    app = Starting(load, settings, give_up)
+    server = _server(app, settings, app)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    for stop in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when it has drained
+    for stop in (signal.SIGTERM, signal.SIGINT):  # uvicorn sets its own, and raises them again when it has drained
         signal.signal(stop, lambda number, frame: None)
-    log("serving", address=listener.getsockname()[:2], tasks=len(live.now.entries), admin=settings.token is not None)
+    for stop in (signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(stop) != signal.SIG_IGN:  # as nohup makes it
+            signal.signal(stop, server.handle_exit)
+    log("serving", address=listener.getsockname()[:2], admin=settings.token is not None)
     server.run(sockets=[listener])
     log("stopped")
+    if app.failure is not None:
+        raise app.failure
 
 
 def make_server(service: Service) -> uvicorn.Server:
     """The HTTP server of a service."""
+    return _server(make_app(service), service.settings, service)
+
+
+def _server(app: ASGIApp, settings: ServeSettings, served: Served) -> uvicorn.Server:
     config = uvicorn.Config(
-        make_app(service),
+        app,
         http=PatientProtocol,
         ws="none",
         lifespan="on",
@@ -65,9 +86,10 @@ def make_server(service: Service) -> uvicorn.Server:
         access_log=False,
         server_header=False,
         backlog=_BACKLOG,
-        proxy_headers=False,
+        proxy_headers=bool(settings.proxies),
+        forwarded_allow_ips=[*settings.proxies],
         h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
         timeout_keep_alive=5,
-        timeout_graceful_shutdown=math.ceil(service.settings.deadline_s) + 1,
+        timeout_graceful_shutdown=math.ceil(settings.deadline_s) + 1,
     )
-    return uvicorn.Server(config)
+    return DrainingServer(config, served, settings.drain_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence, Set
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -27,6 +27,8 @@ from torchsnow.serving.settings import ServeSettings
 DEADLINE_HEADER = "x-deadline-s"
 # What is done in a moment is done on the event loop: under load, going to a thread and back takes longer.
 _QUICK_BYTES, _QUICK_NUMBERS = 2**17, 1_000
+# A small hub is loaded before the first route answers. Of a large one, each task is, when it is first asked for.
+_FIRST_LOOK_S = 2.0
 Result = TypeVar("Result")
 
 
@@ -44,26 +46,36 @@ class Service:
         self._loops = (self.following.loop, self.batcher.loop)
         for loop in self._loops:
             self.metrics.watch(loop)
-        self._is_running = False
+        self._is_running = self._is_draining = False
 
     @property
     def ready(self) -> bool:
         """Whether it answers, and follows its hub: nothing has stuck or failed for long."""
         alive = all(loop.age_s() <= self.settings.longest_age_s for loop in self._loops)
-        return self._is_running and alive and not self.decoders.stuck
+        is_offered = self._is_running and not self._is_draining
+        return is_offered and self.following.has_looked.is_set() and alive and not self.decoders.stuck
+
+    def drain(self) -> None:
+        """Ask for no more requests, by readiness; those that come are answered."""
+        self._is_draining = True
+
+    def end(self) -> None:
+        """Let no request that is still arriving hold up the end."""
+        self.bodies.end()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Answer and follow the hub, until the block ends."""
-        await asyncio.to_thread(self.following.look)
-        await self.decoders.start()
         for loop in self._loops:
             loop.start()
+        await self.decoders.start()
+        await asyncio.to_thread(self.following.has_looked.wait, _FIRST_LOOK_S)
         self._is_running = True
         try:
             yield
         finally:
             self._is_running = False
+            self.following.end()
             for loop in self._loops:
                 await loop.stop()
             await self.decoders.close()
@@ -138,10 +150,11 @@ def _of_image(name: str | None, answers: Answers, explain: bool) -> dict[str, An
 
 
 def _spoken(answer: TaskAnswer, explain: bool) -> dict[str, Any]:
-    order = answer.probabilities.argsort(descending=True).tolist()
     numbers = answer.probabilities.tolist()
-    shares: Mapping[str, float] = {answer.task.classes[i]: numbers[i] for i in order}
-    spoken = {**named(answer.task), "label": next(iter(shares)), "probabilities": shares}
+    shares = {answer.task.classes[i]: numbers[i] for i in answer.order()}
+    # The order is a list of its own: a browser puts the keys "0", "1", "10" of an object before all others.
+    ranking = list(shares)
+    spoken = {**named(answer.task), "label": ranking[0], "ranking": ranking, "probabilities": shares}
     return {**spoken, "lead": answer.lead and answer.lead.to_dict()} if explain else spoken
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Any
 
 from torchsnow.errors import ServingError
@@ -22,6 +23,8 @@ class ServeSettings:
     """Images that may wait; more are answered 429."""
     deadline_s: float = 10.0
     """From the moment that a request is read to its answer; a client may ask for less."""
+    drain_s: float = 1.0
+    """From SIGTERM until no more connections are taken: for whoever asks for readiness to learn that it is over."""
     decode_processes: int = 2
     decode_timeout_s: float = 5.0
     """For one picture; then its process is killed. Never more than the deadline."""
@@ -46,13 +49,22 @@ class ServeSettings:
     max_json_depth: int = 16
     body_timeout_s: float = 30.0
     """For a client to send its whole request."""
+    body_rate: int = 8 * 2**10
+    """Bytes per second at which a body must come, but for a few seconds."""
+    proxies: tuple[str, ...] = ()
+    """Addresses or networks of proxies, whose X-Forwarded-For and X-Forwarded-Proto are believed."""
 
     def __post_init__(self) -> None:
         above_0 = ("batch_size", "queue_size", "decode_processes", "decode_timeout_s", "deadline_s", "follow_s")
         for name in (*above_0, "body_timeout_s"):
             _expect(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
-        for name in ("wait_s", "stale_s"):
+        for name in ("wait_s", "stale_s", "drain_s"):
             _expect(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for proxy in self.proxies:
+            try:
+                ip_network(proxy)
+            except ValueError as error:
+                raise ServingError(f"the proxy {proxy!r} is no address or network of addresses: {error}") from error
         if self.token is not None and (
             len(self.token) < MIN_TOKEN_CHARACTERS or not all("!" <= c <= "~" for c in self.token)
         ):

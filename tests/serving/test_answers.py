@@ -1,0 +1,45 @@
+"""The order of classes and taps is sent as a list, for a browser orders the keys of objects by itself."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import torch
+
+from torchsnow.live import LiveTask
+from torchsnow.serving.answers import Lead, TaskAnswer
+from torchsnow.serving.page import page_html
+from torchsnow.serving.service import predictions
+from torchsnow.source import Framing
+
+
+def answer(logits: list[float], classes: tuple[str, ...], lead: Lead | None = None) -> TaskAnswer:
+    of_class = torch.tensor(logits)
+    task = LiveTask("t", "0" * 64, classes, Framing(32), None, 0)
+    return TaskAnswer(task, of_class, of_class.softmax(0), torch.zeros(3, 32, 32), lead)
+
+
+def test_classes_are_ranked_by_their_logits() -> None:
+    spoken = [
+        answer([0.0, 300.0, 2.0, 1.0], ("7", "10", "0", "cat")),
+        answer([1.0, 1.0, 0.5, 2.0], ("b", "2", "1", "c")),
+    ]
+    asked = SimpleNamespace(image_names=["x", "y"], explain=False)
+    reply = json.loads(bytes(predictions(asked, [{"t": one} for one in spoken], 0.1).body))
+    first, second = (image["answers"][0] for image in reply["images"])
+    assert first["ranking"] == ["10", "0", "cat", "7"]  # the last three have the probability 0
+    assert second["ranking"] == ["c", "b", "2", "1"]
+    for one in (first, second):
+        assert one["label"] == one["ranking"][0]
+        assert set(one["ranking"]) == set(one["probabilities"])
+
+
+def test_taps_of_a_lead_are_ranked() -> None:
+    lead = Lead("b", 3.0, {"features": 2.0, "1": 1.0, "0": 0.5}, -0.5, 0.0)
+    assert lead.to_dict()["ranking"] == ["features", "1", "0"]
+
+
+def test_the_page_does_not_rely_on_the_order_of_keys() -> None:
+    assert "Object." not in page_html()
+    assert "ranking" in page_html()
