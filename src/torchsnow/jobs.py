@@ -139,9 +139,10 @@ def refuse_taken(
         return
     if run.path.resolve().is_relative_to(hub_path.resolve()):
         raise HubError(f"the run folder {run.path} lies inside the hub {hub_path}; choose another run folder")
-    refuse_unwritable(hub_path, HubError)
     if not is_hub(hub_path):
         Hub.refuse_occupied(hub_path)
+    refuse_unwritable(hub_path, HubError)
+    if not is_hub(hub_path):
         return
     entry = Hub.open(hub_path).index().tasks.get(name)
     if entry is not None and not replace and not (resume and entry.sha256 == run.read_shipped()):
