@@ -244,9 +244,14 @@ def test_a_drawing_that_fails_costs_nothing(
 
 
 @pytest.mark.parametrize("which", ["hub", "run"])
-def test_a_folder_that_cannot_be_written_into_is_known_before(tmp_path: Path, which: str) -> None:
-    (tmp_path / "file").write_text("")
-    places = {"hub": tmp_path / "hub", "run": tmp_path / "run", which: tmp_path / "file" / which}
-    with pytest.raises((HubError, TrainingError), match=rf"{which}: a part of this path is a file"):
-        refuse_taken("colours", places["hub"], RunFolder(places["run"]))
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+def test_a_folder_that_cannot_be_written_into_is_known_before(
+    tmp_path: Path, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: Path, error: type[Exception]) -> None:
+        if folder.name == which:
+            raise error(f"cannot write into {folder}: the disk is full")
+
+    monkeypatch.setattr("torchsnow.jobs.refuse_unwritable", full)
+    with pytest.raises(HubError if which == "hub" else TrainingError, match=rf"cannot write into .*{which}: the disk"):
+        refuse_taken("colours", tmp_path / "hub", RunFolder(tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []
