@@ -241,3 +241,17 @@ def test_a_drawing_that_fails_costs_nothing(
         "warning: the run could not be drawn (no such glyph); the results are stored"
         in (tmp_path / "run" / "log.txt").read_text()
     )
+
+
+@pytest.mark.parametrize("which", ["hub", "run"])
+def test_a_folder_that_cannot_be_written_into_is_known_before(
+    tmp_path: Path, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: Path, error: type[Exception]) -> None:
+        if folder.name == which:
+            raise error(f"cannot write into {folder}: the disk is full")
+
+    monkeypatch.setattr("torchsnow.jobs.refuse_unwritable", full)
+    with pytest.raises(HubError if which == "hub" else TrainingError, match=rf"cannot write into .*{which}: the disk"):
+        refuse_taken("colours", tmp_path / "hub", RunFolder(tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []

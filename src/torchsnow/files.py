@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import secrets
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +16,13 @@ from typing import Any
 from torchsnow.errors import TorchsnowError
 
 TEMPORARY_SUFFIX = ".tmp"
+_TRIED_BYTES = 4096
 Stamp = tuple[int, ...] | None
 
 _ADVICE = {
     errno.ENOSPC: "the disk is full; free some space and try again",
     errno.EDQUOT: "the disk quota is used up; free some space and try again",
+    errno.EFBIG: "the file is larger than this file system or a limit of the system allows",
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.EACCES: "permission denied; check the owner and the mode, or choose another folder",
     errno.EPERM: "permission denied; check the owner and the mode, or choose another folder",
@@ -61,6 +64,21 @@ def write_atomically(path: Path | str, content: bytes | str, error: type[Torchsn
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def refuse_unwritable(folder: Path, error: type[TorchsnowError] = TorchsnowError) -> None:
+    """Raise `error` when a folder, or what is there of its path so far, cannot be written into: by trying, for modes
+    and owners do not tell of read-only and full disks. What was tried is gone afterwards."""
+    with clear_os_errors("write into", folder, error):
+        place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryDirectory(prefix=".", suffix=TEMPORARY_SUFFIX, dir=place) as tried:
+            (Path(tried) / "file").write_bytes(bytes(_TRIED_BYTES))
+
+
+def reserve(folder: Path, size_bytes: int) -> None:
+    """Raise OSError when a folder has no room for a file of so many bytes; for writers that would say it badly."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, size_bytes)
 
 
 def write_csv(

@@ -16,7 +16,7 @@ from torchsnow.compile.quantize import Measured
 from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare
 from torchsnow.data.sampling import reduced
 from torchsnow.errors import DivergedError, HubError, TrainingError
-from torchsnow.files import clear_os_errors
+from torchsnow.files import clear_os_errors, refuse_unwritable
 from torchsnow.hub import SOURCE_FILE, Entry, Hub
 from torchsnow.methods import kind_of, make_method
 from torchsnow.methods.advice import below_probe
@@ -127,11 +127,12 @@ def refuse_taken(
 ) -> None:
     """Raise a TorchsnowError for what would otherwise fail when a training begins or is done.
 
-    That is a name that cannot be a task's or is taken, a folder that cannot become a hub, a run folder that another
-    process owns, that is taken (unless `resume`) or that lies inside the hub.
+    That is a name that cannot be a task's or is taken, a folder that cannot be written into or become a hub, a run
+    folder that another process owns, that is taken (unless `resume`) or that lies inside the hub.
     """
     check_task_name(name)
     run.refuse_owned()
+    refuse_unwritable(run.path, TrainingError)
     if not resume:
         run.refuse_taken()
     if hub_path is None:
@@ -140,6 +141,8 @@ def refuse_taken(
         raise HubError(f"the run folder {run.path} lies inside the hub {hub_path}; choose another run folder")
     if not is_hub(hub_path):
         Hub.refuse_occupied(hub_path)
+    refuse_unwritable(hub_path, HubError)
+    if not is_hub(hub_path):
         return
     entry = Hub.open(hub_path).index().tasks.get(name)
     if entry is not None and not replace and not (resume and entry.sha256 == run.read_shipped()):
@@ -206,9 +209,9 @@ def train_task(
             settings, chosen = choose_settings(settings, auto, splits, make, source.input_config, say)
         pool = plain_images(source.input_config, settings.framing)
         for sentence in (*data.notes, *splits.warnings()):
-            run.log(f"note: {sentence}")
+            run.log(f"warning: {sentence}")
         for sentence in splits.warnings():
-            say(f"note: {sentence}")
+            say(f"warning: {sentence}")
         training = Training(name, data.name, splits, settings, run, method, preset)
 
         def stage(result: FitResult, what: str) -> None:

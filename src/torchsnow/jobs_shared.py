@@ -97,7 +97,7 @@ def train_tasks(
     splits = [group.splits(settings.seed) for group in groups]
     for name, own in ((name, own) for group in splits for name, own in group.items()):
         for sentence in own.warnings():
-            say(f"note: {name}: {sentence}")
+            say(f"warning: {name}: {sentence}")
     data = {name: loaded.name for group in groups for name, loaded in group.tasks.items()}
     done: dict[str, TrainedTask] = {}
     failed: dict[str, DivergedError] = {}

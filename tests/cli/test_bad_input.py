@@ -211,7 +211,9 @@ def test_a_run_folder_that_cannot_be_one(trained: Trained, tmp_path: Path) -> No
     inside = refused_training(trained, trained.photos, "--out", trained.hub / "run")
     assert f"the run folder {trained.hub / 'run'} lies inside the hub {trained.hub}" in inside
     assert "lies inside the hub" in refused_training(trained, trained.photos, "--out", trained.hub)
-    assert "cannot create the folder file" in refused_training(trained, trained.photos, "--out", "file")
+    assert "cannot write into file: a part of this path is a file" in refused_training(
+        trained, trained.photos, "--out", "file"
+    )
     assert "File name too long" in refused_training(trained, trained.photos, "--out", "x" * 300)
 
 

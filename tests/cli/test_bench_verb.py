@@ -100,4 +100,4 @@ def test_cuda_without_cuda_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_folder_that_cannot_be_made_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert "cannot write into the folder" in refused("bench", *TINY, "--out", tmp_path / "file" / "out")
+    assert "cannot make the folder" in refused("bench", *TINY, "--out", tmp_path / "file" / "out")

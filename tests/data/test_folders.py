@@ -42,6 +42,9 @@ def sizes(data: LoadedData) -> dict[str, int]:
         ("train", "eval", "val"),
         ("flowers_train", "flowers_valid", "val"),
         ("training_data", "testing_data", "test"),
+        ("trainval", "test", "test"),
+        ("train_val", "test_set", "test"),
+        ("tr", "te", "test"),
     ],
 )
 def test_words_for_splits(image_folder: Folder, train: str, other: str, split: str) -> None:
@@ -85,6 +88,13 @@ def test_splits_inside_of_classes_are_a_question(image_folder: Folder) -> None:
         load_data(root)
 
 
+@pytest.mark.parametrize("inside", [("a", "b"), ("train/a", "train/b")])
+def test_a_folder_too_many_is_named(image_folder: Folder, inside: tuple[str, str]) -> None:
+    root = image_folder({f"unpacked/{name}": 2 for name in inside})
+    with pytest.raises(DataError, match=r"one folder, with folders inside: .* give .*pets/unpacked"):
+        load_data(root)
+
+
 def test_one_folder_for_the_images_of_each_class_is_none(image_folder: Folder) -> None:
     assert load_data(image_folder({"cat/images": 2, "dog/images": 2})).classes == ("cat", "dog")
 
@@ -122,7 +132,7 @@ def test_everything_that_is_left_out_is_counted_and_named(image_folder: Folder) 
         (root / "a" / name).write_text("<no image/>")
     loose, left_out = load_data(root).notes
     assert loose == f"not used: 1 image in no class folder ({root}/loose.png)"
-    assert left_out.startswith("not used: 4 files that are no images that can be read, 2 x .txt, 2 x .xml (")
+    assert left_out.startswith("not used: 4 files without an image that can be read, 2 x .txt, 2 x .xml (")
 
 
 def test_images_beside_the_folders_of_splits_are_named(image_folder: Folder) -> None:

@@ -120,6 +120,20 @@ def test_a_fourth_sample_without_a_meaning_is_not_transparency(order: str) -> No
     assert pixels(content) == [BLUE, RED]
 
 
+def test_other_colours_are_refused_in_words() -> None:
+    content = tiff(np.zeros((2, 2, 3), "u1"), "<", photometric="cielab")
+    with pytest.raises(DataError, match="its colours are LAB, which is not supported; save it as RGB"):
+        pixels(content)
+
+
+@ORDERS
+def test_differences_of_neighbours_are_undone(order: str) -> None:
+    values = np.array([[0, 257, 25700, 65535]], dtype="u2")
+    for predictor in (False, True):
+        content = tiff(values, order, photometric="minisblack", compression="zlib", predictor=predictor)
+        assert greys(content) == [0, 1, 100, 255]
+
+
 def test_12_bit_grey_is_scaled_by_its_own_depth() -> None:
     packed = bytes([0xFF, 0xF0, 0x00, 0x80, 0x00, 0x00])  # 4095, 0, 2048, 0
     tags = [(256, 4), (257, 1), (258, 12), (259, 1), (262, 1), (273, 122), (277, 1), (278, 1), (279, 6)]

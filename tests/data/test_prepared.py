@@ -85,3 +85,8 @@ def test_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(prepared.DATA_VARIABLE, "here")
     assert data_folder() == Path(os.getcwd()) / "here"
+
+
+def test_a_home_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHSNOW_DATA", "~nobody-of-this-name/data")
+    assert data_folder() == Path.cwd() / "~nobody-of-this-name" / "data"

@@ -50,7 +50,7 @@ def test_a_split_in_any_case_is_used_without_a_word(photos: Path, header: str) -
     assert (sizes(data), data.notes) == (THREE, ())
 
 
-@pytest.mark.parametrize("header", ["set", "Subset", "partition", "phase", "usage", "anything"])
+@pytest.mark.parametrize("header", ["set", "Subset", "partition", "phase", "usage", "group", "anything"])
 def test_a_column_that_holds_splits_is_used_and_named(photos: Path, header: str) -> None:
     data = load(photos, f"path,label,{header}\n" + rows(three))
     assert sizes(data) == THREE
@@ -77,8 +77,24 @@ def test_two_columns_of_splits_are_a_question(photos: Path) -> None:
 def test_columns_that_are_not_used_are_named(photos: Path) -> None:
     data = load(photos, "path,label,weight,patient\n" + rows(1.5, lambda n: n // 4))
     unused, group = data.notes
-    assert unused == f"not used: the columns 'weight', 'patient' of {photos / 't.csv'}"
+    assert unused == f"not used: 2 columns of {photos / 't.csv'}: 'weight', 'patient'"
     assert "--group-column patient" in group
+
+
+@pytest.mark.parametrize(("header", "quoted"), [("patient", "patient"), ("Patient ID", "'Patient ID'")])
+def test_a_likely_group_is_named_as_it_is_to_be_given(photos: Path, header: str, quoted: str) -> None:
+    note = load(photos, f"path,label,{header}\n" + rows(lambda n: n // 4)).notes[-1]
+    assert note.endswith(f"--group-column {quoted}")
+
+
+@pytest.mark.parametrize("header", ["is_train", "Test", "fold", "data split"])
+def test_a_column_that_sounds_like_a_split_is_named(photos: Path, header: str) -> None:
+    note = load(photos, f"path,label,{header}\n" + rows(lambda n: n % 2)).notes[-1]
+    assert note.startswith(f"the column {header!r} sounds like a split")
+
+
+def test_the_numbers_of_rows_are_no_column(photos: Path) -> None:
+    assert load(photos, "path,label,\n" + rows(lambda n: n)).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -172,7 +188,7 @@ def groups_of(data: LoadedData, part: tuple[object, ...]) -> set[str]:
 def test_groups_stay_in_one_split(photos: Path, how: dict[str, Columns]) -> None:
     header = "patient" if how else "group"
     data = load(photos, f"path,label,{header}\n" + rows(lambda n: f"g{n // 2}"), **how)
-    assert data.notes == ()
+    assert [note[:40] for note in data.notes] == ([] if how else ["images of one value of the column 'group'"[:40]])
     drawn = set()
     for seed in range(4):
         splits = make_splits(data, seed=seed)
@@ -194,7 +210,7 @@ def test_validation_out_of_train_keeps_groups_too(photos: Path) -> None:
 
 def test_groups_in_several_splits_are_a_note(photos: Path) -> None:
     data = load(photos, "path,label,group,split\n" + rows("one", three))
-    assert data.notes == ("images of 1 group are in several splits (one): accuracy is too good",)
+    assert data.notes[1:] == ("images of 1 group are in several splits (one): accuracy is too good",)
 
 
 def test_too_few_groups_are_refused(photos: Path) -> None:

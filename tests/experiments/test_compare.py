@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sample_photos import make_photos
 from torchsnow.data import load_data
 from torchsnow.errors import ExperimentError, TrainingError
 from torchsnow.experiments import cell as cell_module
@@ -111,6 +112,22 @@ def test_finished_cells_are_not_done_again(
     trained = break_training(monkeypatch, "nothing")
     Watched(experiment, tmp_path).run()
     assert set(trained) == {"snow"}
+
+
+def test_data_that_changed_is_not_compared_with_what_it_was(experiment: Experiment, tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos")
+    growing = replace(experiment, data=(str(photos),), seeds=(0,), methods=("head",), lr_tries=1)
+    assert len(Watched(growing, tmp_path / "out").run().finish().cells) == 1
+    one, other = photos / "red" / "0.png", photos / "green" / "0.png"
+    one.rename(photos / "swap")
+    other.rename(one)
+    (photos / "swap").rename(other)
+    more = Watched(replace(growing, methods=("head", "snow")), tmp_path / "out").run().finish()
+    assert [(cell.method, cell.seed) for cell in more.cells] == [("head", 0)]
+    assert "changed since cells of" in more.failed[0].error
+    (tmp_path / "out" / "data.json").write_text("{")
+    (tmp_path / "out" / "cells").rename(tmp_path / "away")
+    assert "data.json is damaged" in Watched(growing, tmp_path / "out").run().said[0]
 
 
 def test_a_stopped_comparison_goes_on_to_the_same_results(

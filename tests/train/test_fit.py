@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -338,17 +339,22 @@ def test_precision_of_another_source(source: Source, splits: Splits, settings: T
 
 
 @pytest.mark.parametrize("quiet", [False, True])
+@pytest.mark.parametrize("is_terminal", [False, True])
 def test_bar(
-    tiny: Tiny, splits: Splits, settings: TrainSettings, tmp_path: Path, capfd: pytest.CaptureFixture[str], quiet: bool
+    tiny: Tiny,
+    splits: Splits,
+    settings: TrainSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_terminal: bool,
+    quiet: bool,
 ) -> None:
+    err = io.StringIO()
+    monkeypatch.setattr(err, "isatty", lambda: is_terminal, raising=False)
+    monkeypatch.setattr("sys.stderr", err)
     fit(tiny, splits, settings, RunFolder(tmp_path), quiet=quiet)
-    out, err = capfd.readouterr()
-    assert out == ""
-    if quiet:
-        assert err == ""
-    else:
-        assert "epoch 2: loss" in err
-        assert "epoch 3/3" not in err  # the bar itself is for terminals
+    assert ("epoch 2: loss" in err.getvalue()) == (not quiet)
+    assert ("epoch 3/3" in err.getvalue()) == (is_terminal and not quiet)
 
 
 SCRIPT = """

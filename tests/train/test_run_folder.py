@@ -85,3 +85,8 @@ def test_damaged_settings_are_one_sentence(tmp_path: Path, text: str) -> None:
     run.args.write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(TrainingError, match=r"args\.yaml is damaged|settings differ"):
         run.read_settings()
+
+
+def test_a_log_takes_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    RunFolder(tmp_path).log("caf\udce9.png")
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8").endswith(" caf\\udce9.png\n")

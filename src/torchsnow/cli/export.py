@@ -27,6 +27,10 @@ def export(
     calibrate: Annotated[
         str | None, typer.Option(help="Labelled images for --int8, as for train; shows what int8 costs.")
     ] = None,
+    fp16: Annotated[
+        bool, typer.Option("--fp16", help="Store weights in 16 bits: half the size. ONNX, OpenVINO.")
+    ] = False,
+    opset: Annotated[int | None, typer.Option(min=1, help="ONNX's opset; by default the exporter's own.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")] = False,
 ) -> None:
     """Write all tasks of a hub, or the named ones, as one graph with one source.
@@ -37,12 +41,13 @@ def export(
     Example: torchsnow export --hub my-hub --out my-hub.onnx
     """
     from torchsnow.compile.export import plan_export, write_export
+    from torchsnow.compile.formats import Written
     from torchsnow.hub import Hub
     from torchsnow.jobs import int8_images
 
     if int8 != (calibrate is not None):
         raise typer.BadParameter("--int8 and --calibrate DATA go together: give both or none")
-    plan = plan_export(Hub.open(hub), out, format, task, image_size, int8)
+    plan = plan_export(Hub.open(hub), out, format, task, image_size, int8, Written(fp16, opset))
     measured = None
     if calibrate is not None:
         data = load_checked(calibrate, quiet=json)
@@ -63,6 +68,7 @@ def _document(exported: Export) -> dict[str, Any]:
         "format": plan.kind.name,
         "image_size": plan.image_size,
         "outputs": plan.outputs,
+        "fp16": plan.how.half,
         "int8": [vars(cost) for cost in exported.costs],
     }
 
@@ -79,7 +85,8 @@ def _show(exported: Export) -> None:
         ]
         print_table(columns, rows)
     size = f"{exported.size_bytes / 1e6:.1f} MB, input (B, 3, {plan.image_size}, {plan.image_size})"
-    say(f"wrote {' and '.join(map(str, exported.files))}: {size}, in fp32 equal to PyTorch within 1e-4")
+    equal = "in fp16 near PyTorch's fp32" if plan.how.half else "in fp32 equal to PyTorch within 1e-4"
+    say(f"wrote {' and '.join(map(str, exported.files))}: {size}, {equal}")
 
 
 def _warn(exported: Export) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from torchsnow.errors import TorchsnowError
+from torchsnow.files import refuse_unwritable
 
 if TYPE_CHECKING:
     from torchsnow.data import LoadedData
@@ -58,8 +58,7 @@ def check_writable(file: Path) -> None:
     if file.is_dir() or not file.parent.is_dir():
         reason = "it is a folder" if file.is_dir() else f"there is no folder {file.parent}"
         raise TorchsnowError(f"cannot write {file}: {reason}; name a file in a folder that exists")
-    if not os.access(file.parent, os.W_OK):
-        raise TorchsnowError(f"cannot write {file}: permission denied; choose another folder")
+    refuse_unwritable(file.parent)
 
 
 def load_checked(data: str, quiet: bool, **how: Any) -> LoadedData:
@@ -69,7 +68,7 @@ def load_checked(data: str, quiet: bool, **how: Any) -> LoadedData:
     with counting("checking images", quiet) as progress:
         loaded = load_data(data, progress=progress, **how)
     for sentence in loaded.notes:
-        note(f"note: {sentence}")
+        note(f"warning: {sentence}")
     for skipped in loaded.skipped[:10]:
         note(f"skipped {skipped.path}: {skipped.reason}")
     if loaded.skipped:

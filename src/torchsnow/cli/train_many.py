@@ -174,7 +174,7 @@ def _load(words: Sequence[str], columns: Columns, follow_links: bool, quiet: boo
             with counting("checking images", quiet) as progress:
                 table = load_task_table(path, columns=columns, follow_links=follow_links, progress=progress)
             for sentence in table.notes:
-                note(f"note: {sentence}")
+                note(f"warning: {sentence}")
             groups.append(TaskGroup(table.tasks, table))
         elif is_named:
             groups.append(TaskGroup({name: load_checked(data, quiet, columns=columns, follow_links=follow_links)}))

@@ -22,6 +22,9 @@ Runner = Callable[[Tensor], Sequence[Tensor]]
 TOLERANCES: Mapping[Precision, float] = {"fp32": 1e-4, "bf16": 6e-2}
 """How far outputs may be from PyTorch's, by the source's precision: of the largest output, and at least absolute."""
 
+HALF_TOLERANCE = 1e-2
+"""The same, for weights that are stored in 16 bits."""
+
 
 def eager(network: nn.Module, images: Tensor) -> Runner:
     """PyTorch, operation by operation, on the device of the images."""
@@ -178,18 +181,18 @@ def refuse_other_outputs(
     if len(given) != len(expected):
         raise CompileError(f"{what} gave {len(given)} outputs where PyTorch gave {len(expected)}")
     for own, eagers in zip(given, expected, strict=True):
-        if how_far := difference(own, eagers, precision):
+        if how_far := difference(own, eagers, TOLERANCES[precision]):
             raise CompileError(
                 f"{what}'s outputs differ from PyTorch's {how_far}; they are not used. Another version of it may do "
                 "better, and the backend 'eager' does without"
             )
 
 
-def difference(given: Tensor, expected: Tensor, precision: Precision = "fp32") -> str:
-    """In words, how far an output is from PyTorch's; empty within `TOLERANCES[precision]` of the largest value."""
+def difference(given: Tensor, expected: Tensor, tolerance: float = TOLERANCES["fp32"]) -> str:
+    """In words, how far an output is from PyTorch's; empty within this share of the largest value."""
     largest = float(expected.abs().max()) if expected.numel() else 0.0
     apart = float((given - expected).abs().max()) if expected.numel() else 0.0
-    near = apart <= TOLERANCES[precision] * max(1.0, largest)
+    near = apart <= tolerance * max(1.0, largest)
     return "" if near else f"by {apart:.1e} where the largest is {largest:.1e}"
 
 

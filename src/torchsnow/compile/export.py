@@ -13,14 +13,14 @@ from typing import Any
 
 from torch import Tensor
 
-from torchsnow.compile.backends import difference
+from torchsnow.compile.backends import HALF_TOLERANCE, TOLERANCES, difference
 from torchsnow.compile.description import describe, output_names
-from torchsnow.compile.formats import Format, NamedRunner, Network, clear_compiler_errors, format_of, traced
+from torchsnow.compile.formats import Format, NamedRunner, Network, Written, clear_compiler_errors, format_of, traced
 from torchsnow.compile.pictures import smooth_images
 from torchsnow.compile.program import Program
 from torchsnow.compile.quantize import Cost, Measured, check_int8, measure, quantize
 from torchsnow.errors import CompileError, HubError
-from torchsnow.files import TEMPORARY_SUFFIX, clear_os_errors, sync_folder
+from torchsnow.files import TEMPORARY_SUFFIX, clear_os_errors, refuse_unwritable, sync_folder
 from torchsnow.hub import Hub
 from torchsnow.source import Source
 from torchsnow.source.config import MAX_IMAGE_SIZE, Framing
@@ -39,6 +39,7 @@ class Plan:
     framing: Framing
     kind: Format
     out: Path
+    how: Written
 
     @property
     def image_size(self) -> int:
@@ -68,16 +69,19 @@ def plan_export(
     names: Sequence[str] | None = None,
     image_size: int | None = None,
     int8: bool = False,
+    how: Written = Written(),  # noqa: B008 # it cannot change
 ) -> Plan:
     """Check all that can be checked before anything is computed.
 
     `kind` is "onnx", "openvino" or "torch", by default what the suffix of `out` says; `names` are tasks, by default
-    all; `image_size` in pixels, by default the one that the tasks were trained with. Raises CompileError for what does
+    all; `image_size` in pixels, by default the one that the tasks were trained with; `how` is what a format may do
+    in several ways. Raises CompileError for what does
     not fit together, HubError for unknown or damaged tasks and a hub without any.
     """
     chosen = format_of(out, kind)
     if int8:
         check_int8(chosen.name)
+    _refuse_contradictions(chosen, int8, how)
     _refuse_place(out)
     hub = _in_fp32(hub)
     tasks = tuple(hub.task(name) for name in dict.fromkeys(names or hub.names()))
@@ -85,7 +89,15 @@ def plan_export(
         raise HubError(f"the hub {hub.folder.path} has no tasks yet; train one first")
     if image_size is not None and not 1 <= image_size <= MAX_IMAGE_SIZE:
         raise CompileError(f"the image size is {image_size}; expected 1 to {MAX_IMAGE_SIZE} pixels")
-    return Plan(hub, tasks, _one_framing(tasks, image_size), chosen, out)
+    return Plan(hub, tasks, _one_framing(tasks, image_size), chosen, out, how)
+
+
+def _refuse_contradictions(kind: Format, int8: bool, how: Written) -> None:
+    if how.half and (int8 or kind.name == "torch"):
+        other = "int8 has fewer bits than fp16 already" if int8 else "fp16 exists for the formats onnx and openvino"
+        raise CompileError(f"{other}; leave out --fp16")
+    if how.opset is not None and kind.name != "onnx":
+        raise CompileError(f"an opset is ONNX's, not of the format {kind.name}; leave out --opset")
 
 
 def _refuse_place(out: Path) -> None:
@@ -94,8 +106,7 @@ def _refuse_place(out: Path) -> None:
             raise CompileError(f"cannot write {out}: there is no folder {out.parent}; make it first")
         if out.is_dir():
             raise CompileError(f"cannot write {out}: this is a folder; name a file")
-        if not os.access(out.parent, os.W_OK):
-            raise CompileError(f"cannot write {out}: no permission to write into {out.parent}; choose another folder")
+    refuse_unwritable(out.parent, CompileError)
 
 
 def _in_fp32(hub: Hub) -> Hub:
@@ -136,7 +147,7 @@ def write_export(plan: Plan, measured: Measured | None = None) -> Export:
     network = Network(program, list(plan.outputs.values()), plan.image_size)
     with _workshop(plan.out) as folder:
         file = folder / plan.out.name
-        _write(plan, network, file, _description(plan, None))
+        _write(plan, network, file, _description(plan, {"bits": 16} if plan.how.half else None))
         _refuse_other_outputs(plan, _loaded(plan, file), expected)
         costs: tuple[Cost, ...] = ()
         if measured is not None:
@@ -168,7 +179,7 @@ def _write(plan: Plan, network: Network, file: Path, description: str) -> None:
     images = smooth_images(_TRACED_BATCH, plan.image_size, plan.hub.source.input_config)
     program = traced(network, images)
     with clear_compiler_errors(f"cannot write {plan.out} as {plan.kind.name}"):
-        plan.kind.write(program, images, list(plan.outputs.values()), description, file)
+        plan.kind.write(program, images, list(plan.outputs.values()), description, file, plan.how)
 
 
 def _description(plan: Plan, quantized: Mapping[str, Any] | None) -> str:
@@ -187,7 +198,7 @@ def _refuse_other_outputs(plan: Plan, run: NamedRunner, batches: Sequence[tuple[
         with clear_compiler_errors(f"{plan.kind.runtime} cannot run what was made for {plan.out}"):
             given = run(images)
         for name, logits in expected.items():
-            if how_far := difference(given[name], logits):
+            if how_far := difference(given[name], logits, HALF_TOLERANCE if plan.how.half else TOLERANCES["fp32"]):
                 raise CompileError(
                     f"{plan.out} was not written: {plan.kind.runtime}'s output {name!r} differs from PyTorch's "
                     f"{how_far}; try another format, or another version of it"

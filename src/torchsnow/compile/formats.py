@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,12 +19,23 @@ from torchsnow.compile.backends import check_backend, quiet_tracing
 from torchsnow.compile.description import INPUT, KEY
 from torchsnow.compile.program import Program
 from torchsnow.errors import CompileError, TorchsnowError
+from torchsnow.files import reserve
 from torchsnow.source import FeatureMaps
+
+
+@dataclass(frozen=True)
+class Written:
+    """How a file is written: `half` stores its weights in 16 bits, `opset` is ONNX's, by default the exporter's."""
+
+    half: bool = False
+    opset: int | None = None
+
 
 NamedRunner = Callable[[Tensor], Mapping[str, Tensor]]
 """Images (B, 3, H, W) -> logits by the name of the output."""
 
-ONNX_LIMIT_BYTES = 2**31 - 2**20  # protobuf's limit, and room for the graph
+_GRAPH_BYTES = 2**20  # a graph without its weights has fewer
+ONNX_LIMIT_BYTES = 2**31 - _GRAPH_BYTES  # protobuf's limit
 
 
 class Network(nn.Module):
@@ -73,7 +86,7 @@ class Format:
     name: str
     suffix: str
     runtime: str
-    write: Callable[[ExportedProgram, Tensor, Sequence[str], str, Path], None]
+    write: Callable[[ExportedProgram, Tensor, Sequence[str], str, Path, Written], None]
     load: Callable[[Path], NamedRunner]
     companions: tuple[str, ...] = ()
     identifiers: bool = False
@@ -83,7 +96,9 @@ class Format:
         return [*(path.with_suffix(suffix) for suffix in self.companions), path]
 
 
-def _write_onnx(program: ExportedProgram, images: Tensor, names: Sequence[str], description: str, path: Path) -> None:
+def _write_onnx(
+    program: ExportedProgram, images: Tensor, names: Sequence[str], description: str, path: Path, how: Written
+) -> None:
     size_bytes = sum(tensor.nbytes for tensor in program.state_dict.values())
     if size_bytes > ONNX_LIMIT_BYTES:
         raise CompileError(
@@ -91,11 +106,37 @@ def _write_onnx(program: ExportedProgram, images: Tensor, names: Sequence[str], 
             "or another format"
         )
     with quiet_tracing():
-        onnx_program = torch.onnx.export(program, (images,), input_names=[INPUT], dynamo=True, verbose=False)
+        onnx_program = torch.onnx.export(
+            program, (images,), input_names=[INPUT], dynamo=True, verbose=False, opset_version=how.opset
+        )
     assert onnx_program is not None
+    opset = onnx_program.model.opset_imports[""]
+    if how.opset not in (None, opset):
+        raise CompileError(f"this network cannot be written in ONNX opset {how.opset}; it can in {opset}")
     _name_outputs(onnx_program.model.graph, names)
     onnx_program.model.metadata_props[KEY] = description
-    path.write_bytes(onnx_program.model_proto.SerializeToString())
+    model = onnx_program.model_proto
+    if how.half:
+        _halve(model.graph)
+    path.write_bytes(model.SerializeToString())
+
+
+def _halve(graph: Any) -> None:
+    """Store weights in 16 bits, and let the runtime bring them back to 32 when it loads them."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for weight in [one for one in graph.initializer if one.data_type == TensorProto.FLOAT]:
+        values = numpy_helper.to_array(weight)
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if values.size > 1 and np.isfinite(half).all():
+            name = weight.name
+            weight.CopyFrom(numpy_helper.from_array(half, f"{name}.fp16"))
+            casts.append(helper.make_node("Cast", [weight.name], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _name_outputs(graph: Any, names: Sequence[str]) -> None:
@@ -125,7 +166,7 @@ def _load_onnx(path: Path) -> NamedRunner:
 
 
 def _write_openvino(
-    program: ExportedProgram, images: Tensor, names: Sequence[str], description: str, path: Path
+    program: ExportedProgram, images: Tensor, names: Sequence[str], description: str, path: Path, how: Written
 ) -> None:
     with quiet_tracing():
         import openvino
@@ -135,15 +176,18 @@ def _write_openvino(
     model.inputs[0].get_tensor().set_names({INPUT})
     for output, name in zip(model.outputs, names, strict=True):
         output.get_tensor().set_names({name})
-    save_openvino(model, description, path)
+    save_openvino(model, description, path, half=how.half)
 
 
-def save_openvino(model: Any, description: str, path: Path) -> None:
-    """Write a model with its description, in the precision that it has."""
+def save_openvino(model: Any, description: str, path: Path, half: bool = False) -> None:
+    """Write a model with its description, in the precision that it has or with weights of 16 bits."""
     import openvino
 
     model.set_rt_info(description, [KEY])
-    openvino.save_model(model, path, compress_to_fp16=False)
+    constants = [op.output(0) for op in model.get_ops() if op.get_type_name() == "Constant"]
+    size_bytes = sum(math.prod(one.get_shape()) * one.get_element_type().size for one in constants)
+    reserve(path.parent, _GRAPH_BYTES + size_bytes)  # OpenVINO's own word on a full disk is about iostreams
+    openvino.save_model(model, path, compress_to_fp16=half)
 
 
 def _load_openvino(path: Path) -> NamedRunner:
@@ -160,8 +204,12 @@ def _load_openvino(path: Path) -> NamedRunner:
     return run
 
 
-def _write_torch(program: ExportedProgram, images: Tensor, names: Sequence[str], description: str, path: Path) -> None:
-    torch.export.save(program, path, extra_files={f"{KEY}.json": description})
+def _write_torch(
+    program: ExportedProgram, images: Tensor, names: Sequence[str], description: str, path: Path, how: Written
+) -> None:
+    content = io.BytesIO()  # written to a full disk by torch itself, it ends the process
+    torch.export.save(program, content, extra_files={f"{KEY}.json": description})
+    path.write_bytes(content.getbuffer())
 
 
 def _load_torch(path: Path) -> NamedRunner:

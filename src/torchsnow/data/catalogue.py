@@ -8,12 +8,18 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from torchsnow.data.archives import list_cub, list_stanford40
-from torchsnow.data.arrays import digit_pictures, fashion_pictures
-from torchsnow.data.fetched import list_files, list_pets, torchvision_pictures
 from torchsnow.data.listing import Listing
 from torchsnow.data.names import ALL
 from torchsnow.data.prepared import Picture, prepare
+from torchsnow.data.published import (
+    digit_pictures,
+    fashion_pictures,
+    list_cub,
+    list_files,
+    list_pets,
+    list_stanford40,
+    torchvision_pictures,
+)
 
 TRAIN_TEST = {"train": ("train",), "test": ("test",)}
 TRAINVAL_TEST = {"train": ("trainval",), "test": ("test",)}

@@ -46,7 +46,7 @@ class _Found:
         junk = list(dict.fromkeys(self.junk))
         sentences = (
             (self.loose, f"{counted(len(self.loose), 'image')} in no class folder"),
-            (self.left_out, f"{counted(len(self.left_out), 'file')} that are no images that can be read, {of_kind}"),
+            (self.left_out, f"{counted(len(self.left_out), 'file')} without an image that can be read, {of_kind}"),
             (junk, f"{counted(len(junk), 'file or folder', 'files or folders')}, hidden or put there by a system"),
         )
         return [f"not used: {what} ({_first(paths)})" for paths, what in sentences if paths]
@@ -92,6 +92,10 @@ def _split_folders(root: Path, for_training: bool, found: _Found) -> dict[str, P
     if not for_training and folders and not others:
         is_split = is_split or all(_has_folders(folder) for folder in folders)
     if not is_split:
+        if for_training and len(folders) == 1 and _has_folders(folders[0]):
+            raise DataError(
+                f"{root} holds one folder, with folders inside: if these are the classes, give {folders[0]}"
+            )
         _refuse_unknown_splits(root, folders)
         return {ALL: root}
     if others:

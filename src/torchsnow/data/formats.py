@@ -87,8 +87,8 @@ class _Tiff(TiffImagePlugin.TiffImageFile):
         tags = self.tag_v2
         bits, sample_format = (_first(tags.get(tag, 1)) for tag in (258, 339))
         layout = f"its pixels are {tags.get(277, 1)} x {bits} bits in a layout"
-        white_is_zero = tags.get(262, 0) == 0 and bits > 8
-        if white_is_zero:  # Pillow knows these greys as they are, or not at all
+        white_is_zero = tags.get(262) == 0 and bits > 8
+        if tags.get(262, 0) == 0 and bits > 8:  # Pillow knows these greys as they are, or not at all
             tags[262] = 1
         if bits == 32 and sample_format == 1:  # read as signed, so that the largest are negative, and refused
             tags[339] = 2

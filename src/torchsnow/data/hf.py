@@ -14,6 +14,7 @@ from torchsnow.data.listing import Listing
 from torchsnow.data.names import ALL, splits_named
 from torchsnow.data.prepared import CHECKED, Picture, data_folder, list_given, prepare
 from torchsnow.errors import DataError
+from torchsnow.files import refuse_unwritable
 
 REPOSITORY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
@@ -28,7 +29,10 @@ def list_hf(repository: str) -> Listing:
         raise DataError(f"{repository!r} cannot be a data set's name: expected hf:ORGANISATION/NAME")
     name = repository.replace("/", "--")
     folder = data_folder() / f"hf--{name}"
-    listing = list_given(folder) or prepare(folder, _pictures(repository, _load(repository, folder)))
+    listing = list_given(folder)
+    if listing is None:
+        refuse_unwritable(folder, DataError)
+    listing = listing or prepare(folder, _pictures(repository, _load(repository, folder)))
     return replace(listing, name=name, checked=folder / CHECKED)
 
 

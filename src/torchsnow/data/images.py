@@ -192,6 +192,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise DataError("its pixels are floats, which have no defined 8-bit scale; save it with 8 or 16 bits")
+    if image.mode in ("LAB", "HSV"):
+        raise DataError(f"its colours are {image.mode}, which is not supported; save it as RGB")
     if image.mode == "I" or image.mode.startswith("I;16"):
         rgb = _from_deep_grey(image)
     elif not image.has_transparency_data or _has_unused_alpha(image):

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torchsnow.data.archives import list_elpv
 from torchsnow.data.catalogue import DATASETS
 from torchsnow.data.checking import (
     Checked,
@@ -23,6 +22,7 @@ from torchsnow.data.folders import list_folder
 from torchsnow.data.hf import list_hf
 from torchsnow.data.listing import Listing, Skipped
 from torchsnow.data.named import find_torchvision, list_named
+from torchsnow.data.published import list_elpv
 from torchsnow.data.tables import TABLE_SUFFIXES, Columns, list_table
 from torchsnow.errors import DataError
 

@@ -13,6 +13,7 @@ from torchsnow.data.listing import Listing
 from torchsnow.data.names import ALL, first_few
 from torchsnow.data.prepared import CHECKED, data_folder, list_given
 from torchsnow.errors import DataError
+from torchsnow.files import refuse_unwritable
 
 
 def list_named(data: NamedData) -> Listing:
@@ -22,7 +23,10 @@ def list_named(data: NamedData) -> Listing:
     """
     folder = data_folder() / data.name
     try:
-        listing = list_given(folder) or data.read(folder)
+        listing = list_given(folder)
+        if listing is None and not folder.exists():  # what lies there by hand can be read from a read-only disk
+            refuse_unwritable(folder, DataError)
+        listing = listing or data.read(folder)
     except DataError:
         raise
     # Downloads, archives and parsers fail with nearly every exception there is.

@@ -13,11 +13,11 @@ from torchsnow.errors import DataError
 ALL = "all"
 # Each word with the split that it means; of two, the second where another word means the first.
 _SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training", "trn"), ("train",)),
+    **dict.fromkeys(("train", "training", "trn", "tr", "trainval"), ("train",)),
     **dict.fromkeys(("val", "valid", "validation", "validate", "validating"), ("val",)),
     **dict.fromkeys(("dev", "devel", "development"), ("val",)),
     **dict.fromkeys(("eval", "evaluation", "evaluate"), ("val", "test")),
-    **dict.fromkeys(("test", "testing", "tst"), ("test",)),
+    **dict.fromkeys(("test", "testing", "tst", "te"), ("test",)),
     **dict.fromkeys(("holdout", "heldout"), ("test", "val")),
 }
 _FILLERS = (
@@ -67,7 +67,12 @@ def _meaning(word: str, taken: Collection[str]) -> str:
 
 def _tokens(name: str) -> list[str]:
     """Its words in small letters: of "TrainSet_2017", train, set and 2017."""
-    apart = re.sub(r"held[ _-]?out|hold[ _-]?out", "holdout", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name), flags=re.I)
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    for pattern, word in (
+        (r"h[eo]ld[ _-]?out", "holdout"),
+        (r"train(ing)?[ _+-]?val(id|idation)?(?![a-z])", "trainval"),
+    ):
+        apart = re.sub(pattern, word, apart, flags=re.IGNORECASE)
     return re.findall(r"[^\W\d_]+|\d+", apart.casefold())
 
 

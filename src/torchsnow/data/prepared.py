@@ -37,7 +37,7 @@ class Picture:
 
 def data_folder() -> Path:
     """Where data sets with a name lie: the environment variable TORCHSNOW_DATA, or ~/.cache/torchsnow/data."""
-    return Path(os.environ.get(DATA_VARIABLE) or DEFAULT_FOLDER).expanduser().absolute()
+    return Path(os.path.expanduser(os.environ.get(DATA_VARIABLE) or DEFAULT_FOLDER)).absolute()
 
 
 def list_given(folder: Path) -> Listing | None:

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import re
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -13,12 +14,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torchsnow.data.listing import Entry, Listing, lies_inside
-from torchsnow.data.names import ALL, as_text, first_few, natural_sorted, refuse_alike, splits_named
+from torchsnow.data.names import ALL, as_text, counted, first_few, natural_sorted, refuse_alike, splits_named
 from torchsnow.errors import DataError
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 _DELIMITERS = ",;\t|"
 _LIKELY_SPLITS = ("set", "subset", "partition", "phase", "usage", "dataset", "data_set", "fold")
+_LIKE_A_SPLIT = re.compile(
+    r"(^|[ _-])(train(ing)?|test(ing)?|val(id|idation)?|split|fold|set|subset|partition|holdout)($|[ _-])",
+    re.IGNORECASE,
+)
 _LIKELY_GROUPS = re.compile(
     r"(patient|subject|person|participant|video|clip|scene|site|location|session|series|study|specimen|animal|camera)"
     r"([ _-]?(id|name|no|number))?s?",
@@ -132,7 +137,12 @@ def read_table(file: Path, columns: Columns, *, needs_label: bool) -> Table:
         raise DataError(f"{file} has a header and no rows")
     table = Table(file, tuple(header), tuple(rows), Columns(path, label))
     group = _find(file, header, columns.group, "group")
+    if group and not columns.group and _tells_splits("set", [row[group].strip() for _, row in rows]):
+        group = ""  # these are no groups of images
     table = _with_split(replace(table, columns=replace(table.columns, group=group)), columns.split)
+    if group and not columns.group:
+        note = f"images of one value of the column {group!r} of {file} stay in one split"
+        table = replace(table, notes=(*table.notes, note))
     for number, row in rows:
         for column in filter(None, (path, label)):
             if not (row[column] or "").strip() or "\0" in row[column]:
@@ -217,14 +227,20 @@ def _tells_splits(name: str, cells: Sequence[str]) -> bool:
 
 
 def _unused(table: Table) -> list[str]:
-    names = table.others
+    names = [name for name in table.others if name]  # without a header is what pandas numbers rows by
     if not names:
         return []
-    notes = [f"not used: the columns {', '.join(map(repr, names))} of {table.file}"]
+    notes = [f"not used: {counted(len(names), 'column')} of {table.file}: {', '.join(map(repr, names))}"]
     groups = [name for name in names if _LIKELY_GROUPS.fullmatch(name)]
     if groups and not table.columns.group:
         notes.append(
             f"images of one {groups[0]!r} may be both trained on and tested with; keep them together by "
-            f"--group-column {groups[0]}"
+            f"--group-column {shlex.quote(groups[0])}"
+        )
+    splits = [name for name in names if _LIKE_A_SPLIT.search(name)]
+    if splits and not table.columns.split:
+        notes.append(
+            f"the column {splits[0]!r} sounds like a split and has other words than train, val and test: images for "
+            "the test may be trained on; write these words, and name the column by --split-column"
         )
     return notes

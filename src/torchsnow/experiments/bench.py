@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import platform
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -20,7 +19,7 @@ from torchsnow.errors import ExperimentError
 from torchsnow.experiments.measuring import Progress, silent
 from torchsnow.experiments.throughput import KINDS, Serving, multiply_adds, throughput
 from torchsnow.experiments.training_speed import TrainingSpeed, training_speeds
-from torchsnow.files import clear_os_errors, write_atomically
+from torchsnow.files import clear_os_errors, refuse_unwritable, write_atomically
 from torchsnow.methods import split_name
 from torchsnow.plots import png_bytes, without_harm
 from torchsnow.report.throughput import bench_figure
@@ -119,10 +118,9 @@ def run_bench(
 
 def prepare_folder(out: Path) -> None:
     """Make the folder. Raises ExperimentError when nothing can be written there: better now than after measuring."""
-    with clear_os_errors("write into the folder", out, ExperimentError):
+    with clear_os_errors("make the folder", out, ExperimentError):
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
+    refuse_unwritable(out, ExperimentError)
 
 
 def write_bench(content: Mapping[str, Any], out: Path, say: Callable[[str], None]) -> None:

@@ -34,7 +34,7 @@ _ADVICE = "remove the file, and the cell is done again"
 
 
 class Comparison:
-    """The folder of one comparison: `experiment.yaml`, `cells/*.json`, `runs/`, and what is made of them.
+    """The folder of one comparison: `experiment.yaml`, `data.json`, `cells/*.json`, `runs/`, and what is made of them.
 
     Finished cells are kept whatever happens afterwards, and an experiment may grow: more methods, data sets, sources
     and seeds under the same budget. Whoever writes there owns the folder meanwhile, by `owned`. Raises ExperimentError
@@ -69,13 +69,28 @@ class Comparison:
                 (self.path / "cells").mkdir(exist_ok=True)
             text = yaml.safe_dump(self.experiment.to_dict(), sort_keys=False, allow_unicode=True)
             write_atomically(self.path / "experiment.yaml", text, ExperimentError)
-            material = Material(self.experiment, load)
+            material = Material(self.experiment, lambda name: self._unchanged(name, load(name)))
             cells = self.experiment.cells()
             self.refuse_damaged()
             for done, cell in enumerate(cells):
                 report(cell, done, len(cells))
                 if self.read(cell) is None:
                     self._do(cell, material, say)
+
+    def _unchanged(self, name: str, data: LoadedData) -> LoadedData:
+        """A data set, if its images and labels are those that earlier cells had; otherwise raise ExperimentError."""
+        path = self.path / "data.json"
+        try:
+            known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except (OSError, ValueError) as error:
+            raise ExperimentError(f"{path} is damaged or only half written: {_ADVICE}") from error
+        if known.setdefault(name, data.fingerprint) != data.fingerprint:
+            raise ExperimentError(
+                f"the data {name} changed since cells of {self.path} were made: images, classes or contents differ; "
+                "bring them back, or choose another folder"
+            )
+        write_atomically(path, json.dumps(known, indent=1, allow_nan=False) + "\n", ExperimentError)
+        return data
 
     def _do(self, cell: Cell, material: Material, say: Say) -> None:
         runs = self.path / "runs" / _file_name(cell)

@@ -170,8 +170,9 @@ class RunFolder:
         """Add one line, with the time in UTC, to log.txt."""
         time = datetime.now(UTC).isoformat(" ", timespec="seconds")
         path = self.path / "log.txt"
-        with clear_os_errors("write", path, TrainingError), path.open("a", encoding="utf-8") as file:
-            file.write(f"{time} {text}\n")
+        line = f"{time} {text}\n".encode("utf-8", "backslashreplace")  # names of files need not be UTF-8
+        with clear_os_errors("write", path, TrainingError), path.open("ab") as file:
+            file.write(line)
 
     def _write(self, path: Path, text: str) -> None:
         write_atomically(path, text, TrainingError)

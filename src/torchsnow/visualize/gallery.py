@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from torchsnow.files import clear_os_errors, write_atomically
+from torchsnow.files import clear_os_errors, refuse_unwritable, write_atomically
 from torchsnow.pages import Page
 from torchsnow.plots import png_bytes
 
@@ -41,6 +41,7 @@ class Gallery:
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder if it is missing. Raises TorchsnowError when that cannot be."""
+    """Make the folder if it is missing. Raises TorchsnowError when that cannot be, or nothing be written there."""
     with clear_os_errors("make the folder", folder):
         folder.mkdir(parents=True, exist_ok=True)
+    refuse_unwritable(folder)

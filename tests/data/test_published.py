@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from conftest import Expect
-from torchsnow.data import arrays, load_data, read_image
+from torchsnow.data import load_data, published, read_image
 from torchsnow.errors import DataError
 
 
@@ -42,12 +42,12 @@ def test_digits_with_lost_files_are_refused(data_folder: Path) -> None:
         load_data("digits")
 
 
-@pytest.mark.skipif(not arrays.DEBIAN_FOLDER.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+@pytest.mark.skipif(not published.DEBIAN_FOLDER.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_debians_fashion_mnist() -> None:
-    pictures = list(zip(range(3), arrays.fashion_pictures(Path("nowhere")), strict=False))
+    pictures = list(zip(range(3), published.fashion_pictures(Path("nowhere")), strict=False))
     assert [picture.class_name for _, picture in pictures] == ["Ankle boot", "T-shirt/top", "T-shirt/top"]
-    images = arrays._read_idx(arrays.DEBIAN_FOLDER / "train-images-idx3-ubyte.gz")
-    labels = arrays._read_idx(arrays.DEBIAN_FOLDER / "train-labels-idx1-ubyte.gz")
+    images = published._read_idx(published.DEBIAN_FOLDER / "train-images-idx3-ubyte.gz")
+    labels = published._read_idx(published.DEBIAN_FOLDER / "train-labels-idx1-ubyte.gz")
     assert images.shape == (60000, 28, 28)
     assert np.bincount(labels).tolist() == [6000] * 10
 
@@ -57,7 +57,7 @@ def test_fashion_mnist_from_a_package_like_debians(
 ) -> None:
     expect("fashion-mnist", classes=2, train=4, test=2)
     write_debian(tmp_path / "debian")
-    monkeypatch.setattr(arrays, "DEBIAN_FOLDER", tmp_path / "debian")
+    monkeypatch.setattr(published, "DEBIAN_FOLDER", tmp_path / "debian")
     data = load_data("torchvision:FashionMNIST")
     assert (data.name, data.classes) == ("fashion-mnist", ("Ankle boot", "T-shirt/top"))
     assert {name: len(split) for name, split in data.splits.items()} == {"test": 2, "train": 4}
@@ -70,7 +70,7 @@ def test_fashion_mnist_from_a_package_like_debians(
 @pytest.mark.parametrize("harm", ["lost", "cut", "other"])
 def test_a_damaged_package(harm: str, tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_debian(tmp_path / "debian")
-    monkeypatch.setattr(arrays, "DEBIAN_FOLDER", tmp_path / "debian")
+    monkeypatch.setattr(published, "DEBIAN_FOLDER", tmp_path / "debian")
     victim = tmp_path / "debian" / "t10k-images-idx3-ubyte.gz"
     content = victim.read_bytes()
     victim.unlink()
@@ -84,6 +84,6 @@ def test_a_damaged_package(harm: str, tmp_path: Path, data_folder: Path, monkeyp
 def test_fashion_mnist_without_the_package_is_torchvisions(
     tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arrays, "DEBIAN_FOLDER", tmp_path / "none")
+    monkeypatch.setattr(published, "DEBIAN_FOLDER", tmp_path / "none")
     with pytest.raises(DataError, match=r"could not be fetched \(RuntimeError: Error downloading train-images"):
         load_data("fashion-mnist")
