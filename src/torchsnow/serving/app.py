@@ -58,7 +58,7 @@ def _routes(service: Service) -> list[Route]:
         kind = request.headers.get("content-type", "")
 
         def read(content: bytes) -> Asked:
-            return read_asked(content, kind, service.settings)
+            return read_asked(content, kind, service.settings, request.query_params.multi_items())
 
         return await service.answer(request, read, predictions, service.live.now.entries.keys())
 

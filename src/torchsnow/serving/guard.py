@@ -15,16 +15,11 @@ from torchsnow.serving.logs import log, log_fault
 from torchsnow.serving.metrics import Metrics
 from torchsnow.serving.open_inference import LIVE_PATHS, READY_PATHS
 from torchsnow.serving.refusal import Refusal
-from torchsnow.serving.replies import as_error
+from torchsnow.serving.replies import HEADERS, as_error
 from torchsnow.serving.settings import ServeSettings
 
 OPEN_PATHS = frozenset({"/", *LIVE_PATHS, *READY_PATHS})
 """What answers without the token: the page, which holds nothing, and what an orchestrator asks."""
-_HEADERS = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cache-control", b"no-store"),
-)
 
 
 class Guard:
@@ -43,7 +38,7 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), *_HEADERS, (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message.get("headers", []), *HEADERS, (b"x-request-id", request_id.encode())]
             await send(message)
 
         scope.setdefault("state", {})

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from ipaddress import ip_network
-from typing import Any
 
 from torchsnow.errors import ServingError
 
 MIN_TOKEN_CHARACTERS = 16
+_HOUR_S = 3600.0
+_BOUNDS = {
+    "batch_size": (1, 4096),
+    "queue_size": (1, 1_000_000),
+    "wait_s": (0, 60),
+    "deadline_s": (0.001, _HOUR_S),
+    "drain_s": (0, _HOUR_S),
+    "decode_processes": (1, 256),
+    "decode_timeout_s": (0.001, _HOUR_S),
+    "follow_s": (0.001, _HOUR_S),
+    "stale_s": (0, _HOUR_S),
+    "body_timeout_s": (0.001, _HOUR_S),
+    "body_rate": (1, 2**40),
+}
 
 
 @dataclass(frozen=True)
@@ -55,11 +68,10 @@ class ServeSettings:
     """Addresses or networks of proxies, whose X-Forwarded-For and X-Forwarded-Proto are believed."""
 
     def __post_init__(self) -> None:
-        above_0 = ("batch_size", "queue_size", "decode_processes", "decode_timeout_s", "deadline_s", "follow_s")
-        for name in (*above_0, "body_timeout_s"):
-            _expect(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
-        for name in ("wait_s", "stale_s", "drain_s"):
-            _expect(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name, (least, most) in _BOUNDS.items():
+            value = getattr(self, name)
+            if not least <= value <= most:  # nor is it a number, if it is NaN
+                raise ServingError(f"{name} is {value}; expected {least:g} to {most:g}")
         for proxy in self.proxies:
             try:
                 ip_network(proxy)
@@ -77,8 +89,3 @@ class ServeSettings:
     def longest_age_s(self) -> float:
         """The highest age of a background loop with which the server is ready: a pass may take a deadline."""
         return self.stale_s + max(self.deadline_s, self.follow_s)
-
-
-def _expect(holds: bool, name: str, value: Any, expected: str) -> None:
-    if not holds:
-        raise ServingError(f"{name} is {value}; expected {expected}")
