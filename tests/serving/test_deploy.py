@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import configparser
 import json
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,29 @@ def test_the_dockerfile_starts_a_server() -> None:
     program, *words = entrypoint()
     assert program == "torchsnow"
     assert parse(words)["hub"] == Path("/hub")
+
+
+def test_the_image_holds_no_data_set() -> None:
+    """That of the demo must not be used commercially."""
+    project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]
+    (wanted,) = re.findall(r"/build\[([a-z0-9,]+)\]", (DEPLOY / "Dockerfile").read_text())
+    extras, packages = wanted.split(","), list(project["dependencies"])
+    while extras:
+        for package in project["optional-dependencies"][extras.pop()]:
+            own = re.match(r"torchsnow\[([a-z0-9,]+)\]", package)
+            extras += own[1].split(",") if own else []
+            packages.append(package)
+    assert not any("elpv" in package or "dataset" in package for package in packages)
+    assert any("efficientnet-lite0" in package for package in packages)
+
+
+def test_releases_with_known_faults_are_left_out() -> None:
+    project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]
+    packages = [*project["dependencies"], *(p for extra in project["optional-dependencies"].values() for p in extra)]
+    bounds = dict(re.match(r"([\w.-]+)>=([\d.]+)$", p).groups() for p in packages if not p.startswith("torchsnow["))  # type: ignore[union-attr]
+    mended = {"h11": "0.16", "pillow": "12.2", "torch": "2.10", "onnx": "1.21", "python-multipart": "0.0.30"}
+    for name, version in {**mended, "scikit-learn": "1.5", "starlette": "1.0", "filelock": "3.20.3"}.items():
+        assert [*map(int, bounds[name].split("."))] >= [*map(int, version.split("."))], name
 
 
 def test_the_unit_starts_a_server() -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 TOKEN_VARIABLE = "TORCHSNOW_TOKEN"
-_PACKAGES = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
+_PACKAGES = ("starlette", "uvicorn", "h11", "python_multipart", "prometheus_client")
 
 
 def serve(
