@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,10 @@ def serve(
     drain_s: Annotated[
         float, typer.Option(help="From SIGTERM until no more connections are taken, while readiness is false.")
     ] = 1.0,
+    format: Annotated[
+        list[str] | None, typer.Option(help="Format that pictures may be in, as JPEG; may be repeated. By default all.")
+    ] = None,
+    max_megapixels: Annotated[float, typer.Option(help="Of one picture; larger ones are refused.")] = 50.0,
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
 ) -> None:
     """Answer over HTTP for all tasks of a hub, and follow its folder.
@@ -59,6 +64,8 @@ def serve(
         queue_size=queue,
         deadline_s=deadline_s,
         drain_s=drain_s,
+        formats=tuple(name.upper() for name in format) if format else ServeSettings.formats,
+        max_pixels=round(1e6 * max_megapixels) if isfinite(max_megapixels) else 0,
         token=read_token(token_file),
         proxies=tuple(proxy or ()),
         hosts=(*ServeSettings.hosts, *(name.lower() for name in (_in_header(host), *(allow_host or ())))),

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import ip_network
 
+from torchsnow.data.images import FORMATS, MAX_PIXELS
 from torchsnow.errors import ServingError
 
 MIN_TOKEN_CHARACTERS = 16
 _HOUR_S = 3600.0
 _BOUNDS = {
+    "max_pixels": (1, 10**9),
     "batch_size": (1, 4096),
     "queue_size": (1, 1_000_000),
     "wait_s": (0, 60),
@@ -55,7 +57,9 @@ class ServeSettings:
     """Of the bodies of all requests together; more are answered 429."""
     max_upload_bytes: int = 256 * 2**20
     """Of a task file."""
-    max_pixels: int = 25_000_000
+    formats: tuple[str, ...] = FORMATS
+    """Of pictures: by default those that can be trained on."""
+    max_pixels: int = MAX_PIXELS
     max_images: int = 16
     max_tasks: int = 256
     """Names of tasks in one request."""
@@ -72,6 +76,9 @@ class ServeSettings:
             value = getattr(self, name)
             if not least <= value <= most:  # nor is it a number, if it is NaN
                 raise ServingError(f"{name} is {value}; expected {least:g} to {most:g}")
+        unknown = [name for name in self.formats if name not in FORMATS]
+        if unknown or not self.formats:
+            raise ServingError(f"{unknown[:1] or 'nothing'} is no format; expected some of {', '.join(FORMATS)}")
         for proxy in self.proxies:
             try:
                 ip_network(proxy)
