@@ -10,12 +10,18 @@ from typing import Annotated
 
 import typer
 
+from torchsnow.cli.config_file import take_config
+
 TOKEN_VARIABLE = "TORCHSNOW_TOKEN"
 _PACKAGES = ("starlette", "uvicorn", "h11", "python_multipart", "prometheus_client")
 
 
 def serve(
     hub: Annotated[Path, typer.Option(help="Folder of the hub.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML file with options by name, as 'batch-size: 8'.", callback=take_config, is_eager=True),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 is any free one.")] = 8000,
     token_file: Annotated[
@@ -24,6 +30,12 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option(help="Name under which admin routes may be called; may be repeated.")
     ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Site whose pages may ask, as https://example.org, or '*' (CORS); may be repeated."),
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate with its chain, in PEM; for HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's key, in PEM.")] = None,
     proxy: Annotated[
         list[str] | None,
         typer.Option(help="Address or network of a proxy, which says who calls (X-Forwarded-For); may be repeated."),
@@ -39,13 +51,17 @@ def serve(
         list[str] | None, typer.Option(help="Format that pictures may be in, as JPEG; may be repeated. By default all.")
     ] = None,
     max_megapixels: Annotated[float, typer.Option(help="Of one picture; larger ones are refused.")] = 50.0,
-    device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
+    device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda' or 'cuda:1'.")] = "auto",
 ) -> None:
     """Answer over HTTP for all tasks of a hub, and follow its folder.
 
     Tasks that are trained, replaced or removed meanwhile answer, or no longer
     do, within seconds. Logs go to stderr, one JSON object a line. SIGTERM lets
     what was accepted finish.
+
+    Every option may be in a file (--config), or in the environment, as
+    TORCHSNOW_SERVE_BATCH_SIZE; what the command line says counts first, then
+    the environment.
 
     Example: torchsnow serve --hub my-hub --port 8000
     """
@@ -68,6 +84,9 @@ def serve(
         max_pixels=round(1e6 * max_megapixels) if isfinite(max_megapixels) else 0,
         token=read_token(token_file),
         proxies=tuple(proxy or ()),
+        origins=tuple(origin.lower().rstrip("/") for origin in allow_origin or ()),
+        tls_cert=tls_cert,
+        tls_key=tls_key,
         hosts=(*ServeSettings.hosts, *(name.lower() for name in (_in_header(host), *(allow_host or ())))),
     )
     on_device, opened = torch_device(device), Hub.open(hub)

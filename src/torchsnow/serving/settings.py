@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import ssl
 from dataclasses import dataclass
 from ipaddress import ip_network
+from pathlib import Path
 
 from torchsnow.data.images import FORMATS, MAX_PIXELS
 from torchsnow.errors import ServingError
+from torchsnow.files import clear_os_errors
 
 MIN_TOKEN_CHARACTERS = 16
 _HOUR_S = 3600.0
@@ -68,6 +72,11 @@ class ServeSettings:
     """For a client to send its whole request."""
     body_rate: int = 8 * 2**10
     """Bytes per second at which a body must come, but for a few seconds."""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    """Files in PEM: the certificate with its chain, and its key; both for HTTPS, or none."""
+    origins: tuple[str, ...] = ()
+    """Sites whose pages may ask, or "*" for all; never for admin routes."""
     proxies: tuple[str, ...] = ()
     """Addresses or networks of proxies, whose X-Forwarded-For and X-Forwarded-Proto are believed."""
 
@@ -79,6 +88,13 @@ class ServeSettings:
         unknown = [name for name in self.formats if name not in FORMATS]
         if unknown or not self.formats:
             raise ServingError(f"{unknown[:1] or 'nothing'} is no format; expected some of {', '.join(FORMATS)}")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ServingError("TLS needs both the certificate and its key: --tls-cert FILE --tls-key FILE")
+        if self.tls_cert is not None and self.tls_key is not None:
+            _check_tls(self.tls_cert, self.tls_key)
+        for origin in self.origins:
+            if origin != "*" and not re.fullmatch(r"https?://[a-z0-9.:\[\]_-]+", origin):
+                raise ServingError(f"{origin!r} is no origin of a page; expected one like https://example.org, or '*'")
         for proxy in self.proxies:
             try:
                 ip_network(proxy)
@@ -96,3 +112,16 @@ class ServeSettings:
     def longest_age_s(self) -> float:
         """The highest age of a background loop with which the server is ready: a pass may take a deadline."""
         return self.stale_s + max(self.deadline_s, self.follow_s)
+
+
+def _check_tls(cert: Path, key: Path) -> None:
+    """Raise ServingError for files that cannot be used, before anything slow."""
+    for file in (cert, key):
+        with clear_os_errors("read", file, ServingError):
+            file.read_bytes()
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")
+    except (ssl.SSLError, ValueError) as error:
+        raise ServingError(
+            f"{cert} and {key} cannot be used for TLS ({error}); expected a certificate and its key in PEM, unencrypted"
+        ) from error
