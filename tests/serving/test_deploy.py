@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 import re
 import shlex
 import shutil
@@ -18,6 +19,8 @@ import typer
 import yaml
 
 from torchsnow.cli import app
+from torchsnow.serving.run import _server
+from torchsnow.serving.settings import ServeSettings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
@@ -149,3 +152,60 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     text = (DEPLOY / "torchsnow.service").read_text()
     (tmp_path / "torchsnow.service").write_text(text.replace("/opt/torchsnow/bin/torchsnow", sys.executable))
     assert "torchsnow.service" not in lint("systemd-analyze", "verify", tmp_path / "torchsnow.service")
+
+
+def test_nginx_takes_its_configuration(tmp_path: Path) -> None:
+    nginx, openssl = shutil.which("nginx") or os.environ.get("NGINX"), shutil.which("openssl")
+    if nginx is None or openssl is None:
+        pytest.skip("nginx or openssl is not installed")
+    words = [
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-subj",
+        "/CN=example.org",
+    ]
+    lint(openssl, *words, "-keyout", tmp_path / "example.org.key", "-out", tmp_path / "example.org.pem")
+    site = (DEPLOY / "nginx.conf").read_text().replace("/etc/ssl/", f"{tmp_path}/")
+    (tmp_path / "site.conf").write_text(site)
+    temporary = " ".join(
+        f"{kind}_temp_path {tmp_path};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    around = (
+        f"pid {tmp_path}/pid; error_log stderr; events {{}} http {{ access_log off; {temporary} include site.conf; }}"
+    )
+    (tmp_path / "nginx.conf").write_text(around)
+    assert "is successful" in lint(nginx, "-t", "-c", tmp_path / "nginx.conf")
+
+
+def test_caddy_takes_its_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    caddy = shutil.which("caddy") or os.environ.get("CADDY")
+    if caddy is None:
+        pytest.skip("caddy is not installed")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert "Valid configuration" in lint(caddy, "validate", "--adapter", "caddyfile", "--config", DEPLOY / "Caddyfile")
+
+
+@pytest.mark.parametrize("file", ["nginx.conf", "Caddyfile"])
+def test_a_proxy_fits_the_server(file: str) -> None:
+    text, settings = (DEPLOY / file).read_text(), ServeSettings()
+    (command,) = re.findall(r"# torchsnow (serve .*)", text)
+    given = parse(shlex.split(command))
+    assert given["proxy"] == ["127.0.0.1"]
+    assert f"127.0.0.1:{given['port']}" in text
+    (megabytes,) = re.findall(r"(?:client_max_body_size|max_size) (\d+)(?:m|MiB)", text)
+    assert int(megabytes) * 2**20 == settings.max_body_bytes
+    (seconds,) = re.findall(r"(?:proxy_read_timeout|response_header_timeout) (\d+)s", text)
+    assert int(seconds) > settings.deadline_s
+    (kept,) = re.findall(r"(?:keepalive_timeout|keepalive) (\d+)s", text)
+    assert int(kept) < idle_s()
+
+
+def idle_s() -> int:
+    """How long the server keeps an idle connection."""
+    return _server(lambda *given: None, ServeSettings(), None).config.timeout_keep_alive  # type: ignore[arg-type, return-value]
