@@ -13,13 +13,11 @@ from PIL import Image
 
 from sample_photos import make_photos
 from sample_tasks import sample_task
-from torchsnow.data import LoadedData, Splits, load_data, make_splits
-from torchsnow.errors import DataError, HubError, SourceError, TaskFileError, TrainingError
+from torchsnow.data import LoadedData, load_data
+from torchsnow.errors import HubError, SourceError, TaskFileError, TrainingError
 from torchsnow.hub import Hub
 from torchsnow.jobs import (
     TrainedTask,
-    evaluate_task,
-    examples_of,
     refuse_taken,
     source_for,
     train_task,
@@ -218,7 +216,7 @@ def test_a_task_of_very_many_classes_is_trained_and_loaded_again(tmp_path: Path,
 def test_a_hub_that_fails_in_the_end_costs_no_training(
     data: LoadedData, tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def busy(hub: Hub, task: object, replace: bool = False) -> None:
+    def busy(*_: object, **__: object) -> None:
         raise HubError("another process has been changing the hub")
 
     with monkeypatch.context() as patched:
@@ -229,55 +227,17 @@ def test_a_hub_that_fails_in_the_end_costs_no_training(
     assert Hub.open(tmp_path / "hub").names() == ["colours"]
 
 
-# evaluation
+def test_a_drawing_that_fails_costs_nothing(
+    data: LoadedData, tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such glyph")
 
-
-def test_a_task_alone_is_as_good_as_in_its_training(data: LoadedData, tmp_path: Path, source: Source) -> None:
-    result = trained(data, tmp_path / "hub", tmp_path / "run", source)
-    hub = Hub.open(tmp_path / "hub", source)
-    test = examples_of(data, "test", tmp_path / "run" / "splits.json")
-    assert evaluate_task(hub, "colours", data, test, CPU).confusion == result.test.confusion
-
-
-def test_the_examples_of_a_split(data: LoadedData, tmp_path: Path) -> None:
-    splits = make_splits(data)
-    splits.save(tmp_path / "splits.json")
-    assert tuple(examples_of(data, "val", tmp_path / "splits.json")) == splits.val
-    assert list(examples_of(data, "all", tmp_path / "splits.json")) == data.examples
-    assert list(examples_of(data, "all", None)) == data.examples
-    with pytest.raises(DataError, match=r"photos has no split 'val'; it has: all\. A run's own are in its splits"):
-        examples_of(data, "val", None)
-
-
-def test_the_examples_of_a_split_that_the_data_defines(data: LoadedData, tmp_path: Path) -> None:
-    for split in ("train", "test"):
-        shutil.copytree(data.root, tmp_path / "data" / split)
-    defined = load_data(tmp_path / "data")
-    assert list(examples_of(defined, "test", None)) == defined.splits["test"]
-    assert len(examples_of(defined, "all", None)) == 60
-    with pytest.raises(DataError, match="it has: all, test, train"):
-        examples_of(defined, "val", None)
-
-
-def test_a_run_without_a_test_split_has_none_to_evaluate_on(data: LoadedData, tmp_path: Path) -> None:
-    make_splits(data, test_share=0).save(tmp_path / "splits.json")
-    assert Splits.load(tmp_path / "splits.json", data).test == ()
-    with pytest.raises(DataError, match="has no split 'test'; it has: all, train, val"):
-        examples_of(data, "test", tmp_path / "splits.json")
-
-
-def test_classes_in_another_order_are_matched_by_name(tmp_path: Path, source: Source) -> None:
-    """The task knows cat, dog and Überhund; "Überhund" comes first when it is written otherwise, "dog" not at all."""
-    hub = Hub.create(tmp_path / "hub", source)
-    hub.add(sample_task(source, "pets"))
-    for name, colour in {"Überhund": "red", "cat": "blue"}.items():
-        (tmp_path / "pets" / name).mkdir(parents=True)
-        for number in range(3):
-            Image.new("RGB", (40, 40), colour).save(tmp_path / "pets" / name / f"{number}.png")
-    data = load_data(tmp_path / "pets")
-    metrics = evaluate_task(hub, "pets", data, data.examples, CPU)
-    assert [row.num_images for row in metrics.per_class] == [3, 0, 3]
-    (tmp_path / "pets" / "cat").rename(tmp_path / "pets" / "cow")
-    data = load_data(tmp_path / "pets")
-    with pytest.raises(DataError, match="pets has the class 'cow', which task 'pets' does not know"):
-        evaluate_task(hub, "pets", data, data.examples, CPU)
+    monkeypatch.setattr("torchsnow.jobs.draw_run", fail)
+    task = trained(data, tmp_path / "hub", tmp_path / "run", source)
+    assert Hub.open(tmp_path / "hub", source).names() == ["colours"]
+    assert task.test is not None
+    assert (
+        "warning: the run could not be drawn (no such glyph); the results are stored"
+        in (tmp_path / "run" / "log.txt").read_text()
+    )

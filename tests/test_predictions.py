@@ -37,7 +37,8 @@ def hub(tmp_path: Path, source: Source) -> Hub:
 def test_predictions_are_those_of_the_hub(hub: Hub, data: LoadedData) -> None:
     files = [example.path for example in data.examples[::12]]
     bad: list[tuple[Path, str]] = []
-    predictions = predict_images(hub, [files[0], Path("gone.png"), *files[1:]], None, lambda *what: bad.append(what))
+    given = [files[0], Path("gone.png"), *files[1:]]
+    predictions = list(predict_images(hub, given, None, lambda *what: bad.append(what)))
     assert [prediction.image for prediction in predictions] == [str(file) for file in files]
     for file, prediction in zip(files, predictions, strict=True):
         pixels = eval_transform(hub.source.input_config, Framing(64))(read_image(file))[None]
@@ -58,9 +59,43 @@ def test_tasks_of_one_size_share_a_source_pass(
         return passed(self, images, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Source, "forward", counted)
-    predictions = predict_images(hub, [data.examples[0].path], None, lambda *what: None)
+    predictions = list(predict_images(hub, [data.examples[0].path], None, lambda *what: None))
     assert [prediction.task for prediction in predictions] == ["a", "b"]
     assert sizes == [(1, 3, 64, 64)]
+
+
+def test_many_images_come_in_batches_and_in_order(
+    hub: Hub, data: LoadedData, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torchsnow.predictions.BATCH_SIZE", 4)
+    sizes, passed = [], Source.forward
+
+    def counted(self: Source, images: torch.Tensor, *rest: object) -> object:
+        sizes.append(len(images))
+        return passed(self, images, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Source, "forward", counted)
+    files = [example.path for example in data.examples]
+    files.insert(1, Path("gone.png"))
+    done: list[tuple[int, int]] = []
+    bad: list[Path] = []
+    predictions = list(
+        predict_images(
+            hub, files, None, lambda path, why: bad.append(path), top=2, progress=lambda *at: done.append(at)
+        )
+    )
+    assert [prediction.image for prediction in predictions] == [str(file) for file in files if file not in bad]
+    assert bad == [Path("gone.png")]
+    assert all(len(prediction.probabilities) == 2 for prediction in predictions)
+    assert sizes == [3, *[4] * 6, 3]
+    assert done[-1] == (31, 31)
+
+
+def test_an_image_is_answered_alike_alone_and_among_others(hub: Hub, data: LoadedData) -> None:
+    files = [example.path for example in data.examples[:5]]
+    together = list(predict_images(hub, files, None, lambda *what: None))
+    (alone,) = predict_images(hub, files[3:4], None, lambda *what: None)
+    assert alone.probabilities == pytest.approx(together[3].probabilities, abs=1e-5)
 
 
 def test_every_task_sees_pictures_as_it_was_trained_to(hub: Hub, source: Source, tmp_path: Path) -> None:
@@ -88,7 +123,7 @@ def test_one_task_that_cannot_answer_leaves_the_others_alone(hub: Hub, data: Loa
     torch.nn.init.constant_(hub.task("b").delta.head.fc.local.bias, torch.inf)  # type: ignore[union-attr, arg-type]
     bad: list[tuple[Path, str]] = []
     file = data.examples[0].path
-    predictions = predict_images(hub, [file], None, lambda *what: bad.append(what))
+    predictions = list(predict_images(hub, [file], None, lambda *what: bad.append(what)))
     assert {prediction.task for prediction in predictions} == {"a", "tiny"}
     assert bad == [(file, f"no answer of b for {file}: its logits are not finite numbers")]
 
@@ -107,6 +142,6 @@ def test_an_image_size_that_the_source_cannot_take_is_of_its_tasks_alone(
     monkeypatch.setattr(Source, "forward", strict)
     bad: list[tuple[Path, str]] = []
     file = data.examples[0].path
-    predictions = predict_images(hub, [file], None, lambda *what: bad.append(what))
+    predictions = list(predict_images(hub, [file], None, lambda *what: bad.append(what)))
     assert [prediction.task for prediction in predictions] == ["a"]
     assert bad == [(file, f"no answer of small for {file}: test_resnet cannot take such images")]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from test_rooms import ORDER
 from torchsnow.cli import app, main
-from torchsnow.data.tables import list_elpv
+from torchsnow.data.archives import list_elpv
 from torchsnow.delta import DeltaSpec
 from torchsnow.task_file import SourceInfo, TaskInfo
 

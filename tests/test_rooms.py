@@ -16,8 +16,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     *("errors", "shortage", "csv_cells", "files", "yaml_file", "lock"),
     *("source", "pooling", "delta", "model", "task_file", "hub", "compile", "live", "data"),
-    *("predictions", "train", "methods", "pages", "plots", "jobs", "jobs_shared", "serving"),
-    *("visualize", "report", "experiments", "__init__", "cli", "__main__"),
+    *("predictions", "train", "evaluation", "methods", "pages", "plots", "jobs", "jobs_shared"),
+    *("classifier", "review", "serving", "visualize", "report", "experiments", "__init__", "cli", "__main__"),
 ]
 # Reading pictures needs to know how a source wants them, and nothing else of the network's side.
 ONLY = {"data": {"errors", "shortage", "files", "source.config"}}

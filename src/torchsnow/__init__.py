@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torchsnow.classifier import Classifier
     from torchsnow.data import eval_transform, load_data, make_splits, read_image
     from torchsnow.delta import Delta, DeltaSpec
     from torchsnow.errors import TorchsnowError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torchsnow.train import RunFolder, TrainSettings, fit
 
 _HOMES = {
+    "Classifier": "torchsnow.classifier",
     "eval_transform": "torchsnow.data",
     "load_data": "torchsnow.data",
     "make_splits": "torchsnow.data",
@@ -43,6 +45,7 @@ _HOMES = {
 
 __all__ = [
     "ChannelPooling",
+    "Classifier",
     "Delta",
     "DeltaSpec",
     "Framing",

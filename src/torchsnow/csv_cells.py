@@ -12,7 +12,12 @@ def plain_cell(value: Any) -> Any:
 
     Texts come from names of folders, classes and files, which others may have chosen. Numbers stay as they are.
     """
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    return f"'{value}" if isinstance(value, str) and value.lstrip("'").startswith(_FORMULA) else value
+
+
+def given_cell(text: str) -> str:
+    """The text of which `plain_cell` made this one."""
+    return text[1:] if text.startswith("'") and text.lstrip("'").startswith(_FORMULA) else text
 
 
 def plain_row(row: dict[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from torchsnow.csv_cells import plain_cell
 from torchsnow.errors import TorchsnowError
 
 TEMPORARY_SUFFIX = ".tmp"
@@ -58,6 +62,20 @@ def write_atomically(path: Path | str, content: bytes | str, error: type[Torchsn
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def write_csv(
+    path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]], error: type[TorchsnowError] = TorchsnowError
+) -> None:
+    """Write a table with a header, as `write_atomically` does; file names that are no UTF-8 keep their bytes."""
+    write_atomically(path, csv_text([columns, *rows]).encode("utf-8", "surrogateescape"), error)
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as lines of a CSV file, whose texts no spreadsheet takes for formulas."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(map(plain_cell, row) for row in rows)
+    return text.getvalue()
 
 
 def file_stamp(path: Path) -> Stamp:

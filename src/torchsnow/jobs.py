@@ -10,30 +10,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from torchsnow.compile.quantize import Measured
 from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare
-from torchsnow.data.listing import first_few
 from torchsnow.data.sampling import reduced
-from torchsnow.errors import DataError, HubError, TrainingError
+from torchsnow.errors import DivergedError, HubError, TrainingError
 from torchsnow.files import clear_os_errors
-from torchsnow.hub import SOURCE_FILE, Hub
+from torchsnow.hub import SOURCE_FILE, Entry, Hub
 from torchsnow.methods import kind_of, make_method
 from torchsnow.methods.advice import below_probe
 from torchsnow.methods.head import probe_metrics
 from torchsnow.model import SnowModel
-from torchsnow.plots import draw_run
+from torchsnow.plots import draw_run, without_harm
 from torchsnow.source import BUNDLED, PACKAGES, Framing, InputConfig, Precision, Source, load_source
 from torchsnow.source.load import refuse_unknown
-from torchsnow.task_file import Task, check_task_name, make_task, refuse_too_large, stored_bytes
-from torchsnow.train import FitResult, Method, Metrics, RunFolder, TrainSettings, evaluate, fit
+from torchsnow.task_file import check_task_name, make_task, refuse_too_large, stored_bytes
+from torchsnow.train import FitResult, Method, Metrics, RunFolder, Stopped, TaskRun, TrainSettings, evaluate, fit_tasks
 from torchsnow.train.auto import auto_sizes
 from torchsnow.train.batches import plain_images, run_images
 from torchsnow.train.range_test import auto_lr
 
-BATCH_SIZE = 32  # of evaluation
 LEAST_PATIENCE = 10  # epochs from stored features
 CALIBRATION_IMAGES, MEASURED_IMAGES = 200, 1000  # of an export to int8, at most
 
@@ -57,6 +54,10 @@ class TrainedTask:
     size_bytes: int
     seconds: float
 
+    def __repr__(self) -> str:
+        tested = "" if self.test is None else f", test {self.test.accuracy:.1%} of {self.test.num_images} images"
+        return f"TrainedTask({self.name!r}, validation {self.fit.metrics.accuracy:.1%}{tested})"
+
     @property
     def alone(self) -> bool:
         """Whether the delta ended without layers of its own."""
@@ -71,9 +72,11 @@ class TrainedTask:
             "run": str(self.run),
             "best_epoch": self.fit.best.epoch,
             "val_accuracy": self.fit.metrics.accuracy,
+            "val_balanced_accuracy": self.fit.metrics.balanced_accuracy,
             "probe_val_accuracy": self.probe_accuracy,
             "test_accuracy": None if self.test is None else self.test.accuracy,
             "test_balanced_accuracy": None if self.test is None else self.test.balanced_accuracy,
+            "test_majority_share": None if self.test is None else self.test.majority_share,
             "test_images": 0 if self.test is None else self.test.num_images,
             "size_bytes": self.size_bytes,
             "head_alone": self.alone,
@@ -137,7 +140,9 @@ def refuse_taken(
         raise HubError(f"the run folder {run.path} lies inside the hub {hub_path}; choose another run folder")
     if not is_hub(hub_path):
         Hub.refuse_occupied(hub_path)
-    elif name in Hub.open(hub_path).names() and not replace:
+        return
+    entry = Hub.open(hub_path).index().tasks.get(name)
+    if entry is not None and not replace and not (resume and entry.sha256 == run.read_shipped()):
         raise HubError(
             f"the hub {hub_path} has a task {name!r} already; choose another name, or replace it with --replace"
         )
@@ -170,9 +175,13 @@ def train_task(
     replace: bool = False,
     quiet: bool = False,
     auto: Collection[str] = (),
+    time_s: float | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> TrainedTask:
     """Train one task and, if the method makes a delta, add it to a hub, which is made if there is none.
+
+    A method that starts as a linear probe adds that at once, as a first stage of the task, and an interruption adds the
+    best model until then; `say` is told so. `time_s` is the time after which no epoch shall go on.
 
     The split is drawn by the settings' seed and kept in the run folder. Settings that `auto` names (of
     `torchsnow.train.AUTO`) are chosen anew, the learning rate around the given one; `say` is told what was chosen and
@@ -180,12 +189,12 @@ def train_task(
     a TorchsnowError, a task too large for its file among it; when only the hub fails in the end, resuming the run adds
     the task.
     """
-    start = time.monotonic()
+    start_s = time.monotonic()
     refuse_wrong_hub(method, preset, hub_path, replace=replace)
     refuse_taken(name, hub_path, run, resume=resume, replace=replace)
     if resume:
         run.refuse_empty()
-    hub = Hub.open(hub_path, source) if hub_path is not None and is_hub(hub_path) else None
+    hub = None if hub_path is None else Place(hub_path, source, replace=replace)
     with run.owned():
         is_drawn = resume and run.splits.exists()
         splits = Splits.load(run.splits, data) if is_drawn else make_splits(data, seed=settings.seed)
@@ -198,9 +207,45 @@ def train_task(
         else:
             settings, chosen = choose_settings(settings, auto, splits, make, source.input_config, say)
         pool = plain_images(source.input_config, settings.framing)
-        result = fit(learner, splits, settings, run, resume=resume, quiet=quiet, pool=pool, chosen=chosen)
+        for sentence in (*data.notes, *splits.warnings()):
+            run.log(f"note: {sentence}")
+        for sentence in splits.warnings():
+            say(f"note: {sentence}")
         training = Training(name, data.name, splits, settings, run, method, preset)
-        return complete(training, learner, result, source, hub_path, hub, pool, replace=replace, start=start)
+
+        def stage(result: FitResult, what: str) -> None:
+            if hub is not None and (learner.starts_as_probe or result.best.epoch > 0):
+                hub.put(training, result, None)
+                say(f"{what}: {on_validation(result.metrics)}; task {name!r} is in the hub {hub_path}")
+
+        task = TaskRun(
+            learner,
+            splits,
+            settings,
+            run,
+            pool,
+            chosen,
+            on_start=lambda result: stage(result, "usable now"),
+            deadline_s=None if time_s is None else start_s + time_s,
+        )
+        try:
+            (result,) = fit_tasks([task], resume=resume, quiet=quiet)
+        except Stopped as stop:
+            if (best_so_far := stop.best_so_far[0]) is not None:
+                stage(best_so_far(), "the best so far")
+            raise
+        if isinstance(result, DivergedError):
+            raise result
+        return complete(training, learner, result, hub, pool, start_s)
+
+
+def on_validation(metrics: Metrics) -> str:
+    """An accuracy on validation images in words, and what to compare it with."""
+    low, high = metrics.accuracy_interval
+    return (
+        f"{metrics.accuracy:.1%} on {metrics.num_images} validation images (95%: {low:.0%} to {high:.0%}; always "
+        f"naming the largest class: {metrics.majority_share:.0%})"
+    )
 
 
 @dataclass(frozen=True)
@@ -216,47 +261,66 @@ class Training:
     preset: str
 
 
-def complete(
-    training: Training,
-    learner: Method,
-    result: FitResult,
-    source: Source,
-    hub_path: Path | None,
-    hub: Hub | None,
-    pool: ImageSet,
-    *,
-    replace: bool,
-    start: float,
-) -> TrainedTask:
-    """What comes after a fit: pictures, a probe to compare with, the test split, the hub.
+class Place:
+    """The hub that trained tasks go to, made when the first one comes."""
 
-    `pool` holds the images that were decoded, and `start` is when the training began, by the monotonic clock.
-    """
-    name, splits, settings, run = training.name, training.splits, training.settings, training.run
-    draw_run(run, result.metrics)
-    if learner.starts_as_probe:
-        probe_accuracy = result.history[0].val_accuracy
-    else:
-        images = run_images(splits, source.input_config, settings, pool)
-        probe_accuracy = probe_metrics(source, images, settings).accuracy
-    warning = below_probe(result, probe_accuracy, settings, training.method, training.preset)
-    if warning is not None:
-        run.log(f"warning: {warning}")
-    test = _test_metrics(result.model, splits, source.input_config, settings)
-    metrics = {"val": result.metrics.to_dict(), "test": None if test is None else test.to_dict()}
-    run.write_metrics({**metrics, "probe": {"val_accuracy": probe_accuracy}})
-    if hub_path is None:
-        size_bytes = stored_bytes(learner.shipped_state())
-    else:
+    def __init__(self, path: Path, source: Source, *, replace: bool) -> None:
+        """With `replace`, tasks of the same names become former versions. Raises HubError for a hub that is on another
+        source."""
+        self.path, self.source, self.replace = path, source, replace
+        self._hub = Hub.open(path, source) if is_hub(path) else None
+
+    def put(self, training: Training, result: FitResult, test: Metrics | None) -> Entry:
+        """Add what was trained; it takes the place of a former stage of the same run. Raises HubError."""
+        run, settings = training.run, training.settings
         about = {
             **settings.to_dict(), "method": training.method, "preset": training.preset, "data": training.data
         }  # fmt: skip
+        metrics = {"val": result.metrics.to_dict(), "test": None if test is None else test.to_dict()}
         assert isinstance(result.model, SnowModel)
-        delta = result.model.delta
-        task = make_task(source, delta, name, splits.classes, settings.framing, training=about, metrics=metrics)
-        size_bytes = _added(task, hub, hub_path, source, replace).infos()[name].size_bytes
-    seconds = time.monotonic() - start
-    return TrainedTask(name, hub_path, run.path, result, test, probe_accuracy, warning, size_bytes, seconds)
+        task = make_task(
+            self.source,
+            result.model.delta,
+            training.name,
+            training.splits.classes,
+            settings.framing,
+            training=about,
+            metrics=metrics,
+        )
+        try:
+            self._hub = self._hub or Hub.create(self.path, self.source)
+            entry = self._hub.add(task, self.replace, amends=run.read_shipped())
+        except HubError as error:
+            raise HubError(f"{error}. The training is not lost: resume the run (--resume) to add its task") from error
+        run.write_shipped(entry.sha256)
+        return entry
+
+
+def complete(
+    training: Training, learner: Method, result: FitResult, hub: Place | None, pool: ImageSet, start_s: float
+) -> TrainedTask:
+    """What comes after a fit: a probe to compare with, the test split, the hub, and pictures, which may fail.
+
+    `pool` holds the images that were decoded, and `start_s` is when the training began, by the monotonic clock.
+    """
+    splits, settings, run, config = training.splits, training.settings, training.run, learner.input_config
+    if learner.starts_as_probe:
+        probe_accuracy = result.history[0].val_accuracy
+    else:
+        source = next(module for module in learner.model.modules() if isinstance(module, Source))
+        probe_accuracy = probe_metrics(source, run_images(splits, config, settings, pool), settings).accuracy
+    warning = below_probe(result, probe_accuracy, settings, training.method, training.preset)
+    if warning is not None:
+        run.log(f"warning: {warning}")
+    test = _test_metrics(result.model, splits, config, settings)
+    metrics = {"val": result.metrics.to_dict(), "test": None if test is None else test.to_dict()}
+    run.write_metrics({**metrics, "probe": {"val_accuracy": probe_accuracy}})
+    size_bytes = stored_bytes(learner.shipped_state()) if hub is None else hub.put(training, result, test).size_bytes
+    with without_harm(run.log, "the run"):
+        draw_run(run, result.metrics)
+    path = None if hub is None else hub.path
+    seconds = time.monotonic() - start_s
+    return TrainedTask(training.name, path, run.path, result, test, probe_accuracy, warning, size_bytes, seconds)
 
 
 def as_started(settings: TrainSettings, auto: Collection[str], run: RunFolder) -> tuple[TrainSettings, dict[str, str]]:
@@ -293,15 +357,6 @@ def choose_settings(
     return settings, chosen
 
 
-def _added(task: Task, hub: Hub | None, hub_path: Path, source: Source, replace: bool) -> Hub:
-    try:
-        hub = hub or Hub.create(hub_path, source)
-        hub.add(task, replace=replace)
-    except HubError as error:
-        raise HubError(f"{error}. The training is not lost: resume the run (--resume) to add its task") from error
-    return hub
-
-
 def _test_metrics(model: nn.Module, splits: Splits, config: InputConfig, settings: TrainSettings) -> Metrics | None:
     """None where there is no test split. To be looked at once, when nothing is left to choose."""
     if not splits.test:
@@ -316,40 +371,6 @@ def _plain_images(
     """Images as they are at evaluation, each read once."""
     transform = eval_transform(config, framing)
     return ImageSet(examples, classes, transform, prepare(config, framing), cache_bytes=0)
-
-
-def evaluate_task(hub: Hub, name: str, data: LoadedData, examples: Sequence[Example], device: torch.device) -> Metrics:
-    """Metrics of a hub's task on labelled examples, whose classes are matched by name.
-
-    Raises DataError when the data has a class that the task does not know.
-    """
-    task = hub.task(name)
-    places = {label: place for place, label in enumerate(task.classes)}
-    unknown = [label for label in data.classes if label not in places]
-    if unknown:
-        raise DataError(
-            f"{data.name} has the class {unknown[0]!r}, which task {name!r} does not know; "
-            f"its classes are {first_few(task.classes, 20, ', ')}"
-        )
-    relabelled = [Example(example.path, places[data.classes[example.label]]) for example in examples]
-    images = _plain_images(relabelled, task.classes, hub.source.input_config, task.framing)
-    return evaluate(SnowModel(hub.source, task.delta).to(device), images, task.classes, BATCH_SIZE, device)
-
-
-def examples_of(data: LoadedData, split: str, splits_file: Path | None) -> Sequence[Example]:
-    """The examples of one split ("all" for every image), as a run's splits.json or the data itself defines it.
-
-    Raises DataError for a split that there is not.
-    """
-    splits: dict[str, Sequence[Example]] = dict(data.splits)
-    if splits_file is not None:
-        of_run = Splits.load(splits_file, data)
-        splits = {"train": of_run.train, "val": of_run.val, "test": of_run.test}
-    splits = {"all": data.examples, **splits}
-    if not splits.get(split):
-        have = ", ".join(name for name, examples in splits.items() if examples)
-        raise DataError(f"{data.name} has no split {split!r}; it has: {have}. A run's own are in its splits.json")
-    return splits[split]
 
 
 def int8_images(data: LoadedData, config: InputConfig, framing: Framing) -> Measured:

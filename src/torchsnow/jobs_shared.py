@@ -12,8 +12,7 @@ from pathlib import Path
 
 from torchsnow.data import LoadedData, Splits, TaskTable, make_splits, split_table
 from torchsnow.errors import DivergedError, TrainingError
-from torchsnow.hub import Hub
-from torchsnow.jobs import TrainedTask, Training, as_started, choose_settings, complete, is_hub, refuse_taken
+from torchsnow.jobs import Place, TrainedTask, Training, as_started, choose_settings, complete, refuse_taken
 from torchsnow.lock import FolderLock
 from torchsnow.methods import kind_of, make_method
 from torchsnow.model import SnowModel
@@ -90,12 +89,15 @@ def train_tasks(
     alone, but for the image size, which is one for all. Everything that can be refused is refused before training
     starts. Raises what `torchsnow.jobs.train_task` raises.
     """
-    start = time.monotonic()
+    start_s = time.monotonic()
     refuse_method(method, preset)
     names = [name for group in groups for name in group.tasks]
     refuse_tasks(names, hub_path, runs, resume=resume, replace=replace)
-    hub = Hub.open(hub_path, source) if is_hub(hub_path) else None
+    hub = Place(hub_path, source, replace=replace)
     splits = [group.splits(settings.seed) for group in groups]
+    for name, own in ((name, own) for group in splits for name, own in group.items()):
+        for sentence in own.warnings():
+            say(f"note: {name}: {sentence}")
     data = {name: loaded.name for group in groups for name, loaded in group.tasks.items()}
     done: dict[str, TrainedTask] = {}
     failed: dict[str, DivergedError] = {}
@@ -113,10 +115,7 @@ def train_tasks(
                     failed[task.name] = result
                     continue
                 training = Training(task.name, data[task.name], task.splits, task.settings, task.run, method, preset)
-                done[task.name] = complete(
-                    training, task.method, result, source, hub_path, hub, pool, replace=replace, start=start
-                )
-                hub = hub or Hub.open(hub_path, source)
+                done[task.name] = complete(training, task.method, result, hub, pool, start_s)
     return done, failed
 
 

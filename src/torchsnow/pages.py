@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torchsnow.files import write_atomically
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1d2733; background: #fff; max-width: 72rem; margin: 2rem auto;
-  padding: 0 1rem; }
+  padding: 0 1rem; overflow-wrap: anywhere; }
 h1, h2, h3 { line-height: 1.2; margin: 2rem 0 .6rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; }
@@ -23,7 +24,21 @@ th:first-child, td:first-child { text-align: left; }
 figure { margin: 1rem 0; }
 img { max-width: 100%; height: auto; }
 figcaption { color: #52606d; font-size: .9rem; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .8rem; }
+.gallery figure { margin: 0; }
+.gallery img { width: 100%; aspect-ratio: 1; object-fit: contain; background: #eef1f4; }
+.gallery figcaption { font-size: .8rem; line-height: 1.35; }
+.gallery strong { color: #1d2733; }
 """
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A small JPEG, what is said of it in bold, and further lines; `lines` begins with what tells it from others."""
+
+    jpeg: bytes
+    title: str
+    lines: tuple[str, ...]
 
 
 class Page:
@@ -60,6 +75,10 @@ class Page:
         image = f'<img alt="{escape(text)}" src="data:image/png;base64,{data}">'
         self._parts.append(f"<figure>{image}{below}</figure>")
 
+    def gallery(self, items: Sequence[Thumbnail]) -> None:
+        """Small pictures in rows, as many as fit, with a line in bold and further lines below each."""
+        self._parts.append('<div class="gallery">' + "".join(map(_figure, items)) + "</div>")
+
     def html(self) -> str:
         """The whole page."""
         head = (
@@ -72,3 +91,10 @@ class Page:
     def save(self, path: Path) -> None:
         """Write the page atomically. Raises TorchsnowError when the disk refuses."""
         write_atomically(path, self.html().encode("utf-8", "surrogateescape"), TorchsnowError)
+
+
+def _figure(item: Thumbnail) -> str:
+    lines = "".join(f"<br>{escape(line)}" for line in item.lines)
+    data = base64.b64encode(item.jpeg).decode()
+    image = f'<img loading="lazy" alt="{escape(item.lines[0])}" src="data:image/jpeg;base64,{data}">'
+    return f"<figure>{image}<figcaption><strong>{escape(item.title)}</strong>{lines}</figcaption></figure>"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,15 @@ _MOST_NAMES = 60  # classes or taps up to which every one is named
 _NAME_LENGTH = 24  # characters
 
 Row = Mapping[str, str]
+
+
+@contextmanager
+def without_harm(say: Callable[[str], None], what: str) -> Iterator[None]:
+    """Let a drawing fail: what it shows is stored already, and `say` is told why there is no picture of it."""
+    try:
+        yield
+    except Exception as error:  # fonts, names of classes, the disk: many things are wrong with pictures
+        say(f"warning: {what} could not be drawn ({error}); the results are stored")
 
 
 def draw_run(run: RunFolder, metrics: Metrics) -> list[Path]:

@@ -1,17 +1,34 @@
-"""What the tasks of a hub say of image files."""
+"""What the tasks of a hub say of image files: batch by batch, one source pass for all tasks of one framing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from torchsnow.data import eval_transform, read_image
+from torchsnow.delta import Delta
+from torchsnow.delta.fold import fold
 from torchsnow.errors import DataError, HubError, SourceError
-from torchsnow.hub import Hub, not_finite, predict_together
+from torchsnow.hub import Hub
+from torchsnow.source import Framing, Request, Source
+from torchsnow.source.grid import ONE_CELL
 from torchsnow.task_file import Task
+
+BATCH_SIZE = 32
+_DECODING_THREADS = min(16, os.cpu_count() or 1)
+
+OnBad = Callable[[Path, str], None]
+Progress = Callable[[int, int], None]
+Views = Mapping[Framing, Tensor]
+"""One image (3, S, S) in every framing."""
 
 
 @dataclass(frozen=True)
@@ -28,51 +45,168 @@ class Prediction:
         return next(iter(self.probabilities))
 
 
-def predict_images(
-    hub: Hub, files: Sequence[Path], names: Sequence[str] | None, on_bad: Callable[[Path, str], None]
-) -> list[Prediction]:
-    """Classify image files by the named tasks (by default all), image by image.
+@dataclass(frozen=True)
+class Batch:
+    """What was computed of some image files, B of them: `logits` (B, num_classes) by task, and by framing, where they
+    were asked for, the `features`: averages of all taps and the source's last features (B, num_chs + num_features),
+    the last ones behind. All are on the CPU."""
 
-    Tasks of one framing share one source pass. A file that is no usable image, or that a task cannot answer for, is
-    passed to `on_bad` with the reason, and so is the hub with a task that is damaged, and the others answer; a damaged
-    task that is asked for by name raises HubError. Raises HubError for an unknown task and for a hub without any.
+    files: tuple[Path, ...]
+    logits: dict[str, Tensor]
+    features: dict[Framing, Tensor]
+
+
+def predict_images(
+    hub: Hub,
+    files: Sequence[Path],
+    names: Sequence[str] | None,
+    on_bad: OnBad,
+    *,
+    top: int | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Iterator[Prediction]:
+    """Classify image files by the named tasks (by default all): image by image, and for each task by task.
+
+    A prediction has the `top` most likely classes, by default all. A file that is no usable image, or that a task
+    cannot answer for, is passed to `on_bad` with the reason, and so is the hub with a task that is damaged, and the
+    others answer; a damaged task that is asked for by name raises HubError. Raises HubError for an unknown task and
+    for a hub without any, before the first image is read.
     """
+    tasks = usable_tasks(hub, names, on_bad)
+    return _predictions(hub.source, tasks, files, on_bad, top, progress)
+
+
+def usable_tasks(hub: Hub, names: Sequence[str] | None, on_bad: OnBad) -> dict[str, Task]:
+    """The named tasks, by default all that are not damaged. Raises HubError as `predict_images` does."""
     on_damaged = None if names is not None else lambda problem: on_bad(hub.folder.path, problem.message)
     tasks = hub.tasks(names, on_damaged)
     if not hub.names():
         raise HubError(f"the hub {hub.folder.path} has no tasks yet; train one first")
+    return tasks
+
+
+def run_tasks(
+    source: Source,
+    tasks: Mapping[str, Task],
+    files: Sequence[Path],
+    on_bad: OnBad,
+    *,
+    features: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> Iterator[Batch]:
+    """All tasks on all files, folded for inference, in batches of at most `BATCH_SIZE`; on the source's device.
+
+    The next images are decoded while a batch is computed. Files that cannot be read are passed to `on_bad` and left
+    out; tasks whose images the source cannot take have no logits, and `on_bad` is told for every file. `progress` is
+    called with (files done, files in all).
+    """
+    deltas = {name: fold(task.delta) for name, task in tasks.items()}
     framings = sorted({task.framing for task in tasks.values()})
-    result = []
-    for file in files:
+    by_framing = {
+        framing: {name: deltas[name] for name, task in tasks.items() if task.framing == framing} for framing in framings
+    }
+    decoded, done = _decoded(source, framings, files), 0
+    while pairs := list(islice(decoded, BATCH_SIZE)):
+        good: list[tuple[Path, Views]] = []
+        for file, views in pairs:
+            if isinstance(views, DataError):
+                on_bad(file, str(views))
+            else:
+                good.append((file, views))
+        if good:
+            yield _batch(source, by_framing, good, on_bad, features)
+        done += len(pairs)
+        progress(done, len(files))
+
+
+def _batch(
+    source: Source,
+    by_framing: Mapping[Framing, Mapping[str, Delta]],
+    images: Sequence[tuple[Path, Views]],
+    on_bad: OnBad,
+    features: bool,
+) -> Batch:
+    batch = Batch(tuple(file for file, _ in images), {}, {})
+    device = next(source.parameters()).device
+    channels = source.channels_of(tuple(source.taps)).to(device)
+    extra = [Request(grids={ONE_CELL: channels}, last=True)] if features else []
+    for framing, deltas in by_framing.items():
+        pixels = torch.stack([views[framing] for _, views in images]).to(device)
+        requests = [delta.request(delta.choose()) for delta in deltas.values()]
+        try:
+            with torch.no_grad():
+                maps = source(pixels, Request.together([*requests, *extra]))
+                logits = {name: delta(maps).cpu() for name, delta in deltas.items()}
+        except SourceError as error:  # in this framing: other tasks read images of another
+            for file in batch.files:
+                on_bad(file, f"no answer of {', '.join(deltas)} for {file}: {error}")
+            continue
+        batch.logits.update(logits)
+        if features:
+            batch.features[framing] = maps.values(channels, last=True).float().cpu()
+    return batch
+
+
+def _decoded(
+    source: Source, framings: Sequence[Framing], files: Sequence[Path]
+) -> Iterator[tuple[Path, Views | DataError]]:
+    """Every file's image in every framing, or why there is none; two batches are read ahead."""
+    transforms = {framing: eval_transform(source.input_config, framing) for framing in framings}
+
+    def read(file: Path) -> Views | DataError:
         try:
             image = read_image(file)
         except DataError as error:
-            on_bad(file, str(error))
-            continue
-        for framing in framings:
-            pixels = eval_transform(hub.source.input_config, framing)(image)[None]
-            asked = {name: task for name, task in tasks.items() if task.framing == framing}
-            for name, logits in _answers(hub, asked, pixels, file, on_bad).items():
-                result.append(_prediction(file, name, tasks[name].classes, logits[0]))
-    return result
+            return error
+        return {framing: transform(image) for framing, transform in transforms.items()}
+
+    waiting: deque[tuple[Path, Future[Views | DataError]]] = deque()
+    with ThreadPoolExecutor(_DECODING_THREADS) as pool:  # Pillow decodes outside the interpreter lock
+        for file in files:
+            waiting.append((file, pool.submit(read, file)))
+            if len(waiting) > 2 * BATCH_SIZE:
+                first, views = waiting.popleft()
+                yield first, views.result()
+        while waiting:
+            first, views = waiting.popleft()
+            yield first, views.result()
 
 
-def _answers(
-    hub: Hub, tasks: Mapping[str, Task], pixels: torch.Tensor, file: Path, on_bad: Callable[[Path, str], None]
-) -> dict[str, torch.Tensor]:
-    """The logits of those tasks that can answer."""
-    try:
-        logits = predict_together(hub.source, tasks, pixels)
-    except SourceError as error:  # in this framing: other tasks read images of another
-        on_bad(file, f"no answer of {', '.join(tasks)} for {file}: {error}")
-        return {}
-    for name in not_finite(logits):
-        on_bad(file, f"no answer of {name} for {file}: its logits are not finite numbers")
-        del logits[name]
-    return logits
+def _predictions(
+    source: Source,
+    tasks: Mapping[str, Task],
+    files: Sequence[Path],
+    on_bad: OnBad,
+    top: int | None,
+    progress: Progress,
+) -> Iterator[Prediction]:
+    for batch in run_tasks(source, tasks, files, on_bad, progress=progress):
+        likeliest = {
+            name: _likeliest(batch.logits[name], task.classes, top)
+            for name, task in tasks.items()
+            if name in batch.logits
+        }
+        for row, file in enumerate(batch.files):
+            for name, rows in likeliest.items():
+                probabilities = rows[row]
+                if probabilities is None:
+                    on_bad(file, f"no answer of {name} for {file}: its logits are not finite numbers")
+                else:
+                    yield Prediction(str(file), name, probabilities)
 
 
-def _prediction(file: Path, name: str, classes: Sequence[str], logits: torch.Tensor) -> Prediction:
-    probabilities = logits.softmax(0)
-    order = logits.argsort(descending=True, stable=True).tolist()
-    return Prediction(str(file), name, {classes[i]: float(probabilities[i]) for i in order})
+def _likeliest(logits: Tensor, classes: Sequence[str], top: int | None) -> list[dict[str, float] | None]:
+    """For every row the `top` likeliest classes, the likeliest first; None where logits are not finite."""
+    count = len(classes) if top is None else min(top, len(classes))
+    order = logits.argsort(stable=True, dim=1, descending=True)
+    probabilities = logits.softmax(1).gather(1, order)
+    rows = zip(
+        logits.isfinite().all(1).tolist(),
+        probabilities[:, :count].tolist(),
+        order[:, :count].tolist(),
+        strict=True,
+    )
+    return [
+        {classes[i]: value for i, value in zip(places, values, strict=True)} if is_finite else None
+        for is_finite, values, places in rows
+    ]

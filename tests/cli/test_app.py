@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import shlex
 import subprocess
@@ -13,7 +14,8 @@ from command_line import refused, torchsnow
 from typer.main import get_command
 
 from torchsnow.cli import app
-from torchsnow.cli.output import note, print_table, say
+from torchsnow.cli.output import counting, note, print_table, say
+from torchsnow.train.progress import TrainingBar
 
 VERBS = [
     "",
@@ -21,6 +23,9 @@ VERBS = [
     "train-many",
     "evaluate",
     "predict",
+    "review",
+    "relabel",
+    "suggest",
     "serve",
     "compare",
     "lifelong",
@@ -63,6 +68,10 @@ def test_help_fits_a_small_terminal_and_shows_an_example_that_is_right(verb: str
         ["train", "photos", "--task", "a", "--hub", "hub", "--nosuch"],
         ["evaluate", "photos", "--hub", "hub"],
         ["predict", "--hub", "hub"],
+        ["review", "photos", "--hub", "hub"],
+        ["relabel", "photos"],
+        ["relabel", "photos", "--moves", "moves.csv", "--undo", "moves.undo-1.json"],
+        ["suggest", "photos", "--hub", "hub", "--count", "0"],
         ["compare", "photos", "--seeds", "few"],
         ["visualize", "--hub", "hub", "--task", "a"],
         ["export", "--hub", "hub", "--out", "hub.onnx", "--int8"],
@@ -167,3 +176,24 @@ def test_what_the_machine_lacks_and_files_that_are_too_deep_are_one_sentence(mon
 
         monkeypatch.setattr("torchsnow.hub.Hub.open", fail)
         assert words in refused("hub", "list", "--hub", "x")
+
+
+def test_forced_colours_make_no_terminal_of_a_log(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with counting("checking images", quiet=False) as progress:
+        progress(1, 2)
+    with TrainingBar(2, 10, quiet=False) as bar:
+        bar.start_epoch(1)
+        bar.advance(10)
+        bar.say("a line")
+    assert capsys.readouterr().err == "a line\n"
+
+
+def test_letters_that_an_encoding_lacks_are_escaped() -> None:
+    words = [sys.executable, "-m", "torchsnow", "sources", "猫"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    ended = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=60)
+    assert ended.returncode == 2
+    assert "timm has no model '\\u732b'" in ended.stderr

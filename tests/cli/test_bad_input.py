@@ -80,7 +80,7 @@ def test_a_class_with_fewer_images_than_splits(trained: Trained, tmp_path: Path,
     for number in range(count, 10):
         (photos / "green" / f"{number}.png").unlink()
     sentence = refused_training(trained, photos)
-    assert f"the class 'green' has {count} images" in sentence
+    assert f"the class 'green' has {count} image" in sentence
     assert "leave none to train on" in sentence
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import csv
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +42,19 @@ def test_a_person_gets_tables_and_the_accuracy_on_stdout(pristine: Trained) -> N
     assert lines[-1].endswith("on 30 images")
 
 
+def test_a_table_has_a_row_per_image(pristine: Trained, tmp_path: Path) -> None:
+    words = ("evaluate", pristine.photos, "--hub", pristine.hub, "--task", "colours", "--json")
+    document = torchsnow(*words, "--csv", tmp_path / "images.csv").document
+    rows = list(csv.DictReader((tmp_path / "images.csv").read_text().splitlines()))
+    assert [row["image"] for row in rows[:2]] == ["blue/0.png", "blue/1.png"]
+    assert len(rows) == document["num_images"]
+    assert sum(row["is_right"] == "True" for row in rows) / len(rows) == pytest.approx(document["accuracy"])
+    for row in rows:
+        assert (row["class"] == row["taken_for"]) == (row["is_right"] == "True")
+        assert 0 <= float(row["probability_of_class"]) <= float(row["probability"]) <= 1
+    assert "there is no folder" in refused(*words, "--csv", tmp_path / "none" / "images.csv")
+
+
 def test_very_many_classes_are_a_few_rows(capsys: pytest.CaptureFixture[str]) -> None:
     labels = torch.arange(300)
     logits = torch.eye(10_000)[torch.where(labels < 290, labels, 0)]  # the last ten are taken for the first
@@ -66,6 +81,31 @@ def test_a_class_that_the_task_does_not_know_is_refused(pristine: Trained, tmp_p
     sentence = refused("evaluate", tmp_path / "more", "--hub", pristine.hub, "--task", "colours")
     assert "more has the class 'violet', which task 'colours' does not know" in sentence
     assert "blue, green, red" in sentence
+
+
+def test_one_class_and_a_test_split_alone_can_be_evaluated(pristine: Trained, tmp_path: Path) -> None:
+    def measured(data: Path, *more: str) -> dict[str, Any]:
+        found: dict[str, Any] = torchsnow(
+            "evaluate", data, "--hub", pristine.hub, "--task", "colours", "--json", *more
+        ).document
+        return found
+
+    shutil.copytree(pristine.photos / "red", tmp_path / "one" / "red")
+    one = measured(tmp_path / "one")
+    assert [row["num_images"] for row in one["per_class"]] == [0, 0, one["num_images"]]
+    shutil.copytree(pristine.photos / "red", tmp_path / "split" / "test" / "red")
+    assert measured(tmp_path / "split", "--split", "test")["num_images"] == one["num_images"]
+    images = sorted((tmp_path / "one" / "red").iterdir())
+    table = tmp_path / "one" / "t.csv"
+    table.write_text("file,class,set\n" + "".join(f"red/{path.name},red,test\n" for path in images))
+    columns = ("--path-column", "file", "--label-column", "class")
+    assert measured(table, *columns)["num_images"] == one["num_images"]
+
+
+def test_a_class_that_is_spelled_otherwise_is_a_question(pristine: Trained, tmp_path: Path) -> None:
+    shutil.copytree(pristine.photos / "red", tmp_path / "one" / "Red")
+    sentence = refused("evaluate", tmp_path / "one", "--hub", pristine.hub, "--task", "colours")
+    assert "the class 'Red', which task 'colours' does not know (is it 'red'? Then rename it)" in sentence
 
 
 def test_what_cannot_be_evaluated(pristine: Trained, tmp_path: Path) -> None:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import csv
+import io
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import TINY, Trained, refused, torchsnow
@@ -67,13 +71,14 @@ def test_bad_images_are_named_and_the_good_ones_answered(
     hub: Path, images: list[Path], tmp_path: Path, words: list[str]
 ) -> None:
     (tmp_path / "empty.png").touch()
-    bad = [tmp_path / "empty.png", tmp_path / "gone.png", tmp_path]
+    (tmp_path / "bare").mkdir()
+    bad = [tmp_path / "bare", tmp_path / "empty.png", tmp_path / "gone.png"]
     outcome = torchsnow("predict", bad[0], images[0], *bad[1:], images[1], "--hub", hub, *words)
     assert outcome.code == 2
-    empty, gone, folder = outcome.err.splitlines()
-    assert empty == f"torchsnow: cannot read the image {bad[0]}: the file is empty"
-    assert gone == f"torchsnow: cannot read the image {bad[1]}: there is no such file"
-    assert folder == f"torchsnow: cannot read the image {tmp_path}: it is a folder"
+    folder, empty, gone = outcome.err.splitlines()
+    assert folder == f"torchsnow: the folder {bad[0]} holds no images"
+    assert empty == f"torchsnow: cannot read the image {bad[1]}: the file is empty"
+    assert gone == f"torchsnow: cannot read the image {bad[2]}: there is no such file"
     if words:
         assert [p["image"] for p in outcome.document["predictions"]] == [str(i) for i in images for _ in range(2)]
         assert [error["image"] for error in outcome.document["errors"]] == [str(path) for path in bad]
@@ -116,3 +121,58 @@ def test_a_damaged_task_is_named_and_the_others_answer(hub: Path, images: list[P
     assert [prediction["task"] for prediction in outcome.document["predictions"]] == ["colours"]
     assert "large" in outcome.err
     assert torchsnow("predict", images[0], "--hub", damaged, "--task", "large").code == 2
+
+
+def labels_of(document: dict[str, Any]) -> dict[str, str]:
+    return {prediction["image"]: prediction["label"] for prediction in document["predictions"]}
+
+
+def test_a_folder_a_pattern_and_a_list_name_the_same_images(
+    hub: Path, pristine: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--hub", hub, "--task", "colours", "--json")
+    of_folder = torchsnow("predict", pristine.photos, *words).document
+    assert [Path(one["image"]).name for one in of_folder["predictions"][:3]] == ["0.png", "1.png", "2.png"]
+    assert len(of_folder["predictions"]) == 30
+    of_pattern = torchsnow("predict", f"{pristine.photos}/*/[0-9].png", *words).document
+    assert labels_of(of_pattern) == labels_of(of_folder)
+    names = "\r\n".join(labels_of(of_folder)) + "\n\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(names.encode())))
+    assert torchsnow("predict", "-", *words).document == of_folder
+
+
+def test_an_image_that_is_named_twice_is_answered_once(hub: Path, images: list[Path]) -> None:
+    document = torchsnow("predict", images[0], images[0].parent, "--hub", hub, "--task", "large", "--json").document
+    assert len(document["predictions"]) == 10
+
+
+def test_nothing_fits_a_pattern(hub: Path) -> None:
+    outcome = torchsnow("predict", "*.jpg", "--hub", hub)
+    assert (outcome.code, outcome.out, outcome.err) == (2, "", "torchsnow: no file fits the pattern *.jpg\n")
+
+
+def test_tables_and_lines_of_json_are_written(hub: Path, images: list[Path], tmp_path: Path) -> None:
+    table, lines = tmp_path / "out.csv", tmp_path / "out.jsonl"
+    words = ("predict", *images, "gone.png", "--hub", hub, "--csv", table, "--jsonl", lines, "--top", "2")
+    outcome = torchsnow(*words)
+    assert (outcome.code, outcome.out) == (2, f"4 answers are in {table} and {lines}\n")
+    assert "gone.png" in outcome.err
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    documents = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert list(rows[0]) == ["image", "task", "class", "probability", "class_2", "probability_2"]
+    assert len(rows) == len(documents) == 4
+    for row, document in zip(rows, documents, strict=True):
+        assert (row["image"], row["task"], row["class"]) == (document["image"], document["task"], document["label"])
+        assert [row["class"], row["class_2"]] == list(document["probabilities"])
+        assert float(row["probability_2"]) == pytest.approx(document["probabilities"][row["class_2"]], abs=1e-6)
+
+
+def test_more_classes_than_a_task_has(hub: Path, images: list[Path]) -> None:
+    outcome = torchsnow("predict", images[0], "--hub", hub, "--task", "large", "--top", "5")
+    assert outcome.code == 0
+    assert outcome.out.splitlines()[0].split()[-2:] == ["class_5", "probability_5"]
+
+
+def test_a_table_that_cannot_be_written_is_refused_first(hub: Path, images: list[Path], tmp_path: Path) -> None:
+    assert "it is a folder" in refused("predict", *images, "--hub", hub, "--csv", tmp_path)
+    assert "there is no folder" in refused("predict", *images, "--hub", hub, "--jsonl", tmp_path / "no" / "x.jsonl")

@@ -5,7 +5,6 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -49,7 +48,7 @@ def test_a_run_leaves_everything_that_it_promises(pristine: Trained) -> None:
     assert printed["skipped_images"] == 0
     assert {path.name for path in pristine.run.iterdir()} == {
         *("args.yaml", "splits.json", "log.txt", "results.csv", "subscription.json", "metrics.json"),
-        *("results.png", "confusion_matrix.png", "last.safetensors", "best.safetensors", ".lock"),
+        *("results.png", "confusion_matrix.png", "last.safetensors", "best.safetensors", "shipped.json", ".lock"),
     }
     args = yaml.safe_load((pristine.run / "args.yaml").read_text())
     assert (args["training"]["epochs"], args["training"]["image_size"]) == (2, 32)
@@ -71,15 +70,43 @@ def test_a_run_that_learns_its_choice_leaves_how_it_settled(photos: Path) -> Non
 def test_a_person_gets_a_few_lines_on_stdout_and_progress_on_stderr(photos: Path) -> None:
     outcome = train(photos, *TINY, "--epochs", "1")
     assert outcome.code == 0
-    result, probe, place, *alone = outcome.out.splitlines()
-    assert all("the task is a head alone" in line for line in alone)
-    assert "validation accuracy" in result
-    assert "on 6 images" in result
-    assert re.fullmatch(r"a linear probe on the source: \d+\.\d% on validation", probe)
+    result, probe, test, place, *alone = outcome.out.splitlines()
+    judged = r"\d+\.\d% on 6 {} \(95%: \d+% to \d+%{}\), balanced \d+\.\d%"
+    of_val = judged.format("validation images", "; always naming the largest class: 33%")
+    assert re.fullmatch(rf"(a linear head alone|the best model, of epoch 1,) has {of_val}", result)
+    assert re.fullmatch(r"a linear head at the start: \d+\.\d% on the same images", probe)
+    assert re.fullmatch(rf"test accuracy {judged.format('images', '')}; the largest class alone 33\.3%", test)
+    assert all("so it has none" in line for line in alone)
     assert "task 'new' is in the hub hub" in place
     assert "the run is in runs/new" in place
+    assert re.search(r"usable now: \d+\.\d% on 6 validation images .*; task 'new' is in the hub hub", outcome.err)
     assert "epoch 1: loss" in outcome.err
     assert (Path("runs/new") / "args.yaml").exists()
+
+
+def test_a_task_a_hub_and_a_run_folder_have_names_of_their_own(photos: Path) -> None:
+    first = torchsnow("train", photos, *TINY, "--epochs", "1", "--json").document
+    assert (first["task"], first["hub"], first["run"]) == ("photos", "hub", "runs/photos")
+    second = torchsnow("train", photos, *TINY, "--epochs", "1", "--json", "--replace").document
+    assert second["run"] == "runs/photos-2"
+    third = torchsnow("train", photos, *TINY, "--epochs", "1", "--json", "--replace", "--overwrite").document
+    assert third["run"] == "runs/photos-2"
+    assert [path.name for path in sorted(Path("runs").iterdir())] == ["photos", "photos-2"]
+    assert len(Hub.open(Path("hub")).index().versions("photos")) == 3  # no stages among them
+    assert "has a task 'photos' already" in refused("train", photos, *TINY)
+
+
+def test_time_is_kept_to_by_fewer_epochs(photos: Path) -> None:
+    outcome = train(photos, *TINY, "--epochs", "50", "--time", "0.01s")
+    assert outcome.code == 0
+    assert "stopped after 0 epochs: there is no time for more" in outcome.err
+    assert Hub.open(Path("hub")).names() == ["new"]
+
+
+def test_a_time_that_is_none_is_refused(photos: Path) -> None:
+    for word in ("soon", "0", "-3", "5d", ""):
+        sentence = refused("train", photos, "--task", "a", *TINY, "--time", word)
+        assert "expected a time as in 90s, 10m or 1.5h" in sentence
 
 
 def test_json_is_one_document_and_no_progress(photos: Path) -> None:
@@ -140,7 +167,7 @@ def test_ctrl_c_says_how_to_resume_and_resuming_ends_as_if_nothing_had_been(
     assert (outcome.code, outcome.out) == (130, "")
     (message,) = outcome.err.splitlines()
     assert f"{epoch - 1} of 2 epochs are safe in my run" in message
-    assert not Path("hub").exists()
+    assert Hub.open(Path("hub")).names() == ["colours"]  # with the best so far
     program, *words = shlex.split(message.partition("to go on: ")[2])
     assert (program, words[-1]) == ("torchsnow", "--resume")
 
@@ -208,7 +235,7 @@ def test_a_run_worse_than_its_probe_is_warned_of(photos: Path, monkeypatch: pyte
 
 
 def test_ctrl_c_before_the_training_says_that_nothing_was_begun(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(data: str, quiet: bool) -> None:
+    def stopped(data: str, **how: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("torchsnow.cli.train.load_checked", stopped)
@@ -218,11 +245,11 @@ def test_ctrl_c_before_the_training_says_that_nothing_was_begun(photos: Path, mo
 
 
 def test_ctrl_c_after_the_last_epoch_loses_nothing(pristine: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(hub: Hub, task: Any, replace: bool = False) -> None:
+    def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Hub, "add", stopped)
+        patched.setattr("torchsnow.jobs.complete", stopped)
         outcome = train(pristine.photos, *TINY, "--epochs", "2", task="colours")
     assert outcome.code == 130
     assert "interrupted; to go on: torchsnow train" in outcome.err
@@ -291,7 +318,6 @@ def test_other_deltas_are_tasks_too(method: str, photos: Path, tmp_path: Path) -
     [
         (["--method", "full", "--hub", "hub"], "the method 'full' does not train a delta.*leave out the hub"),
         (["--method", "full", "--replace"], "the method 'full' does not train a delta"),
-        ([], "the method 'snow' trains a task for a hub: name the hub's folder"),
         (["--method", "full", "--preset", "paper"], "the method 'full' has no preset 'paper'"),
         (["--method", "fulll"], "there is no method 'fulll'; did you mean 'full'"),
         (["--method", "full", "--precision", "bf16"], "loaded in bf16, which is for methods that keep it frozen"),

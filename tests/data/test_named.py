@@ -10,7 +10,8 @@ from originals import Original, picture
 from torchvision.datasets import Food101, cifar, flowers102
 
 from conftest import Expect
-from torchsnow.data import DATASETS, LoadedData, Splits, load_data, loading, make_splits, read_image
+from torchsnow.data import DATASETS, LoadedData, Splits, checking, load_data, make_splits, read_image
+from torchsnow.data.images import Examined
 from torchsnow.data.named import find_torchvision
 from torchsnow.data.prepared import data_folder
 from torchsnow.errors import DataError
@@ -74,7 +75,7 @@ def test_files_are_read_where_they_lie(data_folder: Path, expect: Expect) -> Non
     originals.food101(data_folder / "food101")
     before = set(data_folder.rglob("*"))
     load_data("food101")
-    assert set(data_folder.rglob("*")) - before == {data_folder / "food101" / "checked.sha256"}
+    assert set(data_folder.rglob("*")) - before == {data_folder / "food101" / "checked.json"}
 
 
 def test_an_archive_put_there_by_hand_is_unpacked(
@@ -249,13 +250,13 @@ def test_a_folder_of_that_name_comes_first(tmp_path: Path, data_folder: Path, mo
 
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     paths: list[Path] = []
-    check = loading.image_problem
+    check = checking.examine_image
 
-    def counted(path: Path) -> str | None:
+    def counted(path: Path) -> Examined:
         paths.append(path)
         return check(path)
 
-    monkeypatch.setattr(loading, "image_problem", counted)
+    monkeypatch.setattr(checking, "examine_image", counted)
     return paths
 
 
@@ -269,6 +270,30 @@ def test_images_are_decoded_until_they_were_all_good_once(
     assert len(paths) == 6
     assert load_data("action40") == first
     assert len(paths) == 6
+
+
+def test_an_image_that_changed_is_decoded_again(
+    data_folder: Path, expect: Expect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expect("action40", classes=2, **TRAIN_TEST)
+    originals.action40(data_folder / "action40")
+    first = load_data("action40")
+    one, other = first.examples[0].path, first.examples[1].path
+    content = one.read_bytes(), other.read_bytes()
+    size = 1 + max(map(len, content))
+    for path, whole, padding in zip((one, other), content, (b"\1", b"\2"), strict=True):
+        path.write_bytes(whole.ljust(size, padding))
+    same_size = load_data("action40")
+    swapped = one.with_name("swap")
+    one.rename(swapped)
+    other.rename(one)
+    swapped.rename(other)
+    paths = decoded(monkeypatch)
+    again = load_data("action40")
+    assert sorted(paths) == sorted([one, other])
+    assert again.fingerprint != same_size.fingerprint
+    (data_folder / "action40" / "checked.json").write_text("damaged")
+    assert load_data("action40") == again
 
 
 def test_a_damaged_image_is_skipped_each_time(
@@ -291,7 +316,7 @@ def test_a_data_folder_that_cannot_be_written_to(
 
     expect("action40", classes=2, **TRAIN_TEST)
     originals.action40(data_folder / "action40")
-    monkeypatch.setattr(loading, "write_atomically", refuse)
+    monkeypatch.setattr(checking, "write_atomically", refuse)
     assert counts(load_data("action40")) == TRAIN_TEST
 
 

@@ -110,7 +110,7 @@ def test_ten_thousand_classes_are_split_in_one_pass_over_the_images() -> None:
 def test_a_class_with_too_few_images_is_named() -> None:
     with pytest.raises(DataError, match=r"class 'c1' has 2 images: .* leave none to train on; add images"):
         make_splits(loaded(all=[10, 2]))
-    with pytest.raises(DataError, match=r"class 'c0' has 1 images: val \(15%\) and test \(0%\)"):
+    with pytest.raises(DataError, match=r"class 'c0' has 1 image: val \(15%\) and test \(0%\)"):
         make_splits(loaded(train=[1, 9], test=[1, 1]))
 
 
@@ -173,7 +173,7 @@ def test_changed_data_is_refused(data: LoadedData, saved: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema": 2},
+        {"schema": 1},
         {"train": None},
         {"train": [["a"]]},
         {"val": ["all/c0/0.png"], "test": ["all/c0/0.png"]},
@@ -212,3 +212,21 @@ def test_the_order_of_a_defined_split_does_not_depend_on_the_labels() -> None:
     swapped = {name: [replace(one, label=1 - one.label) for one in split] for name, split in data.splits.items()}
     orders = [[one.path for one in make_splits(each).train] for each in (data, replace(data, splits=swapped))]
     assert orders[0] == orders[1] == sorted(orders[0])
+
+
+@pytest.mark.parametrize(
+    ("counts", "sentence"),
+    [
+        (
+            [138, 2],
+            "1 class is rare in training: 'c1' has 2 images, 'c0' 138, 98.6% of all: look at balanced accuracy, and "
+            "try --class-weights balanced",
+        ),
+        ([100, 1, 10], "2 classes are rare in training: 'c1' has 1 image, 'c0' 100, 90.1% of all: look at"),
+        ([99, 10], ""),
+    ],
+)
+def test_rare_classes_are_named(counts: list[int], sentence: str) -> None:
+    data = loaded(train=counts, val=[1, 1], test=[1, 1])
+    warnings = make_splits(data).warnings()
+    assert (warnings[0].startswith(sentence)) if sentence else warnings == []

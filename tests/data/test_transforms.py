@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from torchsnow.data import AUGMENTATIONS, eval_transform, prepare, train_transform
+from torchsnow.data import AUGMENTATIONS, eval_transform, prepare, read_image, train_transform
 from torchsnow.errors import DataError
 from torchsnow.source.config import Framing, InputConfig
 
@@ -128,3 +129,47 @@ def test_bad_settings_are_named() -> None:
     for size in (0, 1025):
         with pytest.raises(DataError, match=f"at least 1 pixel, and at most 1024, not {size}"):
             prepare(CONFIG, Framing(size))
+
+
+def test_pictures_of_any_mode_give_one_tensor(photo: Image.Image) -> None:
+    transform = eval_transform(CONFIG, CENTER)
+    expected = transform(photo)
+    assert torch.equal(transform(photo.convert("RGBA")), expected)
+    assert torch.equal(transform(np.array(photo)), expected)
+    assert torch.equal(transform(np.array(photo.convert("RGBA"))), expected)
+    grey = photo.convert("L")
+    for same in (grey, np.array(grey), np.array(grey).astype(np.uint16) * 257, grey.convert("I;16")):
+        assert transform(same).shape == (3, 64, 64)
+    assert torch.equal(transform(np.array(grey)), transform(grey.convert("RGB")))
+    palette = photo.quantize(16)
+    assert torch.equal(transform(palette), transform(palette.convert("RGB")))
+    clear = Image.new("RGBA", (80, 80), (0, 0, 0, 0))
+    assert torch.equal(transform(clear), transform(Image.new("RGB", (80, 80), "white")))
+
+
+def test_an_image_that_pillow_opened_is_turned_by_its_exif(photo: Image.Image, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.save(tmp_path / "a.png", exif=exif)
+    transform = eval_transform(CONFIG, CENTER)
+    with Image.open(tmp_path / "a.png") as image:
+        assert torch.equal(transform(image), transform(read_image(tmp_path / "a.png")))
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (np.zeros((3, 8, 8), np.uint8), r"a uint8 array \(3, 8, 8\)"),
+        (np.zeros((8, 8, 3), np.float32), r"a float32 array \(8, 8, 3\)"),
+        (np.zeros(8, np.uint8), r"a uint8 array \(8,\)"),
+        (torch.zeros(3, 8, 8), r"a float32 tensor \(3, 8, 8\)"),
+        (torch.zeros(1, 8, 8, dtype=torch.uint8), r"a uint8 tensor \(1, 8, 8\)"),
+        (torch.zeros(4, 8, 8, dtype=torch.uint8), r"a uint8 tensor \(4, 8, 8\)"),
+        (torch.zeros(8, 8, dtype=torch.uint8), r"a uint8 tensor \(8, 8\)"),
+        ("photo.png", "a str"),
+    ],
+)
+def test_what_is_no_picture_is_refused(given: object, named: str) -> None:
+    for transform in (eval_transform(CONFIG, CENTER), train_transform(CONFIG, CENTER, "light")):
+        with pytest.raises(DataError, match=f"was given {named}; expected a PIL image"):
+            transform(given)

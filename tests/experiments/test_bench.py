@@ -34,7 +34,7 @@ def test_both_parts_are_measured_and_written(tmp_path: Path) -> None:
     turns: list[None] = []
     settings = BenchSettings(**TINY)
     content = run_bench(settings, progress=lambda: turns.append(None))
-    write_bench(content, tmp_path)
+    write_bench(content, tmp_path, print)
     assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(json.dumps(content))
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.csv", "bench.json", "bench.png"]
@@ -64,7 +64,7 @@ def test_what_is_left_out_is_written_down(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_table_has_a_line_per_figure(tmp_path: Path) -> None:
     content = run_bench(BenchSettings(**TINY))
-    write_bench(content, tmp_path)
+    write_bench(content, tmp_path, print)
     with (tmp_path / "bench.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert [line["name"] for line in lines] == ["full", "head", *("separate", "heads", "snow") * 2]

@@ -236,7 +236,7 @@ def test_the_test_split_chooses_nothing(short: LifelongSettings, tmp_path: Path)
 
 def test_what_is_written(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     _, content = finished
-    write_results(content, tmp_path)
+    write_results(content, tmp_path, print)
     assert json.loads((tmp_path / "results.json").read_text()) == content
     with (tmp_path / "matrix-sequential.csv").open(newline="") as file:
         header, *rows = csv.reader(file)

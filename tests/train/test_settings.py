@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from torchsnow.train import TrainSettings
         ("image_size", -1, "a whole number of 1 or more"),
         ("image_size", 1025, "1024 pixels or fewer"),
         ("seed", -1, "a whole number of 0 or more"),
+        ("seed", 2**64, "a whole number below 2^64"),
         ("num_workers", -1, "a whole number of 0 or more"),
         ("lr", 0, "a number above 0"),
         ("lr", float("nan"), "a number above 0"),
@@ -87,3 +90,17 @@ def test_one_of_several_cuda_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_missing_cuda_is_said() -> None:
     with pytest.raises(TrainingError, match="no CUDA device"):
         TrainSettings(device="cuda").torch_device()
+
+
+def test_the_largest_seed_can_be_used() -> None:
+    torch.Generator().manual_seed(TrainSettings(seed=2**64 - 1).seed)
+
+
+def test_workers_need_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("torchsnow.train.settings._SHARED_MEMORY", tmp_path)
+    free = SimpleNamespace(free=64_000_000)
+    monkeypatch.setattr("torchsnow.train.settings.shutil.disk_usage", lambda folder: free)
+    TrainSettings(num_workers=0, image_size=1024).refuse_little_shared_memory()
+    TrainSettings(num_workers=1, image_size=224, batch_size=32).refuse_little_shared_memory()
+    with pytest.raises(TrainingError, match=r"2 workers need 116 MB of shared memory, .* 64 MB left; .* --shm-size"):
+        TrainSettings(num_workers=2, image_size=224, batch_size=32).refuse_little_shared_memory()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Any
 
 import typer
@@ -16,8 +18,11 @@ from torchsnow.cli import (
     hub,
     lifelong,
     predict,
+    relabel,
+    review,
     serve,
     sources,
+    suggest,
     train,
     train_many,
     visualize,
@@ -66,6 +71,9 @@ app.command("train")(train.train)
 app.command("train-many")(train_many.train_many)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("review")(review.review)
+app.command("relabel")(relabel.relabel)
+app.command("suggest")(suggest.suggest)
 app.command("serve", context_settings={"auto_envvar_prefix": "TORCHSNOW_SERVE"})(serve.serve)
 app.command("compare")(compare.compare)
 app.command("lifelong")(lifelong.lifelong)
@@ -79,4 +87,7 @@ app.command("demo")(demo.demo)
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names can hold letters that a log's encoding lacks
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="torchsnow")

@@ -71,7 +71,7 @@ def bench(
             moved(done, settings.num_steps)
 
         content = run_bench(settings, (lambda line: None) if json else note, progress)
-    write_bench(content, out)
+    write_bench(content, out, note)
     for line in content["left_out"]:
         note(line)
     if json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -135,9 +136,10 @@ def _telling_how_to_go_on(comparison: Comparison) -> Iterator[None]:
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Any]:
     """A bar over the cells, on stderr, and the function that moves it: (cell, done, total)."""
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, TextColumn("{task.description}"), console=console, disable=quiet) as bar:
+    description = TextColumn("{task.description}")
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), description)
+    # FORCE_COLOR makes no terminal of a log, whatever Rich takes it for.
+    with Progress(*columns, console=Console(stderr=True), disable=quiet or not sys.stderr.isatty()) as bar:
         task = bar.add_task("", total=None)
 
         def report(cell: Cell | None, done: int, total: int) -> None:

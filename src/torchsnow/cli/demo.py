@@ -54,7 +54,8 @@ def demo(
             run.clear()
         result = train_task(data, _TASK, hub_path, run, settings, source, replace=True, quiet=json)
     shown = _some_of_each(Splits.load(run.splits, data).test, len(data.classes))
-    predictions = predict_images(Hub.open(hub_path, source), [e.path for e in shown], [_TASK], lambda path, why: None)
+    files = [example.path for example in shown]
+    predictions = list(predict_images(Hub.open(hub_path, source), files, [_TASK], lambda path, why: None))
     truths = [data.classes[example.label] for example in shown]
     seconds = round(time.monotonic() - start, 1)
     if json:

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torchsnow.cli.output import load_checked, percent, print_json, print_table, say
+from torchsnow.cli.data_options import FollowLinks, LabelColumn, PathColumn, SplitColumn
+from torchsnow.cli.output import check_writable, counting, load_checked, percent, print_json, print_table, say
 
 if TYPE_CHECKING:
     from torchsnow.train import Metrics
 
+COLUMNS = ("image", "class", "taken_for", "is_right", "probability", "probability_of_class")
+"""Of the table with a row per image."""
 _MOST_COLUMNS = 20  # classes up to which the confusion matrix is shown; with more, the most frequent mistakes
 _MOST_ROWS, _FEW_ROWS = 100, 20  # classes up to which each has a row; of more, and of mistakes, a few have
 
@@ -24,6 +27,11 @@ def evaluate(
         str | None, typer.Option(help="'all', 'train', 'val' or 'test'; by default 'test' with --splits, else 'all'.")
     ] = None,
     splits: Annotated[Path | None, typer.Option(help="splits.json of the training run.")] = None,
+    path_column: PathColumn = "",
+    label_column: LabelColumn = "",
+    split_column: SplitColumn = "",
+    follow_links: FollowLinks = False,
+    csv: Annotated[Path | None, typer.Option(help="Also write a table with a row per image.")] = None,
     device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda' or 'cuda:1'.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")] = False,
 ) -> None:
@@ -33,15 +41,26 @@ def evaluate(
 
     Example: torchsnow evaluate photos/ --hub my-hub --task screws
     """
+    from torchsnow.data import Columns
+    from torchsnow.evaluation import evaluate_task, examples_of
+    from torchsnow.files import write_csv
     from torchsnow.hub import Hub
-    from torchsnow.jobs import evaluate_task, examples_of
     from torchsnow.train import torch_device
 
+    if csv is not None:
+        check_writable(csv)
     on_device, opened = torch_device(device), Hub.open(hub)
-    opened.task(task)  # before the images, which take longer
-    loaded = load_checked(data, quiet=json)
+    opened.info(task)  # before the images, which take longer
+    columns = Columns(path_column, label_column, split_column)
+    loaded = load_checked(data, quiet=json, columns=columns, follow_links=follow_links, for_training=False)
     chosen = split or ("all" if splits is None else "test")
-    metrics = evaluate_task(opened, task, loaded, examples_of(loaded, chosen, splits), on_device)
+    opened.source.to(on_device)
+    examples = examples_of(loaded, chosen, splits)
+    with counting("classifying images", quiet=json) as progress:
+        evaluation = evaluate_task(opened, task, loaded, examples, progress)
+    metrics = evaluation.metrics
+    if csv is not None:
+        write_csv(csv, COLUMNS, evaluation.rows(loaded))
     if json:
         print_json({"task": task, "split": chosen, **metrics.to_dict()})
     else:
@@ -66,6 +85,7 @@ def _show(metrics: Metrics) -> None:
         print_table(["class", "taken for", "images"], frequent)
     top5 = "" if metrics.top5 is None else f", top-5 {percent(metrics.top5)}"
     say(
-        f"accuracy {percent(metrics.accuracy)}{top5}, balanced {percent(metrics.balanced_accuracy)}, "
+        f"accuracy {percent(metrics.accuracy)}{top5}, balanced {percent(metrics.balanced_accuracy)}, always naming the "
+        f"largest class {percent(metrics.majority_share)}, "
         f"calibration error {percent(metrics.calibration_error)}, on {metrics.num_images} images"
     )

@@ -65,7 +65,7 @@ def show(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
 
     Example: torchsnow hub show screws --hub my-hub
     """
-    from torchsnow.data.listing import first_few
+    from torchsnow.data.names import first_few
     from torchsnow.hub import Hub
 
     opened = Hub.open(hub)

@@ -72,7 +72,7 @@ def lifelong(
                     note(f"task {done + 1} of {total}: {name}")
 
             content = evaluation.run(report, lambda name: load_checked(name, quiet=json))
-            write_results(content, out)
+            write_results(content, out, note)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt("stopped; finished tasks are kept, and the same command goes on") from stop
     if json:

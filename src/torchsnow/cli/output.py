@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
+
+from torchsnow.errors import TorchsnowError
 
 if TYPE_CHECKING:
     from torchsnow.data import LoadedData
@@ -49,12 +53,23 @@ def _printable(value: Any) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
 
 
-def load_checked(data: str, quiet: bool) -> LoadedData:
-    """Load a data set with a progress bar, and name the images that were skipped."""
+def check_writable(file: Path) -> None:
+    """Raise TorchsnowError for a file that cannot be written, before the work whose result it is to hold."""
+    if file.is_dir() or not file.parent.is_dir():
+        reason = "it is a folder" if file.is_dir() else f"there is no folder {file.parent}"
+        raise TorchsnowError(f"cannot write {file}: {reason}; name a file in a folder that exists")
+    if not os.access(file.parent, os.W_OK):
+        raise TorchsnowError(f"cannot write {file}: permission denied; choose another folder")
+
+
+def load_checked(data: str, quiet: bool, **how: Any) -> LoadedData:
+    """Load a data set, `how` as `load_data` has it, with a progress bar, and say what is odd and was skipped."""
     from torchsnow.data import load_data
 
     with counting("checking images", quiet) as progress:
-        loaded = load_data(data, progress=progress)
+        loaded = load_data(data, progress=progress, **how)
+    for sentence in loaded.notes:
+        note(f"note: {sentence}")
     for skipped in loaded.skipped[:10]:
         note(f"skipped {skipped.path}: {skipped.reason}")
     if loaded.skipped:
@@ -65,8 +80,8 @@ def load_checked(data: str, quiet: bool) -> LoadedData:
 @contextmanager
 def counting(what: str, quiet: bool) -> Iterator[Any]:
     """A progress bar, gone at the end, and the function that moves it: (done, total). Nothing in a pipe."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+    # FORCE_COLOR makes no terminal of a log, whatever Rich takes it for.
+    with Progress(console=Console(stderr=True), transient=True, disable=quiet or not sys.stderr.isatty()) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain, islice
+from json import dumps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchsnow.cli.output import note, percent, print_json, print_table
+from torchsnow.cli.output import check_writable, counting, note, percent, print_json, print_table, say
 from torchsnow.cli.serve import TOKEN_VARIABLE, read_token
 from torchsnow.errors import ServingError
 
+if TYPE_CHECKING:
+    from torchsnow.predictions import OnBad, Progress
+
+STDIN = "-"
+
 
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    images: Annotated[
+        list[str], typer.Argument(help="Image files, folders, patterns like 'day-*/*.jpg'; - reads names from stdin.")
+    ],
     hub: Annotated[Path | None, typer.Option(help="Folder of the hub.")] = None,
     server: Annotated[str | None, typer.Option(help="Instead of a hub: address of a server, with http://.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="Name of a task; may be repeated; all by default.")] = None,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="So many likeliest classes; 1 by default, with JSON all.")
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write a table, a row per image and task.")] = None,
+    jsonl: Annotated[Path | None, typer.Option(help="Write lines of JSON, one per image and task.")] = None,
+    device: Annotated[str, typer.Option(help="With a hub: 'auto', 'cpu', 'cuda' or 'cuda:1'.")] = "auto",
     token_file: Annotated[
         Path | None, typer.Option(help=f"File with the server's token; or set {TOKEN_VARIABLE}.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")] = False,
 ) -> None:
     """Classify images by all tasks of a hub, or by the named ones.
 
     A file that is no usable image is named, the others are classified, and the
-    exit code is 2.
+    exit code is 2; it is 0 when everything was answered.
 
-    Example: torchsnow predict photo.jpg --hub my-hub --task screws
+    Example: torchsnow predict photos/ --hub my-hub --csv answers.csv
     """
+    from torchsnow.data import find_images
+
     bad: list[tuple[str, str]] = []
 
     def on_bad(path: Path, why: str) -> None:
@@ -38,56 +57,113 @@ def predict(
 
     if (hub is None) == (server is None):
         raise ServingError("name either the folder of a hub (--hub) or the address of a server (--server)")
-    if server is not None:
-        predictions = _from_server(server, token_file, images, task or None, on_bad)
-    else:
-        assert hub is not None
-        predictions = _from_hub(hub, images, task or None, on_bad)
+    for file in filter(None, (csv, jsonl)):
+        check_writable(file)
+    files = find_images(_words(images), on_bad)
+    num_classes = top if top is not None or json or jsonl is not None else 1
+    with counting("classifying images", quiet=json) as progress:
+        if server is not None:
+            answers = _from_server(server, token_file, files, task or None, num_classes, on_bad, progress)
+        else:
+            assert hub is not None
+            answers = _from_hub(hub, device, files, task or None, num_classes, on_bad, progress)
+        predictions = list(answers)
+    written = _write(csv, jsonl, predictions, top or 1)
     if json:
         print_json({"predictions": predictions, "errors": [{"image": path, "reason": why} for path, why in bad]})
+    elif written:
+        say(f"{len(predictions)} answers are in {' and '.join(map(str, written))}")
     elif predictions:
-        rows = [[p["image"], p["task"], p["label"], percent(p["probabilities"][p["label"]])] for p in predictions]
-        print_table(["image", "task", "class", "probability"], rows)
+        _show(predictions, top or 1)
     for _, why in bad:
         note(f"torchsnow: {why}")
     if bad:
         raise typer.Exit(2)
 
 
+def _words(images: Sequence[str]) -> Iterator[str]:
+    """The words of the command line, with the lines of stdin in the place of a dash."""
+    for word in images:
+        if word == STDIN:
+            lines = (os.fsdecode(line).rstrip("\r\n") for line in sys.stdin.buffer)
+            yield from (line for line in lines if line)
+        else:
+            yield word
+
+
 def _from_hub(
-    hub: Path, images: Sequence[Path], tasks: Sequence[str] | None, on_bad: Callable[[Path, str], None]
-) -> list[dict[str, Any]]:
+    hub: Path,
+    device: str,
+    files: Sequence[Path],
+    tasks: Sequence[str] | None,
+    top: int | None,
+    on_bad: OnBad,
+    progress: Progress,
+) -> Iterator[dict[str, Any]]:
     from torchsnow.hub import Hub
     from torchsnow.predictions import predict_images
+    from torchsnow.train import torch_device
 
-    found = predict_images(Hub.open(hub), images, tasks, on_bad)
-    return [
-        {"image": p.image, "task": p.task, "label": p.label}
-        | {"ranking": list(p.probabilities), "probabilities": p.probabilities}
-        for p in found
-    ]
+    on_device, opened = torch_device(device), Hub.open(hub)
+    if opened.names():
+        opened.source.to(on_device)
+    for one in predict_images(opened, files, tasks, on_bad, top=top, progress=progress):
+        about = {"image": one.image, "task": one.task, "label": one.label}
+        yield about | {"ranking": list(one.probabilities), "probabilities": one.probabilities}
 
 
 def _from_server(
     url: str,
     token_file: Path | None,
-    images: Sequence[Path],
+    files: Sequence[Path],
     tasks: Sequence[str] | None,
-    on_bad: Callable[[Path, str], None],
-) -> list[dict[str, Any]]:
+    top: int | None,
+    on_bad: OnBad,
+    progress: Progress,
+) -> Iterator[dict[str, Any]]:
     from torchsnow.serving import Client
 
-    client, found = Client(url, read_token(token_file)), []
+    client = Client(url, read_token(token_file))
     client.tasks()  # a server that cannot be used is one error, not one for each image
-    for image in images:
+    for done, image in enumerate(files, 1):
         try:
             (answers,) = client.predict([image], tasks, partial(_report, image, on_bad))
         except ServingError as error:
             on_bad(image, f"{image}: {error}")
-            continue
-        found += [{"image": str(image), **answer} for answer in answers]
-    return found
+            answers = []
+        for answer in answers:
+            likeliest = dict(islice(answer["probabilities"].items(), top))
+            yield {"image": str(image), **answer, "ranking": list(likeliest), "probabilities": likeliest}
+        progress(done, len(files))
 
 
-def _report(image: Path, on_bad: Callable[[Path, str], None], failure: dict[str, Any]) -> None:
+def _report(image: Path, on_bad: OnBad, failure: dict[str, Any]) -> None:
     on_bad(image, f"{image}: the task {failure['task']!r} has no answer: {failure['error']}")
+
+
+def _show(predictions: Sequence[dict[str, Any]], top: int) -> None:
+    print_table(_columns(top), [_cells(one, top, percent) for one in predictions])
+
+
+def _write(csv: Path | None, jsonl: Path | None, predictions: Sequence[dict[str, Any]], top: int) -> list[Path]:
+    """Write what is asked for, and return the files."""
+    from torchsnow.files import write_atomically, write_csv
+
+    if csv is not None:
+        write_csv(csv, _columns(top), (_cells(one, top, "{:.6f}".format) for one in predictions))
+    if jsonl is not None:
+        write_atomically(jsonl, "".join(f"{dumps(one, allow_nan=False)}\n" for one in predictions))
+    return [file for file in (csv, jsonl) if file is not None]
+
+
+def _columns(top: int) -> list[str]:
+    """Of a table: class and probability of the likeliest class, class_2 and probability_2 of the next, ..."""
+    more = (f"{name}_{place}" for place in range(2, top + 1) for name in ("class", "probability"))
+    return ["image", "task", "class", "probability", *more]
+
+
+def _cells(prediction: dict[str, Any], top: int, number: Callable[[float], str]) -> list[str]:
+    """A row of a table; a task of few classes leaves cells empty."""
+    likeliest = [(name, number(share)) for name, share in islice(prediction["probabilities"].items(), top)]
+    cells = [prediction["image"], prediction["task"], *chain.from_iterable(likeliest)]
+    return cells + [""] * (len(_columns(top)) - len(cells))

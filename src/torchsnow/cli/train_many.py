@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from torchsnow.cli.data_options import FollowLinks, GroupColumn, PathColumn, SplitColumn
 from torchsnow.cli.output import counting, load_checked, note, percent, print_json, print_table, say
 
 if TYPE_CHECKING:
+    from torchsnow.data import Columns
     from torchsnow.jobs_shared import TaskGroup
 
 
@@ -61,6 +63,10 @@ def train_many(
     device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda' or 'cuda:1'.")] = "auto",
     num_workers: Annotated[int, typer.Option(help="Processes that load images beside the main one.")] = 0,
     store_mb: Annotated[int, typer.Option(help="Most MB of stored features; 0 computes them in every epoch.")] = 16_000,
+    path_column: PathColumn = "",
+    split_column: SplitColumn = "",
+    group_column: GroupColumn = "",
+    follow_links: FollowLinks = False,
     out: Annotated[Path, typer.Option(help="Folder of the run folders, one per task.")] = Path("runs"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the tasks' runs.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Replace tasks of these names.")] = False,
@@ -75,6 +81,7 @@ def train_many(
 
     Example: torchsnow train-many labels.csv --hub my-hub --epochs 20
     """
+    from torchsnow.data import Columns
     from torchsnow.errors import TrainingError
     from torchsnow.jobs import source_for
     from torchsnow.jobs_shared import refuse_method, refuse_tasks, train_tasks
@@ -112,7 +119,7 @@ def train_many(
         refuse_tasks(named, hub, out, resume=resume, replace=replace)
         chosen = source_for(hub, source, weights, precision)  # type: ignore[arg-type] # the settings have checked it
         done, failed = train_tasks(
-            _load(data, quiet=json),
+            _load(data, Columns(path_column, "", split_column, group_column), follow_links, quiet=json),
             hub,
             out,
             replaced(settings, precision=chosen.precision),
@@ -130,7 +137,7 @@ def train_many(
         print_json(summaries)
     else:
         print_table(
-            ("task", "best epoch", "validation", "probe", "test", "test images"),
+            ("task", "best epoch", "validation", "probe", "test", "balanced", "largest class", "test images"),
             [
                 (
                     one["task"],
@@ -138,6 +145,8 @@ def train_many(
                     percent(one["val_accuracy"]),
                     percent(one["probe_val_accuracy"]),
                     percent(one["test_accuracy"]),
+                    percent(one["test_balanced_accuracy"]),
+                    percent(one["test_majority_share"]),
                     one["test_images"],
                 )
                 for one in summaries
@@ -151,7 +160,7 @@ def train_many(
         raise TrainingError("; ".join(f"{name} was given up: {error}" for name, error in failed.items()))
 
 
-def _load(words: Sequence[str], quiet: bool) -> list[TaskGroup]:
+def _load(words: Sequence[str], columns: Columns, follow_links: bool, quiet: bool) -> list[TaskGroup]:
     """The data of NAME=DATA, and all tasks of a table."""
     from torchsnow.data import load_task_table
     from torchsnow.errors import DataError
@@ -163,10 +172,12 @@ def _load(words: Sequence[str], quiet: bool) -> list[TaskGroup]:
         name, is_named, data = word.partition("=")
         if path.is_file():
             with counting("checking images", quiet) as progress:
-                table = load_task_table(path, progress=progress)
+                table = load_task_table(path, columns=columns, follow_links=follow_links, progress=progress)
+            for sentence in table.notes:
+                note(f"note: {sentence}")
             groups.append(TaskGroup(table.tasks, table))
         elif is_named:
-            groups.append(TaskGroup({name: load_checked(data, quiet)}))
+            groups.append(TaskGroup({name: load_checked(data, quiet, columns=columns, follow_links=follow_links)}))
         else:
             raise DataError(
                 f"{word!r} is no file: expected a CSV with the column path and one column per task, or NAME=DATA "

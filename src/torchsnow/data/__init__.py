@@ -12,11 +12,14 @@ if TYPE_CHECKING:
     from torchsnow.data.listing import Skipped
     from torchsnow.data.loading import Example, LoadedData, load_data
     from torchsnow.data.splits import Splits, make_splits
+    from torchsnow.data.tables import Columns
     from torchsnow.data.task_tables import TaskTable, load_task_table, split_table
     from torchsnow.data.transforms import AUGMENTATIONS, eval_transform, prepare, train_transform
+    from torchsnow.data.unlabelled import find_images
 
 _HOMES = {
     "AUGMENTATIONS": "transforms",
+    "Columns": "tables",
     "DATASETS": "catalogue",
     "Example": "loading",
     "ImageSet": "datasets",
@@ -26,6 +29,7 @@ _HOMES = {
     "Splits": "splits",
     "TaskTable": "task_tables",
     "eval_transform": "transforms",
+    "find_images": "unlabelled",
     "image_problem": "images",
     "load_data": "loading",
     "load_task_table": "task_tables",
@@ -40,6 +44,7 @@ _HOMES = {
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
+    "Columns",
     "Example",
     "ImageSet",
     "LoadedData",
@@ -48,6 +53,7 @@ __all__ = [
     "Splits",
     "TaskTable",
     "eval_transform",
+    "find_images",
     "image_problem",
     "load_data",
     "load_task_table",

@@ -1,10 +1,15 @@
-"""Data sets that are fetched by hand, in the layout of their original archives."""
+"""Data sets in the layout of their original archives: fetched by hand, or packaged."""
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 
-from torchsnow.data.listing import Entry, Listing, natural_sorted
+from torchsnow.data.listing import Entry, Listing
+from torchsnow.data.names import ALL, natural_sorted
+from torchsnow.errors import DataError
+
+ELPV_CLASSES = {0.0: "defect-0.00", 1 / 3: "defect-0.33", 2 / 3: "defect-0.67", 1.0: "defect-1.00"}
 
 
 def list_cub(folder: Path) -> Listing:
@@ -34,6 +39,24 @@ def list_stanford40(folder: Path) -> Listing:
         for name in (lists / f"{class_name}_{split}.txt").read_text(encoding="utf-8").split()
     ]
     return Listing("Stanford40", root, tuple(classes), tuple(entries))
+
+
+def list_elpv(binary: bool) -> Listing:
+    """Solar cells by probability of a defect (four classes), or functional (below 0.5) against defective."""
+    try:
+        table = Path(str(resources.files("elpv_dataset"))) / "data" / "labels.csv"
+    except ModuleNotFoundError as error:
+        raise DataError("the data set elpv is not installed: pip install 'torchsnow[demo]'") from error
+    rows = [line.split() for line in table.read_text(encoding="utf-8").splitlines()]
+    classes = ("functional", "defective") if binary else tuple(ELPV_CLASSES.values())
+    entries = [Entry(table.parent / path, _elpv_class(float(share), binary), ALL) for path, share, _ in rows]
+    return Listing("elpv-binary" if binary else "elpv", table.parent, classes, tuple(entries))
+
+
+def _elpv_class(probability: float, binary: bool) -> str:
+    if binary:
+        return "functional" if probability < 0.5 else "defective"
+    return ELPV_CLASSES[probability]
 
 
 def _inner(folder: Path, name: str) -> Path:

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.datasets import FashionMNIST
 
 from torchsnow.data.fetched import png_bytes, torchvision_pictures
-from torchsnow.data.listing import ALL
+from torchsnow.data.names import ALL
 from torchsnow.data.prepared import Picture
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist

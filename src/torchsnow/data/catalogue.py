@@ -11,7 +11,8 @@ from types import MappingProxyType
 from torchsnow.data.archives import list_cub, list_stanford40
 from torchsnow.data.arrays import digit_pictures, fashion_pictures
 from torchsnow.data.fetched import list_files, list_pets, torchvision_pictures
-from torchsnow.data.listing import ALL, Listing
+from torchsnow.data.listing import Listing
+from torchsnow.data.names import ALL
 from torchsnow.data.prepared import Picture, prepare
 
 TRAIN_TEST = {"train": ("train",), "test": ("test",)}

@@ -3,102 +3,209 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from torchsnow.data.listing import (
+from torchsnow.data.formats import PREFIX_BYTES, format_of
+from torchsnow.data.listing import Entry, Listing, Skipped
+from torchsnow.data.names import (
     ALL,
-    SPLIT_WORDS,
-    Entry,
-    Listing,
-    Skipped,
+    as_text,
+    counted,
     first_few,
+    is_junk,
     natural_sorted,
-    stripped_names,
+    refuse_alike,
+    splits_named,
 )
 from torchsnow.errors import DataError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+# What claims to be a picture and cannot be read is named as damaged; every other file is judged by its content.
+IMAGE_SUFFIXES = frozenset({
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".apng", ".webp", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".gif", ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".jpf"),
+})  # fmt: skip
 
 
-def list_folder(root: Path) -> Listing:
-    """Class folders, or train, val (valid, validation) and test folders of class folders.
+@dataclass
+class _Found:
+    """What was found below the class folders; `left_out` are files that are no images, `junk` what systems put there,
+    and `loose` images that lie in no class folder."""
 
-    Hidden files and files without an image's suffix are ignored, links that leave the folder are skipped.
+    skipped: list[Skipped] = field(default_factory=list)
+    left_out: list[Path] = field(default_factory=list)
+    junk: list[Path] = field(default_factory=list)
+    loose: list[Path] = field(default_factory=list)
+
+    def notes(self) -> list[str]:
+        """A sentence for each kind of file that is not used."""
+        kinds = Counter(path.suffix.lower() or "without suffix" for path in self.left_out)
+        of_kind = first_few([f"{count} x {kind}" for kind, count in kinds.most_common()], 5, ", ")
+        junk = list(dict.fromkeys(self.junk))
+        sentences = (
+            (self.loose, f"{counted(len(self.loose), 'image')} in no class folder"),
+            (self.left_out, f"{counted(len(self.left_out), 'file')} that are no images that can be read, {of_kind}"),
+            (junk, f"{counted(len(junk), 'file or folder', 'files or folders')}, hidden or put there by a system"),
+        )
+        return [f"not used: {what} ({_first(paths)})" for paths, what in sentences if paths]
+
+
+def list_folder(
+    root: Path, *, follow_links: bool = False, for_training: bool = True, by_a_person: bool = True
+) -> Listing:
+    """Class folders, or folders of them for train, val and test, by these words or others that mean them.
+
+    Links that leave the folder are skipped, unless `follow_links`. Not `for_training`, any of the splits may be
+    missing. Names that look like one class are refused if they were given `by_a_person`.
     """
     root = root.resolve()
     entries: list[Entry] = []
-    skipped: list[Skipped] = []
-    names: dict[str, list[str]] = {}
-    for split, split_folder in _split_folders(root).items():
-        folders = _class_folders(split_folder)
-        names[split] = stripped_names([folder.name for folder in folders], f"class folders of {split_folder}")
-        for folder, class_name in zip(folders, names[split], strict=True):
-            images, refused = _images_below(folder, root)
-            if not images and not refused:
-                raise DataError(f"the class folder {folder} holds no images: put some in, or remove it")
-            entries += [Entry(path, class_name, split) for path in images]
-            skipped += refused
-    classes = natural_sorted(names.get(ALL) or names["train"])
-    return Listing(root.name, root, tuple(classes), tuple(entries), tuple(skipped))
+    found = _Found()
+    written: dict[str, set[str]] = {}  # names of class folders by split, as they stand on the disk
+    for split, split_folder in _split_folders(root, for_training, found).items():
+        folders = _class_folders(split_folder, found)
+        written[split] = {folder.name for folder in folders}
+        for folder in folders:
+            images = _images_below(folder, root, follow_links, found)
+            entries += [Entry(path, as_text(folder.name), split) for path in images]
+    if by_a_person:
+        for split, names in written.items():
+            refuse_alike(names, f"the folder {root if split == ALL else root / split}")
+        refuse_alike({as_text(name) for names in written.values() for name in names}, f"the folder {root}")
+    trained = written.get(ALL) or written.get("train") or set().union(*written.values())
+    classes = natural_sorted({as_text(name) for name in trained})
+    return Listing(as_text(root.name), root, tuple(classes), tuple(entries), tuple(found.skipped), tuple(found.notes()))
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
+def _split_folders(root: Path, for_training: bool, found: _Found) -> dict[str, Path]:
     """{split: its folder}; {"all": root} when the folders in `root` are the classes."""
-    folders = _visible_folders(root)
-    splits = [folder for folder in folders if folder.name.lower() in SPLIT_WORDS]
-    words = {SPLIT_WORDS[folder.name.lower()] for folder in splits}
+    folders = _visible_folders(root, found)
+    splits = splits_named([folder.name for folder in folders])
+    words = set(splits.values())
+    others = [folder.name for folder in folders if folder.name not in splits]
     # "train" alone among others is a vehicle; beside "test" or "val" it is a split.
-    if "train" not in words or (len(words) == 1 and len(folders) > 1):
+    is_split = "train" in words and (len(words) > 1 or len(folders) == 1)
+    if is_split and others:
+        is_split = any(_has_folders(folder) for folder in folders if folder.name in splits)
+    if not for_training and folders and not others:
+        is_split = is_split or all(_has_folders(folder) for folder in folders)
+    if not is_split:
+        _refuse_unknown_splits(root, folders)
         return {ALL: root}
-    if len(splits) < len(folders):
-        others = first_few([folder.name for folder in folders if folder not in splits], 20, ", ")
-        raise DataError(f"{root} has train/val/test folders and others beside them ({others}): move those away")
+    if others:
+        names = first_few(others, 20, ", ")
+        raise DataError(f"{root} has train/val/test folders and others beside them ({names}): move those away")
     if len(words) < len(splits):
-        raise DataError(f"{root} has several folders for one split ({', '.join(f.name for f in splits)}): keep one")
-    return {SPLIT_WORDS[folder.name.lower()]: folder for folder in splits}
+        raise DataError(f"{root} has several folders for one split ({', '.join(splits)}): keep one of each")
+    found.loose += [path for path in _files_in(root, found) if _is_image(path, found)]
+    return {splits[folder.name]: folder for folder in folders}
 
 
-def _class_folders(folder: Path) -> list[Path]:
-    folders = _visible_folders(folder)
+def _refuse_unknown_splits(root: Path, folders: Sequence[Path]) -> None:
+    """Raise DataError when the folders look like splits with the same classes in each, or like classes with splits."""
+    inside = [{as_text(one.name) for one in _visible_folders(folder, _Found())} for folder in folders]
+    if len(inside) < 2 or not all(inside):
+        return
+    common, together = set.intersection(*inside), set.union(*inside)
+    split_inside = bool(splits_named(sorted(common)))
+    if split_inside or (len(together) > 1 and 2 * len(common) >= len(together)):
+        outer = first_few([as_text(folder.name) for folder in folders], 3, ", ")
+        inner = first_few(natural_sorted(common), 3, ", ")
+        raise DataError(
+            f"each of the folders {outer} in {root} holds the folders {inner}: the classes must be the inner ones, in "
+            "folders train, val and test (or words like them); if the outer ones are the classes, "
+            + ("put the splits above them: train/CLASS, test/CLASS" if split_inside else "take the inner ones out")
+        )
+
+
+def _has_folders(folder: Path) -> bool:
+    return bool(_visible_folders(folder, _Found()))
+
+
+def _class_folders(folder: Path, found: _Found) -> list[Path]:
+    folders = _visible_folders(folder, found)
+    loose = [path for path in _files_in(folder, found) if _is_image(path, found)]
     if not folders:
-        raise DataError(f"{folder} holds no class folders: expected one folder of images per class")
+        has = f"{counted(len(loose), 'image')}, but " if loose else ""
+        raise DataError(f"{folder} holds {has}no class folders: expected one folder of images per class")
+    found.loose += loose
     return folders
 
 
-def _visible_folders(folder: Path) -> list[Path]:
+def _visible_folders(folder: Path, found: _Found) -> list[Path]:
     names = natural_sorted(path.name for path in folder.iterdir() if path.is_dir())
-    return [folder / name for name in names if not name.startswith(".")]
+    found.junk += [folder / name for name in names if is_junk(name)]
+    return [folder / name for name in names if not is_junk(name)]
 
 
-def _images_below(folder: Path, root: Path) -> tuple[list[Path], list[Skipped]]:
+def _files_in(folder: Path, found: _Found) -> list[Path]:
+    names = natural_sorted(path.name for path in folder.iterdir() if path.is_file())
+    found.junk += [folder / name for name in names if is_junk(name)]
+    return [folder / name for name in names if not is_junk(name)]
+
+
+def _images_below(folder: Path, root: Path, follow_links: bool, found: _Found) -> list[Path]:
+    """The images of a class. Raises DataError when there are none at all, not even any that are skipped."""
     images: list[Path] = []
-    skipped: list[Skipped] = []
-    for path in _candidates_below(folder):
-        reason = _refusal(path, root)
-        if reason is None:
+    unused = len(found.skipped)
+    for path in _candidates_below(folder, follow_links, found):
+        reason = _refusal(path, root, follow_links)
+        if reason is not None:
+            found.skipped.append(Skipped(path, reason))
+        elif _is_image(path, found):
             images.append(path)
-        else:
-            skipped.append(Skipped(path, reason))
-    return images, skipped
+    if not images and len(found.skipped) == unused:
+        raise DataError(f"the class folder {folder} holds no images: put some in, or remove it")
+    return images
 
 
-def _refusal(path: Path, root: Path) -> str | None:
+def images_below(folder: Path) -> list[Path]:
+    """The images below a folder without labels, at any depth, in natural order; links to folders are not followed.
+    Raises DataError for a folder that cannot be listed."""
+    found = _Found()
+    return [path for path in _candidates_below(folder, False, found) if path.is_file() and _is_image(path, found)]
+
+
+def _refusal(path: Path, root: Path, follow_links: bool) -> str | None:
     if path.is_dir():
-        return "a link to a folder, which is not followed"
-    if not Path(os.path.realpath(path)).is_relative_to(root):  # `root` is resolved already
-        return f"a link to a file outside {root}"
+        return "a link to a folder, which is not followed (--follow-links does)"
+    if not follow_links and not Path(os.path.realpath(path)).is_relative_to(root):  # `root` is resolved already
+        return f"a link to a file outside {root} (--follow-links follows it)"
     return None if path.is_file() else "a broken link, or not a regular file"
 
 
-def _candidates_below(folder: Path) -> Iterator[Path]:
-    """Files named like images and links to folders, at any depth, in natural order, without hidden ones."""
+def _is_image(path: Path, found: _Found) -> bool:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return True
+    try:
+        with path.open("rb") as file:
+            is_image = format_of(file.read(PREFIX_BYTES)) is not None
+    except OSError:
+        is_image = False
+    if not is_image:
+        found.left_out.append(path)
+    return is_image
+
+
+def _candidates_below(folder: Path, follow_links: bool, found: _Found) -> Iterator[Path]:
+    """Files and links to folders, at any depth, in natural order, without those of systems."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"cannot list the folder {error.filename}: {error.strerror}") from error
 
-    for here, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = natural_sorted(name for name in folders if not name.startswith("."))
-        links = [name for name in folders if os.path.islink(os.path.join(here, name))]
-        images = [name for name in files if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES]
-        yield from (Path(here, name) for name in natural_sorted([*images, *links]))
+    seen = {os.path.realpath(folder)}
+    for here, folders, files in os.walk(folder, onerror=refuse, followlinks=follow_links):
+        if follow_links:  # which may lead in a circle
+            folders[:] = [name for name in folders if os.path.realpath(os.path.join(here, name)) not in seen]
+            seen.update(os.path.realpath(os.path.join(here, name)) for name in folders)
+        found.junk += [Path(here, name) for name in natural_sorted([*folders, *files]) if is_junk(name)]
+        folders[:] = natural_sorted(name for name in folders if not is_junk(name))
+        links = [] if follow_links else [name for name in folders if os.path.islink(os.path.join(here, name))]
+        names = [name for name in files if not is_junk(name)]
+        yield from (Path(here, name) for name in natural_sorted([*names, *links]))
+
+
+def _first(paths: Sequence[Path]) -> str:
+    return first_few([str(path) for path in paths])

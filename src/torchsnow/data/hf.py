@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torchsnow.data.images import format_of
-from torchsnow.data.listing import ALL, SPLIT_WORDS, Listing
+from torchsnow.data.formats import PREFIX_BYTES, SUFFIXES, format_of
+from torchsnow.data.listing import Listing
+from torchsnow.data.names import ALL, splits_named
 from torchsnow.data.prepared import CHECKED, Picture, data_folder, list_given, prepare
 from torchsnow.errors import DataError
 
 REPOSITORY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
-SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif", "GIF": ".gif"}
 
 
 def list_hf(repository: str) -> Listing:
@@ -29,7 +29,7 @@ def list_hf(repository: str) -> Listing:
     name = repository.replace("/", "--")
     folder = data_folder() / f"hf--{name}"
     listing = list_given(folder) or prepare(folder, _pictures(repository, _load(repository, folder)))
-    return replace(listing, name=name, checked_mark=folder / CHECKED)
+    return replace(listing, name=name, checked=folder / CHECKED)
 
 
 def _load(repository: str, folder: Path) -> Any:
@@ -54,7 +54,7 @@ def _load(repository: str, folder: Path) -> Any:
 def _pictures(repository: str, splits: Mapping[str, Any]) -> Iterator[Picture]:
     import datasets
 
-    known = {SPLIT_WORDS[split]: rows for split, rows in splits.items() if split in SPLIT_WORDS}
+    known = {split: splits[name] for name, split in splits_named(sorted(splits)).items()}
     if set(known) == {"train"}:
         known = {ALL: known["train"]}
     for split, rows in known.items():
@@ -67,7 +67,7 @@ def _pictures(repository: str, splits: Mapping[str, Any]) -> Iterator[Picture]:
             if row[image] is not None and row[label] is not None and row[label] >= 0:
                 content = row[image]["bytes"] or Path(row[image]["path"]).read_bytes()
                 # What is no image gets a place too: the check of all images says what is wrong with it.
-                suffix = SUFFIXES.get(format_of(content) or "", ".png")
+                suffix = SUFFIXES.get(format_of(content[:PREFIX_BYTES]) or "", ".png")
                 yield Picture(split, names[row[label]], content, suffix)
 
 

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 
+from torchsnow.data.formats import (
+    COLOUR_KEY,
+    FORMATS,
+    FULL_GREY,
+    PREFIX_BYTES,
+    WHITE_IS_ZERO,
+    open_image,
+)
+from torchsnow.data.formats import (
+    format_of as format_of,
+)
 from torchsnow.errors import DataError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 50_000_000
 # Resizing by the shorter side blows a strip up to gigabytes, so strips are refused like decompression bombs.
 MAX_ASPECT_RATIO = 100
+LARGEST_GREY = "largest_grey"
 # What undoes each EXIF orientation. (ImageOps.exif_transpose also rewrites the EXIF, and fails where it is damaged.)
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -26,25 +39,60 @@ TURNS = {
 }
 
 
-def read_image(file: Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a picture (JPEG, PNG, WebP, BMP, TIFF, GIF) into an upright image of mode RGB.
+class Examined(NamedTuple):
+    """What is known of an image file once all of it was decoded.
+
+    `problem` is why it cannot be used, None for a good one; `digest` is a hash of its content, empty where that cannot
+    be read; `largest_grey` is the largest value of a grey image of 16 bits, None for others.
+    """
+
+    problem: str | None
+    digest: str
+    largest_grey: int | None = None
+
+
+def read_image(file: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a picture (JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, JPEG 2000, HEIC) into an upright image of mode RGB.
 
     `file` is a path or a seekable binary stream. What is not plain RGB is brought there by fixed rules:
 
     - EXIF orientation is applied; an orientation that cannot be read counts as upright.
-    - Transparency (RGBA, LA, palette or colour key) is composited on white.
-    - 16-bit grey, also as mode I, is divided by 257 and rounded, so that 65535 becomes 255.
-    - Greyscale, 1-bit, palette, CMYK and YCbCr are converted as Pillow does.
+    - Transparency (RGBA, LA, palette or colour key) is composited on white; a BMP that is transparent everywhere has
+      an unused fourth byte, and is opaque.
+    - 16-bit grey, also as mode I, is divided by 257 and rounded, so that 65535 becomes 255; 12-bit grey likewise. Of
+      16-bit colours the high byte is kept.
+    - Greyscale, 1-bit, palette, CMYK and YCbCr are converted as Pillow does, and white-is-zero is inverted.
     - Of an animation or a file with several pages, the first one is read.
+    - Damaged notes (EXIF, text in a PNG) are ignored.
 
-    Raises DataError, naming the file and the reason, for a file that is missing, empty, truncated or no image of
-    these formats, has over `max_pixels` pixels (known from its header, before anything is decoded), is over 100
-    times as long as it is wide, or holds values without a defined 8-bit scale (floats, 32-bit integers above 65535).
+    HEIC needs the extra `heif`. Raises DataError, naming the file and the reason, for a file that is missing, not
+    permitted, empty, truncated or no image of these formats, has over `max_pixels` pixels (known from its header,
+    before anything is decoded), is over 100 times as long as it is wide, or holds values without a defined 8-bit
+    scale (floats, 32-bit integers above 65535).
     """
+    file = Path(file) if isinstance(file, str) else file
     try:
         return _read(file, max_pixels)
     except DataError as error:
         raise DataError(f"cannot read the image {_name(file)}: {error}") from error
+
+
+def examine_image(path: Path) -> Examined:
+    """Decode all of a file, as `read_image` does, and hash its content."""
+    digest = ""
+    try:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, _digest).hexdigest()
+        image = _read(path, MAX_PIXELS)
+    except DataError as error:
+        return Examined(str(error), digest)
+    except OSError as error:
+        return Examined(_unreadable(error), digest)
+    return Examined(None, digest, image.info.get(LARGEST_GREY))
+
+
+def _digest() -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=16)
 
 
 def image_problem(file: Path, max_pixels: int = MAX_PIXELS) -> str | None:
@@ -65,16 +113,6 @@ def shorter_side(file: Path) -> int:
         raise DataError(f"cannot read the image {file}: {error or type(error).__name__}") from error
 
 
-def format_of(content: bytes) -> str | None:
-    """Which of FORMATS a file is in, by its first 16 bytes; None for any other."""
-    Image.init()
-    for name in FORMATS:
-        _, accept = Image.OPEN[name]
-        if accept is not None and accept(content[:16]) is True:
-            return name
-    return None
-
-
 def _read(file: Path | BinaryIO, max_pixels: int) -> Image.Image:
     try:
         if isinstance(file, Path):
@@ -83,40 +121,44 @@ def _read(file: Path | BinaryIO, max_pixels: int) -> Image.Image:
         return _decode(file, max_pixels)
     except DataError:
         raise
-    except FileNotFoundError as error:
-        raise DataError("there is no such file") from error
-    except IsADirectoryError as error:
-        raise DataError("it is a folder") from error
-    except MemoryError as error:
-        raise DataError("there is not enough memory to decode it") from error
     # Decoders meet damaged files with nearly every exception there is: OSError, SyntaxError, struct.error, KeyError...
     except Exception as error:
-        raise DataError(f"damaged or truncated ({error or type(error).__name__})") from error
+        raise DataError(_unreadable(error)) from error
+
+
+def _unreadable(error: Exception) -> str:
+    match error:
+        case FileNotFoundError():
+            return "there is no such file"
+        case IsADirectoryError():
+            return "it is a folder"
+        case PermissionError():
+            return "permission denied; check the owner and the mode of the file"
+        case OSError(errno=int(number)):  # the system's; those of decoders have no number
+            return f"the system cannot read it ({os.strerror(number)})"
+        case MemoryError():
+            return "there is not enough memory to decode it"
+    return f"damaged or truncated ({error or type(error).__name__})"
 
 
 def _decode(stream: BinaryIO, max_pixels: int) -> Image.Image:
     image = _open(stream)
     _check_size(image.size, max_pixels)
     image.load()
-    return _to_rgb(_upright(image))
+    return upright_rgb(image)
 
 
 def _open(stream: BinaryIO) -> ImageFile.ImageFile:
-    """Read the header only.
-
-    `Image.open` would answer enormous pictures with a warning, which only process-wide settings can silence; so the
-    registered decoder is called directly, and `_check_size` does the refusing.
-    """
+    """Read the header only; `_check_size` refuses what is enormous."""
     stream.seek(0)
-    prefix = stream.read(16)
+    prefix = stream.read(PREFIX_BYTES)
     if not prefix:
         raise DataError("the file is empty")
     name = format_of(prefix)
     if name is None:
         raise DataError(f"not an image in one of the formats {', '.join(FORMATS)}")
     stream.seek(0)
-    factory, _ = Image.OPEN[name]
-    return factory(stream, "")
+    return open_image(stream, name)
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -129,30 +171,57 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise DataError(f"{width} x {height} pixels: over {MAX_ASPECT_RATIO} times as long as wide; crop it")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # Damaged EXIF is common in good photographs.
-        return image
-    return image if turn is None else image.transpose(turn)
+        return None
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode as `read_image` gives it. Raises DataError for values without a defined 8-bit scale."""
+    turn = _turn(image)
+    rgb = _to_rgb(image)
+    notes: dict[Any, Any] = {LARGEST_GREY: rgb.info[LARGEST_GREY]} if LARGEST_GREY in rgb.info else {}
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+    rgb.info = notes  # what the file said of its orientation and transparency is done
+    return rgb
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return _eight_bit_grey(image).convert("RGB")
     if image.mode == "F":
         raise DataError("its pixels are floats, which have no defined 8-bit scale; save it with 8 or 16 bits")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    colour = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colour).convert("RGB")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        rgb = _from_deep_grey(image)
+    elif not image.has_transparency_data or _has_unused_alpha(image):
+        rgb = image.convert("RGB")
+    else:
+        colour = image.convert("RGBA")
+        rgb = Image.alpha_composite(Image.new("RGBA", image.size, "white"), colour).convert("RGB")
+    if COLOUR_KEY in image.info:
+        rgb.paste("white", mask=Image.fromarray(image.info.pop(COLOUR_KEY)))
+    return rgb
 
 
-def _eight_bit_grey(image: Image.Image) -> Image.Image:
+def _has_unused_alpha(image: Image.Image) -> bool:
+    """Whether a fourth byte that its file need not mean as transparency is 0 everywhere."""
+    undeclared = image.format == "BMP" or (isinstance(image, TiffImagePlugin.TiffImageFile) and 338 not in image.tag_v2)
+    return undeclared and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)
+
+
+def _from_deep_grey(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
+    white = image.info.get(FULL_GREY, 65535)
+    largest = int(values.max())
+    if values.min() < 0 or largest > white:
         raise DataError("its 32-bit values leave 0..65535, so they have no defined 8-bit scale; save it with 16 bits")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.info.get(WHITE_IS_ZERO):
+        values = white - values
+    rgb = Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8)).convert("RGB")
+    if white == 65535:
+        rgb.info[LARGEST_GREY] = largest
+    return rgb
 
 
 def _name(file: Path | BinaryIO) -> str:

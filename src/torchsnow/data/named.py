@@ -9,7 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from torchsnow.data.catalogue import DATASETS, NamedData
-from torchsnow.data.listing import ALL, Listing, first_few
+from torchsnow.data.listing import Listing
+from torchsnow.data.names import ALL, first_few
 from torchsnow.data.prepared import CHECKED, data_folder, list_given
 from torchsnow.errors import DataError
 
@@ -29,7 +30,7 @@ def list_named(data: NamedData) -> Listing:
         raise DataError(_not_there(data, folder, error)) from error
     _check_counts(data, listing, folder)
     _check_files(data, listing, folder)
-    return replace(listing, name=data.name, checked_mark=folder / CHECKED)
+    return replace(listing, name=data.name, checked=folder / CHECKED)
 
 
 def find_torchvision(name: str) -> NamedData:

@@ -12,14 +12,15 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from torchsnow.data.folders import list_folder
-from torchsnow.data.listing import ALL, Listing
+from torchsnow.data.listing import Listing
+from torchsnow.data.names import ALL
 from torchsnow.errors import DataError
 from torchsnow.files import TEMPORARY_SUFFIX, clear_os_errors
 
 DATA_VARIABLE = "TORCHSNOW_DATA"
 DEFAULT_FOLDER = "~/.cache/torchsnow/data"
 PREPARED = "prepared"
-CHECKED = "checked.sha256"
+CHECKED = "checked.json"
 # What some file system does not allow in a name, what hides or changes it, and the percent sign that replaces these.
 UNSAFE = re.compile(r'[%/\\:*?"<>|\x00-\x1f\x7f]|^[. ]|[. ]$')
 
@@ -89,7 +90,7 @@ def _put_in_place(temporary: Path, target: Path) -> None:
 
 
 def _list_prepared(folder: Path) -> Listing:
-    listing = list_folder(folder / PREPARED)
+    listing = list_folder(folder / PREPARED, by_a_person=False)
     classes = tuple(unquote(name) for name in listing.classes)
     entries = tuple(replace(entry, class_name=unquote(entry.class_name)) for entry in listing.entries)
     return replace(listing, classes=classes, entries=entries)

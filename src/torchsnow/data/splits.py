@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from torchsnow.data.listing import first_few
 from torchsnow.data.loading import Example, LoadedData, by_class
+from torchsnow.data.names import counted, first_few
 from torchsnow.errors import DataError
 from torchsnow.files import write_atomically
 
-SCHEMA = 1
+SCHEMA = 2  # 1 knew images by their sizes, not by their contents
+_RARE = 10  # a class is, whose images are so many times fewer than those of the largest one
 NAMES = ("train", "val", "test")
 NO_TEST_NOTE = "the data defines train and val but no test: nothing was held out for a final test"
 
@@ -36,6 +39,10 @@ class Splits:
     fingerprint: str
     note: str = ""
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(getattr(self, name))} {name}" for name in NAMES)
+        return f"Splits({len(self.classes)} classes, images: {sizes})"
+
     def save(self, path: Path) -> None:
         """Write as JSON, with paths relative to the data's root. Raises DataError when that is not possible."""
         content: dict[str, Any] = {
@@ -50,6 +57,19 @@ class Splits:
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         # File names need not be UTF-8; surrogateescape carries such bytes through.
         write_atomically(path, text.encode("utf-8", "surrogateescape"), DataError)
+
+    def warnings(self) -> list[str]:
+        """What makes accuracy say little: a class with a tenth or less of the images of the largest one."""
+        counts = np.bincount([example.label for example in self.train], minlength=len(self.classes))
+        least, most = int(counts.argmin()), int(counts.argmax())
+        if _RARE * counts[least] > counts[most]:
+            return []
+        num_rare = int((_RARE * counts <= counts[most]).sum())
+        return [
+            f"{counted(num_rare, 'class is', 'classes are')} rare in training: {self.classes[least]!r} has "
+            f"{counted(int(counts[least]), 'image')}, {self.classes[most]!r} {counts[most]:,}, "
+            f"{counts[most] / counts.sum():.1%} of all: look at balanced accuracy, and try --class-weights balanced"
+        ]
 
     @classmethod
     def load(cls, path: Path, data: LoadedData) -> Splits:
@@ -73,6 +93,9 @@ def make_splits(data: LoadedData, val_share: float = 0.15, test_share: float = 0
     Splits that the data defines are kept. Only val is taken out of train when it defines train and test; when it
     defines train and val, the test split stays empty and `note` says so. A share of 0 makes an empty split. The same
     data, shares and seed give the same splits, in whatever order the files are listed.
+
+    Copies of one image stay in one split, where a class has enough different ones. So do the images of a group, where
+    the data has groups: shares are then met as nearly as the groups allow.
 
     Raises DataError for shares that leave nothing to train on, naming the class and its number of images.
     """
@@ -98,29 +121,90 @@ def make_splits(data: LoadedData, val_share: float = 0.15, test_share: float = 0
 def _carve(
     data: LoadedData, pool: Sequence[Example], shares: tuple[float, float], seed: int
 ) -> tuple[list[Example], list[Example], list[Example]]:
+    pool = sorted(pool, key=data.relative_path)
     if not any(shares):  # an order without regard to labels, so that tasks on the same images have the same
-        return sorted(pool, key=data.relative_path), [], []
+        return pool, [], []
+    if any(example.path in data.groups for example in pool):
+        return _carve_groups(data, pool, shares, seed)
     train: list[Example] = []
     val: list[Example] = []
     test: list[Example] = []
     generator = np.random.default_rng(seed)
     for label, members in enumerate(by_class(pool, len(data.classes))):
-        members.sort(key=data.relative_path)
-        count = len(members)
-        val_count, test_count = (max(1, round(count * share)) if share else 0 for share in shares)
-        if val_count + test_count >= count:
-            raise DataError(_too_few(data.classes[label], count, shares))
-        shuffled = [members[i] for i in generator.permutation(count)]
-        val += shuffled[:val_count]
-        test += shuffled[val_count : val_count + test_count]
-        train += shuffled[val_count + test_count :]
+        different = _different(members, data.digests)
+        counts = [max(1, round(len(members) * share)) if share else 0 for share in shares]
+        if sum(counts) >= len(members):
+            raise DataError(_too_few(data.classes[label], len(members), shares))
+        if len(different) <= sum(count > 0 for count in counts):  # then copies cannot be kept together
+            different = [[example] for example in members]
+        shuffled = [different[i] for i in generator.permutation(len(different))]
+        for part, count in zip((val, test), counts, strict=True):
+            taken = 0
+            while taken < count and len(shuffled) > 1:
+                copies = shuffled.pop(0)
+                part += copies
+                taken += len(copies)
+        train += [example for copies in shuffled for example in copies]
     return train, val, test
+
+
+def _different(members: Sequence[Example], digests: Mapping[Path, str]) -> list[list[Example]]:
+    """The images of a class, each with its copies."""
+    copies: dict[object, list[Example]] = {}
+    for example in members:
+        copies.setdefault(digests.get(example.path, example.path), []).append(example)
+    return list(copies.values())
+
+
+def _carve_groups(
+    data: LoadedData, pool: Sequence[Example], shares: tuple[float, float], seed: int
+) -> tuple[list[Example], list[Example], list[Example]]:
+    groups = [data.groups.get(example.path, str(example.path)) for example in pool]
+    drawn = draw_groups([example.label for example in pool], groups, shares, seed)
+    parts = [[pool[at] for at in places] for places in drawn]
+    seen = {example.label for example in parts[0]}
+    missing = [name for label, name in enumerate(data.classes) if label not in seen]
+    if missing or (shares[0] and not parts[1]):
+        what = f"no image of the class {missing[0]!r} is left to train on" if missing else "none are left to choose by"
+        raise DataError(
+            f"{len(set(groups))} groups of {data.name} cannot be shared out: {what}; add groups, or define the split"
+        )
+    return parts[0], parts[1], parts[2]
+
+
+def draw_groups(
+    labels: Sequence[int], groups: Sequence[str], shares: tuple[float, float], seed: int
+) -> tuple[list[int], list[int], list[int]]:
+    """Which images are for training, validation and test: whole groups, about the shares of each label."""
+    rest = np.arange(len(labels))
+    label_of, group_of = np.array(labels), np.array(groups)
+    val_share, test_share = shares
+    test, rest = _hold_out(rest, label_of, group_of, test_share, seed)
+    val, rest = _hold_out(rest, label_of, group_of, val_share / (1 - test_share), seed)
+    return rest.tolist(), val.tolist(), test.tolist()
+
+
+def _hold_out(
+    places: NDArray[np.int64], label_of: NDArray[Any], group_of: NDArray[Any], share: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    num_groups = len(set(group_of[places].tolist()))
+    if not share or num_groups < 2:
+        return places[:0], places
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    folds = min(max(2, round(1 / share)), num_groups)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed % 2**32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes with fewer images than there are folds
+        drawn = list(splitter.split(places, label_of[places], group_of[places]))
+    rest, held = min(drawn, key=lambda fold: abs(len(fold[1]) - share * len(places)))
+    return places[held], places[rest]
 
 
 def _too_few(class_name: str, count: int, shares: tuple[float, float]) -> str:
     return (
-        f"the class {class_name!r} has {count} images: val ({shares[0]:.0%}) and test ({shares[1]:.0%}) take at least "
-        "one each and leave none to train on; add images, remove the class, or lower the shares"
+        f"the class {class_name!r} has {counted(count, 'image')}: val ({shares[0]:.0%}) and test ({shares[1]:.0%}) "
+        "take at least one each and leave none to train on; add images, remove the class, or lower the shares"
     )
 
 

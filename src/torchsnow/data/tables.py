@@ -1,105 +1,230 @@
-"""Data sets that are tables of paths and labels: a CSV file, and the packaged solar cells."""
+"""Data sets that are tables of paths and labels, with a header."""
 
 from __future__ import annotations
 
 import csv
+import io
 import os
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
-from importlib import resources
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torchsnow.data.listing import (
-    ALL,
-    SPLIT_WORDS,
-    Entry,
-    Listing,
-    first_few,
-    lies_inside,
-    natural_sorted,
-    stripped_names,
-)
+from torchsnow.data.listing import Entry, Listing, lies_inside
+from torchsnow.data.names import ALL, as_text, first_few, natural_sorted, refuse_alike, splits_named
 from torchsnow.errors import DataError
 
-ELPV_CLASSES = {0.0: "defect-0.00", 1 / 3: "defect-0.33", 2 / 3: "defect-0.67", 1.0: "defect-1.00"}
+TABLE_SUFFIXES = (".csv", ".tsv")
+_DELIMITERS = ",;\t|"
+_LIKELY_SPLITS = ("set", "subset", "partition", "phase", "usage", "dataset", "data_set", "fold")
+_LIKELY_GROUPS = re.compile(
+    r"(patient|subject|person|participant|video|clip|scene|site|location|session|series|study|specimen|animal|camera)"
+    r"([ _-]?(id|name|no|number))?s?",
+    re.IGNORECASE,
+)
 
 
-def list_csv(table: Path) -> Listing:
-    """A table with the header `path,label[,split]`; paths are relative to the table's folder."""
-    root = table.resolve().parent
-    rows, _ = read_rows(table, ("path", "label"))
-    raw_labels = sorted({row["label"] for _, row in rows})
-    stripped = dict(zip(raw_labels, stripped_names(raw_labels, f"labels in {table}"), strict=True))
-    entries = []
-    for number, row in rows:
-        entries.append(Entry(path_of(row, table, number), stripped[row["label"]], split_of(row, table, number)))
-    check_files(table, [(number, entry.path) for (number, _), entry in zip(rows, entries, strict=True)])
-    classes = natural_sorted({entry.class_name for entry in entries if entry.split in (ALL, "train")})
-    return Listing(table.stem, root, tuple(classes), tuple(entries))
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table are used, by their headers; what is empty is looked for.
 
-
-def read_rows(table: Path, required: tuple[str, ...]) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
-    """(row number in the file, cells) of every row, and the header.
-
-    No cell of the columns `required`, nor of the split if there is one, is empty.
+    That is `path` and `label` by these names, and the split and the group, where there are any.
     """
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            rows = [(reader.line_num, row) for row in reader]
-            header = list(reader.fieldnames or [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read the table {table}: {error}") from error
-    if not set(required) <= set(header):
-        names = ",".join(required) if len(required) > 1 else f"{required[0]},TASK,... with a column per task"
-        raise DataError(f"{table}: the first line must be the header {names} (and split, if you like), not {header}")
+
+    path: str = ""
+    label: str = ""
+    split: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose columns are known: (line number, cells by header) of every row, and what to know of it."""
+
+    file: Path
+    header: tuple[str, ...]
+    rows: tuple[tuple[int, dict[str, str]], ...]
+    columns: Columns
+    notes: tuple[str, ...] = ()
+
+    @property
+    def root(self) -> Path:
+        """The folder that the table is in, and that its images must be in."""
+        return self.file.resolve().parent
+
+    @property
+    def others(self) -> list[str]:
+        """The headers of the columns without a meaning so far."""
+        columns = self.columns
+        used = {columns.path, columns.label, columns.split, columns.group} - {""}
+        return [name for name in self.header if name not in used]
+
+    def entries(self, rows: Sequence[tuple[int, dict[str, str]]], follow_links: bool = False) -> list[Entry]:
+        """The images of some rows. Raises DataError for paths outside the folder, files that are missing and words
+        that mean no split."""
+        split, group, label = self.columns.split, self.columns.group, self.columns.label
+        means = splits_named(sorted({row[split].strip() for _, row in rows})) if split else {}
+        entries, missing = [], []
+        for number, row in rows:
+            path = self._path(row[self.columns.path], number, follow_links)
+            if not os.path.isfile(path):
+                missing.append(f"row {number}: {path}")
+            if split and row[split].strip() not in means:
+                raise DataError(
+                    f"{self.file}, row {number}: unknown split {row[split]!r} in the column {split!r}; "
+                    "expected train, val or test"
+                )
+            name = as_text(row[label]) if label else ""
+            in_group = (row[group] or "").strip() if group else ""
+            entries.append(Entry(path, name, means[row[split].strip()] if split else ALL, in_group))
+        if missing:
+            raise DataError(f"{self.file} names {len(missing)} files that do not exist: {first_few(missing)}")
+        return entries
+
+    def _path(self, cell: str, number: int, follow_links: bool) -> Path:
+        """The image that a cell means: with slashes or backslashes, composed or decomposed, or as a full path."""
+        spellings = (cell.strip(), cell.strip().replace("\\", "/"))
+        forms = [unicodedata.normalize(form, one) for form in ("NFC", "NFD") for one in spellings]
+        path = self.root / next((one for one in (*spellings, *forms) if os.path.isfile(self.root / one)), spellings[-1])
+        if os.path.isabs(path) and not path.is_relative_to(self.root):
+            path = self.root / os.path.relpath(os.path.realpath(path.parent), self.root) / path.name
+        plain = Path(os.path.normpath(path))
+        inside = plain.is_relative_to(self.root) if follow_links else lies_inside(path, self.root)
+        if not inside or not plain.is_relative_to(self.root):
+            raise DataError(
+                f"{self.file}, row {number}: the path {cell!r} leaves the folder {self.root}; images must lie in the "
+                "folder of the table, and paths are relative to it"
+            )
+        return plain
+
+
+def list_table(
+    file: Path, columns: Columns = Columns(), *, follow_links: bool = False, for_training: bool = True
+) -> Listing:
+    """A table with a row per image. Not `for_training`, it need not have rows to train on."""
+    table = read_table(file, columns, needs_label=True)
+    entries = table.entries(table.rows, follow_links)
+    refuse_alike({row[table.columns.label] for _, row in table.rows}, f"the column {table.columns.label!r} of {file}")
+    trained = {entry.class_name for entry in entries if entry.split in (ALL, "train")}
+    classes = natural_sorted(trained if trained or for_training else {entry.class_name for entry in entries})
+    notes = (*table.notes, *_unused(table))
+    return Listing(as_text(file.stem), table.root, tuple(classes), tuple(entries), notes=notes)
+
+
+def read_table(file: Path, columns: Columns, *, needs_label: bool) -> Table:
+    """The rows of a file, and its columns. No cell of a path, a label that is needed or a split is empty.
+
+    The delimiter may be a comma, a semicolon, a tab or a bar; the text UTF-8 or UTF-16.
+    """
+    header, rows = _parse(file)
+    path = _find(file, header, columns.path, "path")
+    label = _find(file, header, columns.label, "label") if needs_label else ""
+    if not path or (needs_label and not label):
+        names = "path,label" if needs_label else "path,TASK,... with a column per task"
+        options = "--path-column and --label-column name" if needs_label else "--path-column names"
+        raise DataError(
+            f"{file}: the first line must be the header {names} (and split, if you like), not {header}; "
+            f"{options} other columns"
+        )
     if not rows:
-        raise DataError(f"{table} has a header and no rows")
+        raise DataError(f"{file} has a header and no rows")
+    table = Table(file, tuple(header), tuple(rows), Columns(path, label))
+    group = _find(file, header, columns.group, "group")
+    table = _with_split(replace(table, columns=replace(table.columns, group=group)), columns.split)
     for number, row in rows:
-        for column in [name for name in (*required, "split") if name in header]:
+        for column in filter(None, (path, label)):
             if not (row[column] or "").strip() or "\0" in row[column]:
-                raise DataError(f"{table}, row {number}: the {column} is empty or has a null byte")
-    return rows, header
+                raise DataError(f"{file}, row {number}: the {column} is empty or has a null byte")
+    return table
 
 
-def path_of(row: dict[str, str], table: Path, number: int) -> Path:
-    """The image of a row. Raises DataError when it is outside the table's folder."""
-    root = table.resolve().parent
-    path = root / row["path"]
-    if os.path.isabs(row["path"]) or not lies_inside(path, root):
-        raise DataError(f"{table}, row {number}: the path {row['path']!r} leaves the folder {root}")
-    return path
-
-
-def check_files(table: Path, paths: Sequence[tuple[int, Path]]) -> None:
-    """Raise DataError naming rows whose file does not exist."""
-    missing = [f"row {number}: {path}" for number, path in paths if not os.path.isfile(path)]
-    if missing:
-        raise DataError(f"{table} names {len(missing)} files that do not exist: {first_few(missing)}")
-
-
-def split_of(row: dict[str, str], table: Path, number: int) -> str:
-    """The split that a row names, or "all". Raises DataError for another word."""
-    if "split" not in row:
-        return ALL
-    word = row["split"].strip().lower()
-    if word not in SPLIT_WORDS:
-        raise DataError(f"{table}, row {number}: unknown split {row['split']!r}; expected train, val or test")
-    return SPLIT_WORDS[word]
-
-
-def list_elpv(binary: bool) -> Listing:
-    """Solar cells by probability of a defect (four classes), or functional (below 0.5) against defective."""
+def _parse(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     try:
-        table = Path(str(resources.files("elpv_dataset"))) / "data" / "labels.csv"
-    except ModuleNotFoundError as error:
-        raise DataError("the data set elpv is not installed: pip install 'torchsnow[demo]'") from error
-    rows = [line.split() for line in table.read_text(encoding="utf-8").splitlines()]
-    classes = ("functional", "defective") if binary else tuple(ELPV_CLASSES.values())
-    entries = [Entry(table.parent / path, _elpv_class(float(share), binary), ALL) for path, share, _ in rows]
-    return Listing("elpv-binary" if binary else "elpv", table.parent, classes, tuple(entries))
+        text = _decoded(file.read_bytes())
+        if text.lower().startswith("sep=") and "\n" in text:  # Excel's way to name the delimiter
+            text = text.split("\n", 1)[1]
+        first_line = text.split("\n", 1)[0]
+        delimiter = max(_DELIMITERS, key=first_line.count)
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+        rows = [(reader.line_num, row) for row in reader]
+        header = [name.strip() for name in reader.fieldnames or []]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"cannot read the table {file}: {error}") from error
+    twice = [name for name, count in Counter(header).items() if count > 1 and name]
+    if twice:
+        raise DataError(f"{file} has two columns {twice[0]!r}: give each one name, or remove one")
+    for number, row in rows:
+        if any((cell or "").strip() for cell in row.get(None, ())):
+            raise DataError(
+                f"{file}, row {number} has more cells than the header; put what has a {delimiter!r} in it into quotes"
+            )
+    clean = [(number, {name: row[raw] or "" for name, raw in zip(header, reader.fieldnames or [], strict=True)})
+             for number, row in rows]  # fmt: skip
+    return header, clean
 
 
-def _elpv_class(probability: float, binary: bool) -> str:
-    if binary:
-        return "functional" if probability < 0.5 else "defective"
-    return ELPV_CLASSES[probability]
+def _decoded(content: bytes) -> str:
+    """The text of a file. Raises UnicodeDecodeError."""
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return content.decode("utf-16")
+    for zeros, encoding in ((content[1:8:2], "utf-16-le"), (content[0:8:2], "utf-16-be")):
+        if len(zeros) == 4 and not any(zeros):
+            return content.decode(encoding)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        error.reason += "; save it as UTF-8 (it may be in a Windows or Mac encoding)"
+        raise
+
+
+def _find(file: Path, header: Sequence[str], given: str, usual: str) -> str:
+    """The header of the column that was named, or of the one with the usual name in any case, or nothing."""
+    wanted = given or usual
+    if given and given in header:
+        return given
+    alike = [name for name in header if name.casefold() == wanted.casefold()]
+    if len(alike) > 1:
+        raise DataError(f"{file} has the columns {', '.join(alike)}: say which one with --{usual}-column")
+    if given and not alike:
+        raise DataError(f"{file} has no column {given!r}; it has {', '.join(header)}")
+    return alike[0] if alike else ""
+
+
+def _with_split(table: Table, given: str) -> Table:
+    """The table with the column of its splits, if it has one by name or by content."""
+    column = _find(table.file, table.header, given, "split")
+    if not column:
+        likely = [name for name in table.others if _tells_splits(name, [row[name].strip() for _, row in table.rows])]
+        if len(likely) > 1:
+            raise DataError(
+                f"{table.file} has several columns of splits ({', '.join(likely)}): say which one with --split-column"
+            )
+        if not likely:
+            return table
+        column = likely[0]
+        table = replace(table, notes=(*table.notes, f"the column {column!r} of {table.file} is used as the split"))
+    return replace(table, columns=replace(table.columns, split=column))
+
+
+def _tells_splits(name: str, cells: Sequence[str]) -> bool:
+    words = set(cells)
+    meant = splits_named(sorted(words))
+    if name.casefold() in _LIKELY_SPLITS:
+        return "train" in meant.values() or (bool(meant) and len(meant) == len(words))
+    return len(meant) == len(words) and "train" in meant.values() and len(set(meant.values())) > 1
+
+
+def _unused(table: Table) -> list[str]:
+    names = table.others
+    if not names:
+        return []
+    notes = [f"not used: the columns {', '.join(map(repr, names))} of {table.file}"]
+    groups = [name for name in names if _LIKELY_GROUPS.fullmatch(name)]
+    if groups and not table.columns.group:
+        notes.append(
+            f"images of one {groups[0]!r} may be both trained on and tested with; keep them together by "
+            f"--group-column {groups[0]}"
+        )
+    return notes

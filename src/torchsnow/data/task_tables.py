@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from math import floor
 from pathlib import Path
 
 import numpy as np
 
-from torchsnow.data.listing import ALL, Entry, Listing, natural_sorted, stripped_names
-from torchsnow.data.loading import (
-    Example,
-    LoadedData,
-    Progress,
-    check_classes,
-    check_images,
-    check_unique,
-    loaded,
-)
-from torchsnow.data.splits import NAMES, NO_TEST_NOTE, Splits
-from torchsnow.data.tables import check_files, path_of, read_rows, split_of
+from torchsnow.data.checking import Progress, check_classes, check_images, check_unique
+from torchsnow.data.listing import Entry, Listing
+from torchsnow.data.loading import Example, LoadedData, loaded
+from torchsnow.data.names import ALL, as_text, natural_sorted, refuse_alike
+from torchsnow.data.splits import NAMES, NO_TEST_NOTE, Splits, draw_groups
+from torchsnow.data.tables import Columns, Table, read_table
 from torchsnow.errors import DataError
-
-_NOT_TASKS = ("path", "split")
 
 
 @dataclass(frozen=True)
@@ -37,38 +29,38 @@ class TaskTable:
     path: Path
     tasks: Mapping[str, LoadedData]
     split_of: Mapping[Path, str]
+    notes: tuple[str, ...] = ()
 
 
-def load_task_table(table: Path, *, max_bad_share: float = 0.1, progress: Progress | None = None) -> TaskTable:
-    """Read a CSV with the columns `path` and, if the split is fixed, `split`; every other column is a task.
+def load_task_table(
+    file: Path,
+    *,
+    columns: Columns = Columns(),  # noqa: B008 # it cannot change
+    follow_links: bool = False,
+    max_bad_share: float = 0.1,
+    progress: Progress | None = None,
+) -> TaskTable:
+    """Read a CSV with the columns `path` and, where there are any, `split` and `group`; every other one is a task.
 
     The header of a column is the task's name, a cell the name of a class, and an empty cell no label; images without
     any label are left out. Paths are relative to the table's folder. Every image is decoded once, as by `load_data`,
     and `progress` called as there. Raises DataError for what `load_data` refuses, in the table or in a task of it.
     """
-    rows, header = read_rows(table, ("path",))
-    names = _task_names(table, header)
-    used = [(number, row) for number, row in rows if any(_label(row, name) for name in names)]
+    table = read_table(file, columns, needs_label=False)
+    names = _task_names(table)
+    used = [(number, row) for number, row in table.rows if any(_label(row, name) for name in names)]
     if not used:
-        raise DataError(f"{table} has no labels: every cell of its tasks {', '.join(names)} is empty")
-    entries = [Entry(path_of(row, table, number), "", split_of(row, table, number)) for number, row in used]
-    check_files(table, [(number, entry.path) for (number, _), entry in zip(used, entries, strict=True)])
+        raise DataError(f"{file} has no labels: every cell of its tasks {', '.join(names)} is empty")
+    entries = table.entries(used, follow_links)
     check_unique(entries)
     listings = {name: _listing(table, name, [row for _, row in used], entries) for name in names}
     for listing in listings.values():
         check_classes(listing)
-    good, skipped = check_images(entries, progress)
-    usable = {entry.path: entry.split for entry in good}
-    tasks = {}
-    for name, listing in listings.items():
-        paths = {entry.path for entry in listing.entries}
-        tasks[name] = loaded(
-            listing,
-            [entry for entry in listing.entries if entry.path in usable],
-            tuple(one for one in skipped if one.path in paths),
-            max_bad_share,
-        )
-    return TaskTable(table, tasks, usable)
+    checked = check_images(entries, progress)
+    tasks = {name: loaded(listing, checked, max_bad_share) for name, listing in listings.items()}
+    notes = dict.fromkeys([*table.notes, *(note for data in tasks.values() for note in data.notes)])
+    usable = {entry.path: entry.split for entry in entries if entry.path in checked.digests}
+    return TaskTable(file, tasks, usable, tuple(notes))
 
 
 def split_table(
@@ -77,45 +69,45 @@ def split_table(
     """One split of the images for all tasks: no image is trained on for one task and chosen by for another.
 
     A split that the table defines is kept, and completed as by `make_splits`. What is drawn has the given shares of
-    the images with the same labels, as nearly as their numbers allow. Raises DataError when a task is left without
-    validation images, or a class without training images.
+    the images with the same labels, as nearly as their numbers, groups and copies allow. Raises DataError when a task
+    is left without validation images, or a class without training images.
     """
     defined = set(table.split_of.values())
     shares = (0.0 if "val" in defined else val_share, 0.0 if defined & {"val", "test"} else test_share)
     pool = [path for path, split in table.split_of.items() if split in (ALL, "train")]
-    drawn = _draw(pool, _labels(table), shares, seed)
+    groups = _groups(table, pool)
+    draw = _draw if len(set(groups)) == len(groups) else partial(_draw_groups, groups)
+    drawn = draw(pool, _labels(table), shares, seed)
     split_of = {path: drawn.get(path, split) for path, split in table.split_of.items()}
     note = NO_TEST_NOTE if "val" in defined and "test" not in defined else ""
     return {name: _splits(data, name, split_of, seed, note) for name, data in table.tasks.items()}
 
 
-def _task_names(table: Path, header: Sequence[str]) -> list[str]:
-    names = [name for name in header if name not in _NOT_TASKS]
+def _task_names(table: Table) -> list[str]:
+    names = table.others
     if not names:
-        raise DataError(f"{table} has no column for a task: expected path,TASK,TASK,... with class names in the cells")
-    twice = [name for name, count in Counter(header).items() if count > 1]
-    if twice:
-        raise DataError(f"{table} has two columns {twice[0]!r}: give each task one column and one name")
-    if any(not name.strip() for name in names):
-        raise DataError(f"{table} has a column without a name: its header must be the task's")
+        raise DataError(
+            f"{table.file} has no column for a task: expected path,TASK,TASK,... with class names in the cells"
+        )
+    if not all(names):
+        raise DataError(f"{table.file} has a column without a name: its header must be the task's")
     return names
 
 
 def _label(row: Mapping[str, str], name: str) -> str:
-    return (row[name] or "").strip()
+    return as_text(row[name])
 
 
-def _listing(table: Path, name: str, rows: Sequence[Mapping[str, str]], entries: Sequence[Entry]) -> Listing:
+def _listing(table: Table, name: str, rows: Sequence[Mapping[str, str]], entries: Sequence[Entry]) -> Listing:
     """One task's part of the table."""
-    raw = sorted({row[name] for row in rows if _label(row, name)})
-    stripped_names(raw, f"classes of {name} in {table}")
+    refuse_alike({row[name] for row in rows if _label(row, name)}, f"the column {name!r} of {table.file}")
     own = [
-        Entry(entry.path, _label(row, name), entry.split)
+        replace(entry, class_name=_label(row, name))
         for row, entry in zip(rows, entries, strict=True)
         if _label(row, name)
     ]
     classes = natural_sorted({entry.class_name for entry in own if entry.split in (ALL, "train")})
-    return Listing(f"{table.stem}:{name}", table.resolve().parent, tuple(classes), tuple(own))
+    return Listing(f"{as_text(table.file.stem)}:{name}", table.root, tuple(classes), tuple(own))
 
 
 def _labels(table: TaskTable) -> dict[Path, tuple[int, ...]]:
@@ -140,6 +132,26 @@ def _draw(
         **dict.fromkeys(pool, "train"),
         **{path: "val" if path in val else "test" for path in held},
     }
+
+
+def _groups(table: TaskTable, pool: Sequence[Path]) -> list[str]:
+    """The group of every image in the pool; copies of one image are one too."""
+    groups = {path: group for data in table.tasks.values() for path, group in data.groups.items()}
+    digests = {path: digest for data in table.tasks.values() for path, digest in data.digests.items()}
+    return [groups.get(path) or digests.get(path, str(path)) for path in pool]
+
+
+def _draw_groups(
+    groups: Sequence[str],
+    pool: Sequence[Path],
+    labels: Mapping[Path, tuple[int, ...]],
+    shares: tuple[float, float],
+    seed: int,
+) -> dict[Path, str]:
+    """The same, with whole groups in one split."""
+    combinations = {combination: number for number, combination in enumerate(sorted(set(labels.values())))}
+    parts = draw_groups([combinations[labels[path]] for path in pool], groups, shares, seed)
+    return {pool[at]: split for split, places in zip(NAMES, parts, strict=True) for at in places}
 
 
 def _every(paths: Sequence[Path], share: float) -> list[Path]:

@@ -1,6 +1,8 @@
 """From a picture to a source's input: exact at evaluation, augmented in training.
 
-All of these take a PIL image or the uint8 tensor (3, H, W) of one that `prepare` has resized; both give the same.
+All of these take a picture: a PIL image of any mode, a NumPy array (H, W), (H, W, 3) or (H, W, 4) of one, or the uint8
+tensor (3, H, W) of one that `prepare` has resized; all give the same, by the rules of `read_image`. Anything else is
+a DataError.
 """
 
 from __future__ import annotations
@@ -8,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from torchsnow.data.cuts import Cut
+from torchsnow.data.images import upright_rgb
 from torchsnow.errors import DataError
 from torchsnow.source.config import CROP_MODES, MAX_IMAGE_SIZE, Framing, InputConfig
 
@@ -22,7 +26,7 @@ AUGMENTATIONS = ("none", "flip", "light", "strong")
 
 def prepare(config: InputConfig, framing: Framing) -> Callable[[Image.Image], Image.Image]:
     """The resize that comes before everything random."""
-    return cast("Callable[[Image.Image], Image.Image]", _resize(config, framing))
+    return cast("Callable[[Image.Image], Image.Image]", v2.Compose([_picture, _resize(config, framing)]))
 
 
 def eval_transform(config: InputConfig, framing: Framing) -> Callable[[Any], Tensor]:
@@ -66,8 +70,29 @@ def train_transform(config: InputConfig, framing: Framing, augmentation: str) ->
 
 def _pipeline(config: InputConfig, framing: Framing, steps: list[Any]) -> Callable[[Any], Tensor]:
     # On a prepared tensor the resize finds its size reached and does nothing.
-    resized = [_resize(config, framing), v2.PILToTensor()]
+    resized = [_picture, _resize(config, framing), v2.PILToTensor()]
     return cast("Callable[[Any], Tensor]", v2.Compose([*resized, *steps, *_scaling(config)]))
+
+
+def _picture(given: Any) -> Image.Image | Tensor:
+    """A picture of any kind as an upright RGB one, or the uint8 tensor (..., 3, H, W) that it is."""
+    if isinstance(given, Image.Image):
+        return given if given.mode == "RGB" and not given.info and not given.getexif() else upright_rgb(given)
+    if isinstance(given, Tensor):
+        if given.dtype == torch.uint8 and given.ndim >= 3 and given.shape[-3] == 3:
+            return given
+        what = f"a {str(given.dtype).removeprefix('torch.')} tensor {tuple(given.shape)}"
+    elif isinstance(given, np.ndarray):
+        deep_grey = given.dtype in (np.uint16, np.int32) and given.ndim == 2
+        if deep_grey or (given.dtype == np.uint8 and (given.ndim == 2 or given.shape[2:] in ((3,), (4,)))):
+            return upright_rgb(Image.fromarray(given))
+        what = f"a {given.dtype} array {given.shape}"
+    else:
+        what = f"a {type(given).__name__}"
+    raise DataError(
+        f"the transform was given {what}; expected a PIL image, a uint8 array (H, W, 3), or a uint8 tensor (3, H, W) "
+        "of RGB pixels, which read_image and torchvision's pil_to_tensor give"
+    )
 
 
 def _scaling(config: InputConfig) -> list[Any]:

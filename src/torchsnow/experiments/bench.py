@@ -23,7 +23,7 @@ from torchsnow.experiments.throughput import KINDS, Serving, multiply_adds, thro
 from torchsnow.experiments.training_speed import TrainingSpeed, training_speeds
 from torchsnow.files import clear_os_errors, write_atomically
 from torchsnow.methods import split_name
-from torchsnow.plots import png_bytes
+from torchsnow.plots import png_bytes, without_harm
 from torchsnow.report.throughput import bench_figure
 from torchsnow.source import Precision
 from torchsnow.train import TrainSettings
@@ -126,12 +126,13 @@ def prepare_folder(out: Path) -> None:
             pass
 
 
-def write_bench(content: Mapping[str, Any], out: Path) -> None:
+def write_bench(content: Mapping[str, Any], out: Path, say: Callable[[str], None]) -> None:
     """Write bench.json, bench.csv and bench.png. Raises ExperimentError when the disk refuses."""
     training, rows = content["training"] or [], (content["inference"] or {"rows": []})["rows"]
     write_atomically(out / "bench.csv", _csv(training, rows), ExperimentError)
-    write_atomically(out / "bench.png", png_bytes(bench_figure(training, rows)), ExperimentError)
     write_atomically(out / "bench.json", json.dumps(content, indent=1, allow_nan=False) + "\n", ExperimentError)
+    with without_harm(say, "bench.png"):
+        write_atomically(out / "bench.png", png_bytes(bench_figure(training, rows)), ExperimentError)
 
 
 def _training(settings: BenchSettings, say: Callable[[str], None], progress: Progress) -> list[dict[str, Any]]:

@@ -25,7 +25,9 @@ from torchsnow.experiments.material import Material
 from torchsnow.experiments.plan import Cell, Experiment
 from torchsnow.files import clear_os_errors, write_atomically
 from torchsnow.lock import FolderLock
+from torchsnow.plots import without_harm
 from torchsnow.report import Results, report_page, write_csv
+from torchsnow.report.sections import check_finished
 
 Say = Callable[[str], None]
 _ADVICE = "remove the file, and the cell is done again"
@@ -134,10 +136,11 @@ class Comparison:
         """
         with self.owned():
             results = self._results(say)
-            page = report_page(results)
+            check_finished(results)
             results.save(self.path / "results.json")
             write_csv(results, self.path / "results.csv")
-            page.save(self.path / "report.html")
+            with without_harm(say, "report.html"):
+                report_page(results).save(self.path / "report.html")
         return results
 
     def _results(self, say: Say) -> Results:

@@ -38,7 +38,7 @@ from torchsnow.experiments.lifelong_tasks import SequenceTask, make_tasks
 from torchsnow.experiments.measuring import median_times_s, wait_for
 from torchsnow.files import clear_os_errors, write_atomically
 from torchsnow.lock import FolderLock
-from torchsnow.plots import png_bytes
+from torchsnow.plots import png_bytes, without_harm
 from torchsnow.report.lifelong import lifelong_figure, lifelong_page
 from torchsnow.source import Source, load_source
 from torchsnow.train import RunFolder
@@ -249,16 +249,18 @@ def summary(steps: Sequence[Mapping[str, Any]], baseline: Sequence[float], pass_
     }
 
 
-def write_results(content: Mapping[str, Any], out: Path) -> None:
+def write_results(content: Mapping[str, Any], out: Path, say: Callable[[str], None]) -> None:
     """Write results.json, a CSV file per matrix, lifelong.png and report.html.
 
     Raises a TorchsnowError when the disk refuses.
     """
     for name, learner in content["learners"].items():
         write_atomically(out / f"matrix-{name}.csv", matrix_csv(content["tasks"], learner["matrix"]), ExperimentError)
-    write_atomically(out / "lifelong.png", png_bytes(lifelong_figure(content)), ExperimentError)
-    lifelong_page(content).save(out / "report.html")
     write_atomically(out / "results.json", json.dumps(content, indent=1, allow_nan=False) + "\n", ExperimentError)
+    with without_harm(say, "lifelong.png"):
+        write_atomically(out / "lifelong.png", png_bytes(lifelong_figure(content)), ExperimentError)
+    with without_harm(say, "report.html"):
+        lifelong_page(content).save(out / "report.html")
 
 
 def matrix_csv(tasks: Sequence[Mapping[str, Any]], matrix: Sequence[Sequence[float]]) -> str:

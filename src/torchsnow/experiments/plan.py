@@ -87,8 +87,8 @@ class Experiment:
             raise ExperimentError(f"augmentations names {unknown[0]!r}, which is not among the data")
         for text in self.methods:
             self._check_method(text)
-        for name in self.data:
-            self.settings(name, 1e-3, self.seeds[0])
+        for name, seed in itertools.product(self.data, self.seeds):
+            self.settings(name, 1e-3, seed)
 
     def _check_vary(self) -> None:
         for factor, values in self.vary.items():

@@ -12,6 +12,7 @@ import difflib
 import threading
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from html import escape
 from pathlib import Path
 from typing import Self
 
@@ -43,6 +44,19 @@ class Hub:
         self.residents: Residents[Task] = Residents(resident_bytes)
         self._source = source
         self._loading = threading.RLock()  # of the source or one task; what is loaded already need not wait
+
+    def __repr__(self) -> str:
+        return f"Hub({str(self.folder.path)!r}, {len(self.names())} tasks on {self.source_info.name})"
+
+    def _repr_html_(self) -> str:
+        """A table of the tasks, as notebooks show it."""
+        rows = (
+            f"<tr><td>{escape(name)}</td><td>{entry.num_classes}</td><td>{entry.size_bytes / 1e6:.2f}</td>"
+            f"<td>{escape(entry.added)}</td></tr>"
+            for name, entry in self.infos().items()
+        )
+        head = "<tr><th>task</th><th>classes</th><th>MB</th><th>added</th></tr>"
+        return f"<table><caption>{escape(repr(self))}</caption>{head}{''.join(rows)}</table>"
 
     @classmethod
     def create(cls, path: Path | str, source: Source) -> Self:
@@ -186,9 +200,9 @@ class Hub:
             del logits[name]
         return logits
 
-    def add(self, task: Task, replace: bool = False) -> Entry:
-        """Store a task, and return what the index says of it. With `replace`, a task of that name becomes a former
-        version.
+    def add(self, task: Task, replace: bool = False, amends: str | None = None) -> Entry:
+        """Store a task, and return where it stands. With `replace`, a task of that name becomes a former version. If
+        its SHA-256 is `amends`, it was only a stage on the way to this one, and is not kept.
 
         Raises HubError for a task of another source, a name that is taken (unless `replace`), a disk that refuses, or
         another process that keeps the hub locked; TaskFileError for a task that could not be loaded again. The hub is
@@ -205,12 +219,14 @@ class Hub:
         entry = Entry(content_hash(content), len(content), len(task.classes), added)
         with self.folder.locked():
             index = self.folder.read_index()
-            if task.name in index.tasks and not replace:
+            current = index.tasks.get(task.name)
+            amended = current is not None and current.sha256 == amends
+            if current is not None and not (replace or amended):
                 raise HubError(f"the hub {self.folder.path} has a task {task.name!r} already; remove or replace it")
             try:
                 self.folder.make_task_folder(task.name)
                 write_atomically(self.folder.task_file(task.name, entry), content, HubError)
-                self.folder.write_index(index.with_task(task.name, entry))
+                self.folder.write_index(index.with_task(task.name, entry, amended=amended))
             finally:
                 self.folder.sweep(task.name)
         return entry

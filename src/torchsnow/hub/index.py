@@ -40,9 +40,9 @@ class Index:
     tasks: Mapping[str, Entry]
     former: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)
 
-    def with_task(self, name: str, entry: Entry) -> Index:
-        """A task added, or replaced by a version that becomes current."""
-        return self._next(name, entry, self.versions(name))
+    def with_task(self, name: str, entry: Entry, *, amended: bool = False) -> Index:
+        """A task added, or replaced by a version that becomes current; an amended one does not become a former one."""
+        return self._next(name, entry, self.former.get(name, ()) if amended else self.versions(name))
 
     def without_task(self, name: str) -> Index:
         """A task removed; what was current is a former version then."""

@@ -11,13 +11,14 @@ _LATE = 0.8  # of the epochs: a best one after that says that training was not d
 def below_probe(
     result: FitResult, probe_accuracy: float, settings: TrainSettings, method: str, preset: str
 ) -> str | None:
-    """One sentence with both figures and what to try, or None where the task is as good as the probe."""
-    accuracy = result.metrics.accuracy
-    if accuracy >= probe_accuracy:
+    """One sentence with both figures and what to try, or None where the task is as good as the probe, within a standard
+    error."""
+    accuracy, count = result.metrics.accuracy, result.metrics.num_images
+    if accuracy >= probe_accuracy - (probe_accuracy * (1 - probe_accuracy) / count) ** 0.5:
         return None
     return (
-        f"the task has {accuracy:.1%} on the validation split, and a linear probe "
-        f"{probe_accuracy:.1%}; in a new run, try {' or '.join(_changes(result, settings, method, preset))}"
+        f"the task has {accuracy:.1%} on {count} validation images, and a linear probe {probe_accuracy:.1%}; in "
+        f"a new run, try {' or '.join(_changes(result, settings, method, preset))}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,8 @@ _MAX_DENSE = 2_000  # images to rank and choose by: the time grows with the squa
 _RIDGE, _LEAST_RIDGE = 3000.0, 3.0  # of the average squared length of an image's values; the first over their number
 _FOLDS = 5
 _FEWEST = 100  # images: fewer cannot tell how many values are worth reading
-_ENOUGH = 600  # images held out in all: more hardly tell penalties apart any better
+_MANY = 1_000  # images: from here on the group lasso was never worse
+_ENOUGH = 400  # images held out in all: more hardly tell penalties apart any better
 _MAX_STEPS, _TOLERANCE = 100, 1e-3
 _JITTER = 1e-5  # of the mean squared length: equal images make a Gram matrix singular
 _UNSEEN = -20.0  # the bias of a class without images
@@ -82,20 +84,26 @@ def choose_reading(values: Tensor, labels: Tensor, num_classes: int, nums: Seque
     `nums` are the numbers to choose from. Taken is what has the lowest cross-entropy in cross-validation: one of these
     numbers by importance, or the first by the group lasso. How strong the values are is found again without what is
     held out. Where images of a class are few, what a dense probe relies on is mostly chance. Fewer than 100 images
-    cannot say: the first number, by importance.
+    cannot say: the first number, by importance. From 1,000 images on it is the first number by the group lasso.
     """
     if len(values) < _FEWEST:
         return Reading(nums[0], True, None)
+    tried = [(nums[0], False)]
+    if len(values) < _MANY:
+        tried += [(num, True) for num in nums]
     values, labels = _some(values, labels)
-    tried = [(nums[0], False), *((num, True) for num in nums)]
     y = labels.cpu().numpy()
     losses = np.zeros((len(tried), len(INVERSE_PENALTIES)))
     for fit, held in _folds(y):
-        importance = probe_importance(values[fit], labels[fit], num_classes)
-        strength = lasso_strength(values[fit], labels[fit], num_classes)
+        ranked = {
+            by_importance: (probe_importance if by_importance else lasso_strength)(
+                values[fit], labels[fit], num_classes
+            )
+            for by_importance in {by_importance for _, by_importance in tried}
+        }
         for place, (num, by_importance) in enumerate(tried):
-            idx = (importance if by_importance else strength).argsort(descending=True, stable=True)[:num]
-            read = (values[:, idx] * (importance[idx] if by_importance else 1)).cpu().numpy()
+            idx = ranked[by_importance].argsort(descending=True, stable=True)[:num]
+            read = (values[:, idx] * (ranked[True][idx] if by_importance else 1)).cpu().numpy()
             x, basis = _in_their_span(read[fit])
             x_held = read[held] if basis is None else read[held] @ basis
             losses[place] += _losses(x, y[fit], x_held, y[held], num_classes)
@@ -139,10 +147,21 @@ def _folds(labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     if len(common) == 0:
         return
     held_out = 0
-    for _, fold in StratifiedKFold(_FOLDS, shuffle=True, random_state=0).split(common, labels[common]):
+    with _without_advice():
+        folds = list(StratifiedKFold(_FOLDS, shuffle=True, random_state=0).split(common, labels[common]))
+    for _, fold in folds:
         if held_out < _ENOUGH:
             yield np.setdiff1d(np.arange(len(labels)), common[fold]), common[fold]
         held_out += len(fold)
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """scikit-learn warns of what is as it should be."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # training goes on from here anyway
+        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")  # so few images it is
+        yield
 
 
 def _regression(inverse_penalty: float) -> LogisticRegression:
@@ -150,9 +169,7 @@ def _regression(inverse_penalty: float) -> LogisticRegression:
 
 
 def _regress(model: LogisticRegression, x: np.ndarray, y: np.ndarray, num_classes: int) -> tuple[Tensor, Tensor]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # training goes on from here anyway
-        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")  # so few images it is
+    with _without_advice():
         model.fit(x, y)
     weight, bias = model.coef_, model.intercept_
     if len(model.classes_) == 2:  # scikit-learn gives the log-odds of the second class alone

@@ -15,7 +15,7 @@ from typing import Any
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
-from torchsnow.data.images import format_of
+from torchsnow.data.formats import format_of
 from torchsnow.serving.callers import caller
 from torchsnow.serving.forms import read_form
 from torchsnow.serving.pictures import Picture, picture

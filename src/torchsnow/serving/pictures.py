@@ -7,14 +7,14 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from torchsnow.data.cuts import Cut, cut
-from torchsnow.data.images import FORMATS, format_of, read_image
+from torchsnow.data.formats import FORMATS, PREFIX_BYTES, format_of
+from torchsnow.data.images import read_image
 from torchsnow.errors import DataError
 from torchsnow.serving.picture_parts import parts_problem
 from torchsnow.serving.refusal import Refusal, refusal_of
 from torchsnow.shortage import shortage
 
 _MAX_NAME_CHARACTERS = 80
-_PREFIX_BYTES = 32  # say which format it is
 
 
 class Picture(NamedTuple):
@@ -36,7 +36,7 @@ def decode(given: Picture, cuts: Sequence[Cut], max_pixels: int, formats: Collec
     for a picture that is damaged, too large, made of too many parts, or of a shape that cannot be used; the words name
     it as it is `called`.
     """
-    kind = format_of(given.content[:_PREFIX_BYTES])
+    kind = format_of(given.content[:PREFIX_BYTES])
     if kind is None or kind not in formats:
         raise Refusal(415, "not_an_image", f"the image {given.called} is no {' or '.join(formats)} picture")
     problem = parts_problem(given.content, kind)

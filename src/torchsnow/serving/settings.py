@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
 
-from torchsnow.data.images import FORMATS, MAX_PIXELS
+from torchsnow.data.formats import FORMATS
+from torchsnow.data.images import MAX_PIXELS
 from torchsnow.errors import ServingError
 from torchsnow.files import clear_os_errors
 

@@ -291,8 +291,8 @@ class Source(nn.Module):
         super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def extra_repr(self) -> str:
-        return f"{self.name}, {len(self.taps)} taps, {self.precision}"
+    def __repr__(self) -> str:
+        return f"Source({self.name}, {len(self.taps)} taps, {self.precision})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Source:
         """A source is immutable, so copies of what holds it share it."""

@@ -56,8 +56,12 @@ class TaskInfo:
         """How pictures are shown to it."""
         return Framing(self.image_size, self.crop_mode)
 
+    def __repr__(self) -> str:
+        what = f"{len(self.classes)} classes, {self.image_size} px, on {self.source_info.name}"
+        return f"{type(self).__name__}({self.name!r}, {what})"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Task(TaskInfo):
     """A task with its settled delta."""
 

@@ -3,8 +3,8 @@
 from torchsnow.train.auto import AUTO
 from torchsnow.train.contract import Method
 from torchsnow.train.evaluate import ClassMetrics, Metrics, Mistake, evaluate
-from torchsnow.train.fit import fit
-from torchsnow.train.loop import FitResult
+from torchsnow.train.fit import Stopped, fit, fit_tasks
+from torchsnow.train.loop import FitResult, TaskRun
 from torchsnow.train.run_folder import RunFolder
 from torchsnow.train.settings import TrainSettings, torch_device
 
@@ -16,8 +16,11 @@ __all__ = [
     "Metrics",
     "Mistake",
     "RunFolder",
+    "Stopped",
+    "TaskRun",
     "TrainSettings",
     "evaluate",
     "fit",
+    "fit_tasks",
     "torch_device",
 ]

@@ -64,6 +64,19 @@ class Metrics:
         """The class names, in label order."""
         return tuple(row.name for row in self.per_class)
 
+    @property
+    def majority_share(self) -> float:
+        """The accuracy of always naming the largest class."""
+        return max(row.num_images for row in self.per_class) / self.num_images
+
+    @property
+    def accuracy_interval(self) -> tuple[float, float]:
+        """Where the accuracy on more such images lies with 95% confidence (Wilson, JASA 1927)."""
+        from scipy.stats import binomtest  # here, because it takes a second to load
+
+        found = binomtest(round(self.accuracy * self.num_images), self.num_images).proportion_ci(method="wilson")
+        return float(found.low), float(found.high)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import cast
 
@@ -23,6 +23,14 @@ Planned = tuple[Loop, tuple[Wanted, Wanted] | None]
 """A run, and what is to be stored for it."""
 _ALIKE = ("image_size", "crop_mode", "augmentation", "seed", "precision", "device")
 """Settings that say how images are shown."""
+
+
+class Stopped(KeyboardInterrupt):
+    """An interrupted training. `best_so_far` gives, task by task, the best model until then; None without any."""
+
+    def __init__(self, message: str, best_so_far: Sequence[Callable[[], FitResult] | None]) -> None:
+        super().__init__(message)
+        self.best_so_far = best_so_far
 
 
 def fit(
@@ -51,7 +59,7 @@ def fit(
     Raises TrainingError when `run` holds a run already (without `resume`) or none or another one (with it), when
     another process works in it, and when there are too few images; DivergedError when the loss is no longer a finite
     number.
-    KeyboardInterrupt says how to go on.
+    Stopped, a KeyboardInterrupt, says how to go on.
     """
     task = TaskRun(method, splits, settings, run, pool, dict(chosen or {}))
     (result,) = fit_tasks([task], resume=resume, quiet=quiet)
@@ -68,9 +76,10 @@ def fit_tasks(
 
     Several tasks need a `SharedMethod` each, on one source. One whose loss is no longer a finite number is given up,
     and the error is its result. With `resume` every task goes on from its own last finished epoch. Raises what `fit`
-    raises, and TrainingError for tasks that do not show images alike; KeyboardInterrupt says where the tasks stand.
+    raises, and TrainingError for tasks that do not show images alike; Stopped says where the tasks stand.
     """
     _refuse_unlike(tasks)
+    tasks[0].settings.refuse_little_shared_memory()
     loops = [Loop(task) for task in tasks]
     settings = tasks[0].settings
     if resume and not any(loop.run.is_begun for loop in loops):
@@ -95,7 +104,8 @@ def fit_tasks(
             for loop in loops:
                 loop.run.log(f"stopped. {loop.kept()} Resume the run to go on from there")
             kept = " ".join(loop.prefix + loop.kept() for loop in loops)
-            raise KeyboardInterrupt(f"stopped. {kept} Resume the run to go on from there") from None
+            best = [loop.best_so_far if loop.history else None for loop in loops]
+            raise Stopped(f"stopped. {kept} Resume the run to go on from there", best) from None
 
 
 def _trained(loop: Loop, bar: TrainingBar) -> FitResult | DivergedError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,7 +48,11 @@ class FitResult:
 
 @dataclass(frozen=True)
 class TaskRun:
-    """One task to be trained; see `torchsnow.train.fit`. Lines of a task with a name begin with it."""
+    """One task to be trained; see `torchsnow.train.fit`. Lines of a task with a name begin with it.
+
+    `on_start` is given the model as it starts, once it is validated. From `deadline_s` on, by the monotonic clock, no
+    epoch shall go on.
+    """
 
     method: Method
     splits: Splits
@@ -57,6 +61,8 @@ class TaskRun:
     pool: ImageSet | None = None
     chosen: Mapping[str, str] = field(default_factory=dict)
     name: str = ""
+    on_start: Callable[[FitResult], None] | None = None
+    deadline_s: float | None = None
 
 
 class Loop:
@@ -74,6 +80,8 @@ class Loop:
         self.stepper = Stepper(method, self.images.train, settings)
         self.steps = num_batches(len(self.images.train), settings.batch_size)
         self.chosen = dict(task.chosen)
+        self.on_start, self.deadline_s = task.on_start, task.deadline_s
+        self.epochs = settings.epochs
         self.history: list[Epoch] = []
         self.selection: list[dict[str, Any]] = []
         self.prefix = f"{task.name}: " if task.name else ""
@@ -103,7 +111,7 @@ class Loop:
 
     @property
     def is_finished(self) -> bool:
-        return is_finished(self.history, self.settings.epochs, self.settings.patience)
+        return is_finished(self.history, self.epochs, self.settings.patience)
 
     def plan_store(self, bar: TrainingBar) -> tuple[Wanted, Wanted] | None:
         """What is to be stored of the training and of the validation images: a method's fixed values, once for every
@@ -153,9 +161,22 @@ class Loop:
             val = self._validate(self.trained, self.val_set)
             seconds = time.perf_counter() - start_s
             self._finish_epoch(Epoch(0, None, None, val.loss, val.accuracy, None, None, seconds), bar)
+            if self.on_start is not None:
+                self.on_start(FitResult(self.method.finish(), val, self.history[0], tuple(self.history)))
+        self._keep_to_time()
         while not self.is_finished:
             self.run_epoch(bar)
+            self._keep_to_time()
         self._say_why_stopped(bar)
+
+    def _keep_to_time(self) -> None:
+        """Plan as many epochs as there is time for, so that the learning rate falls to the end of them."""
+        if self.deadline_s is None:
+            return
+        left_s = self.deadline_s - time.monotonic()
+        epoch_s = self.history[-1].seconds if self.done else 0.0
+        more = self.epochs if epoch_s == 0 else int(left_s / epoch_s)
+        self.epochs = min(self.epochs, self.done + (max(0, more) if left_s > 0 else 0))
 
     def run_epoch(self, bar: TrainingBar) -> None:
         """Train, validate and save. Raises TrainingError when the loss is not finite; nothing is saved then."""
@@ -201,13 +222,13 @@ class Loop:
 
     def _step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
         """One step of the optimiser; (sum of the loss, right ones, images)."""
-        self.method.set_progress(step / (self.steps * self.settings.epochs))
+        self.method.set_progress(step / (self.steps * self.epochs))
         loss, logits = self.stepper.step(self.trained, images, labels, self._lr_factor(step))
         right = (logits.argmax(1) == labels).sum()
         return torch.stack([loss.double() * len(labels), right.double(), right.new_tensor(len(labels))])
 
     def _lr_factor(self, step: int) -> float:
-        return lr_factor(step, self.steps * self.settings.epochs, self.steps * self.settings.warmup_epochs)
+        return lr_factor(step, self.steps * self.epochs, self.steps * self.settings.warmup_epochs)
 
     def _require_finite(self, loss: Tensor, epoch: int) -> None:
         if not bool(loss.isfinite()):
@@ -236,8 +257,10 @@ class Loop:
 
     def _say_why_stopped(self, bar: TrainingBar) -> None:
         """Say so if training ended before its time."""
-        if self.done < self.settings.epochs:
+        if self.done < self.epochs:
             self._say(bar, f"stopped: the last {self.settings.patience} epochs brought nothing better on validation")
+        elif self.done < self.settings.epochs:
+            self._say(bar, f"stopped after {self.done} epochs: there is no time for more")
 
     def kept(self) -> str:
         """What an interruption leaves."""
@@ -245,13 +268,17 @@ class Loop:
 
     def result(self) -> FitResult:
         """The best model as it ships, and how good it is on the validation split."""
+        result = self.best_so_far()
+        self.run.log(f"finished after {self.done} epochs; the best is epoch {result.best.epoch}")
+        self.run.drop_features()
+        return result
+
+    def best_so_far(self) -> FitResult:
+        """The same before the end, once the start is validated."""
         self.method.load_trainable_state(Checkpoint.load(self.run.best).model)
         model = self.method.finish()
         self.run.write_subscription(self.method.subscription())
-        best = best_epoch(self.history)
-        self.run.log(f"finished after {self.done} epochs; the best is epoch {best.epoch}")
-        self.run.drop_features()
-        return FitResult(model, self._validate(model, self.images.val), best, tuple(self.history))
+        return FitResult(model, self._validate(model, self.images.val), best_epoch(self.history), tuple(self.history))
 
     def _say(self, bar: TrainingBar, line: str) -> None:
         self.run.log(line)

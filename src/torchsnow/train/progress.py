@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -18,13 +19,19 @@ class _Speed(ProgressColumn):
 
 
 class TrainingBar:
-    """A bar over all images of all epochs, on stderr; nothing at all if `quiet`."""
+    """A bar over all images of all epochs, on stderr if that is a terminal; nothing at all if `quiet`."""
 
     def __init__(self, epochs: int, num_images: int, quiet: bool) -> None:
         self.epochs, self.num_images = epochs, num_images
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
+        self._quiet = quiet
+        # FORCE_COLOR makes no terminal of a log, whatever Rich takes it for.
         self._progress = Progress(
-            *columns, _Speed(), TimeRemainingColumn(), console=Console(stderr=True), disable=quiet
+            *columns,
+            _Speed(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=quiet or not sys.stderr.isatty(),
         )
         self._task = self._progress.add_task("", total=epochs * num_images, figures="")
 
@@ -68,5 +75,5 @@ class TrainingBar:
 
     def say(self, line: str) -> None:
         """A line above the bar."""
-        if not self._progress.disable:
+        if not self._quiet:
             self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -30,7 +30,7 @@ class RunFolder:
     `args.yaml` says what was run, `splits.json` on which images, `log.txt` what happened; `results.csv` has a row per
     epoch, from the start on, and `selection.csv` one per epoch and tap; `last.safetensors` is what a run resumes from
     and `best.safetensors` the best model so far; `subscription.json` has the channels that the finished task reads, and
-    `metrics.json` how good it is.
+    `metrics.json` how good it is; `shipped.json` says which version of the task in a hub is of this run.
     Whoever shows the run adds `results.png`, `selection.png` and `confusion_matrix.png`. Whoever writes here owns the
     folder meanwhile, by `owned`.
     """
@@ -63,6 +63,11 @@ class RunFolder:
     def features(self) -> Path:
         """Stored features that memory has no room for, while the run goes on."""
         return self.path / "features.bin"
+
+    @property
+    def shipped(self) -> Path:
+        """Which version of a task in a hub is a stage of this run, or its end."""
+        return self.path / "shipped.json"
 
     @property
     def last(self) -> Path:
@@ -108,6 +113,17 @@ class RunFolder:
     def is_begun(self) -> bool:
         """Whether there is a run, or one was killed before it had its settings: then it begins again."""
         return self.args.exists() or (self.path / LOCK_FILE).exists()
+
+    def write_shipped(self, sha256: str) -> None:
+        """Write down the SHA-256 of the version of the task that is in a hub."""
+        self._write(self.shipped, json.dumps({"sha256": sha256}) + "\n")
+
+    def read_shipped(self) -> str | None:
+        """That SHA-256, or None."""
+        try:
+            return str(json.loads(self.shipped.read_text(encoding="utf-8"))["sha256"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def refuse_empty(self) -> None:
         """Raise TrainingError when there is no run to resume here, nor one that was killed before it had begun."""

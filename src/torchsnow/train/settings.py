@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,6 +17,8 @@ from torchsnow.errors import TrainingError
 from torchsnow.source.config import CROP_MODES, MAX_IMAGE_SIZE, Framing
 from torchsnow.source.source import Precision
 
+_SHARED_MEMORY = Path("/dev/shm")  # where worker processes lay down batches on Linux
+_BATCHES_PER_WORKER = 3  # two that wait, and one that is made
 _CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": ("adamw", "sgd"),
     "class_weights": ("none", "balanced"),
@@ -98,6 +102,7 @@ class TrainSettings:
             )
         for name, lowest in _WHOLE_FROM.items():
             self._require(name, _is_whole(getattr(self, name), lowest), f"a whole number of {lowest} or more")
+        self._require("seed", self.seed < 2**64, "a whole number below 2^64")
         self._require("image_size", self.image_size <= MAX_IMAGE_SIZE, f"{MAX_IMAGE_SIZE} pixels or fewer")
         for name, choices in _CHOICES.items():
             self._require(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
@@ -118,6 +123,18 @@ class TrainSettings:
     def framing(self) -> Framing:
         """How pictures become what the source sees."""
         return Framing(self.image_size, self.crop_mode)
+
+    def refuse_little_shared_memory(self) -> None:
+        """Raise TrainingError when worker processes have no room to hand their batches over."""
+        needed = _BATCHES_PER_WORKER * self.num_workers * self.batch_size * 3 * self.image_size**2 * 4
+        if self.num_workers and _SHARED_MEMORY.is_dir():
+            free = shutil.disk_usage(_SHARED_MEMORY).free
+            if free < needed:
+                raise TrainingError(
+                    f"{self.num_workers} workers need {needed / 1e6:,.0f} MB of shared memory, and {_SHARED_MEMORY} "
+                    f"has {free / 1e6:,.0f} MB left; give fewer (--num-workers 0 needs none) or, in a container, more "
+                    "room (docker run --shm-size=2g)"
+                )
 
     def torch_device(self) -> torch.device:
         """The device to train on. Raises TrainingError for "cuda" where there is none."""

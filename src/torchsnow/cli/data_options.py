@@ -1,0 +1,18 @@
+"""Options of the verbs that read images with labels."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+PathColumn = Annotated[str, typer.Option("--path-column", help="Column of a CSV with the images; 'path' by default.")]
+LabelColumn = Annotated[str, typer.Option("--label-column", help="Column of a CSV with the classes; else 'label'.")]
+SplitColumn = Annotated[
+    str,
+    typer.Option("--split-column", help="Column of a CSV with train, val and test; else found by name or content."),
+]
+GroupColumn = Annotated[
+    str, typer.Option("--group-column", help="Column of a CSV whose values stay in one split; 'group' by default.")
+]
+FollowLinks = Annotated[bool, typer.Option("--follow-links", help="Follow links that leave the data's folder.")]

@@ -1,0 +1,170 @@
+"""Every image of a data set decoded once, and what is wrong with the data as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchsnow.data.images import Examined, examine_image
+from torchsnow.data.listing import Entry, Listing, Skipped
+from torchsnow.data.names import ALL, counted, first_few
+from torchsnow.errors import DataError
+from torchsnow.files import file_stamp, write_atomically
+
+Progress = Callable[[int, int], None]
+_SCHEMA = 1
+_DARK_BELOW = 32_768  # the largest of 65,536 greys in all 16-bit images, under which half of the range is empty
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is known of the images of a data set: a hash of the content of each that can be used, and the others.
+
+    `largest_greys` are those of the images with 16 bits.
+    """
+
+    digests: Mapping[Path, str]
+    skipped: tuple[Skipped, ...]
+    largest_greys: Mapping[Path, int]
+
+
+def check_images(entries: Sequence[Entry], progress: Progress | None, memory: Path | None = None) -> Checked:
+    """Decode all images, but for those that the file `memory` has known to be good since they were last written."""
+    known = {} if memory is None else _recall(memory)
+    stamps = {entry.path: list(file_stamp(entry.path) or ()) for entry in entries} if memory is not None else {}
+    found: dict[Path, Examined] = {}
+    for path, stamp in stamps.items():
+        old_stamp, digest, largest_grey = known.get(str(path), (None, "", None))
+        if old_stamp == stamp:
+            found[path] = Examined(None, digest, largest_grey)
+    fresh = [entry.path for entry in entries if entry.path not in found]
+    # Pillow decodes outside the interpreter lock, so threads are enough.
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        for done, (path, examined) in enumerate(zip(fresh, pool.map(examine_image, fresh), strict=True), start=1):
+            found[path] = examined
+            if progress is not None:
+                progress(len(entries) - len(fresh) + done, len(entries))
+    if memory is not None and fresh:
+        _remember(memory, {str(path): (stamps[path], *one[1:]) for path, one in found.items() if one.problem is None})
+    return Checked(
+        {path: one.digest for path, one in found.items() if one.problem is None},
+        tuple(Skipped(entry.path, problem) for entry in entries if (problem := found[entry.path].problem) is not None),
+        {path: one.largest_grey for path, one in found.items() if one.largest_grey is not None},
+    )
+
+
+def _recall(memory: Path) -> dict[str, tuple[list[int], str, int | None]]:
+    try:
+        content = json.loads(memory.read_text(encoding="utf-8", errors="surrogateescape"))
+        return dict(content["images"]) if content["schema"] == _SCHEMA else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _remember(memory: Path, images: Mapping[str, tuple[list[int], str, int | None]]) -> None:
+    with suppress(DataError):  # a data folder that cannot be written to is checked every time
+        write_atomically(memory, json.dumps({"schema": _SCHEMA, "images": images}, allow_nan=False), DataError)
+
+
+def check_classes(listing: Listing, for_training: bool = True) -> None:
+    """Raise DataError unless there are two classes to train on, and no others elsewhere."""
+    if not listing.classes:
+        to_train = " to train on: put some into its train split" if for_training else ""
+        raise DataError(f"{listing.name} has no images{to_train}")
+    if not for_training:
+        return
+    if len(listing.classes) < 2:
+        raise DataError(f"{listing.name} has only the class {listing.classes[0]!r}: a task needs at least two")
+    known = set(listing.classes)
+    strange = [entry for entry in listing.entries if entry.class_name not in known]
+    if strange:
+        names = sorted({f"{entry.class_name!r} in {entry.split}" for entry in strange})
+        raise DataError(f"classes of {listing.name} that its train split does not have: {first_few(names)}")
+
+
+def check_unique(entries: Sequence[Entry]) -> None:
+    """One file twice would leak from training into test, or have two labels."""
+    seen: dict[str, Path] = {}
+    for entry in entries:
+        first = seen.setdefault(os.path.realpath(entry.path), entry.path)
+        if first is not entry.path:
+            raise DataError(f"{first} and {entry.path} are one file listed twice: remove one of them")
+
+
+def check_bad_share(listing: Listing, good: Sequence[Entry], skipped: Sequence[Skipped], max_bad_share: float) -> None:
+    """Raise DataError when too many files cannot be used, or all of a class."""
+    reasons = first_few([f"{bad.path}: {bad.reason}" for bad in skipped])
+    usable = {entry.class_name for entry in good if entry.split in (ALL, "train")} or {one.class_name for one in good}
+    lost = [name for name in listing.classes if name not in usable]
+    if lost:
+        raise DataError(f"no image of the class {lost[0]!r} in {listing.name} can be used: {reasons}")
+    total = len(good) + len(skipped)
+    if len(skipped) > max_bad_share * total:
+        raise DataError(
+            f"{len(skipped)} of {total} files in {listing.name} cannot be used, more than {max_bad_share:.0%}; "
+            f"repair or remove them: {reasons}"
+        )
+
+
+def fingerprint(entries: Iterable[Entry], digests: Mapping[Path, str], root: Path) -> str:
+    """A SHA-256 over the relative paths, class names and contents of images."""
+    lines = [(one.path.relative_to(root).as_posix(), one.class_name, digests[one.path]) for one in entries]
+    return hashlib.sha256(repr(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def warnings_on(entries: Sequence[Entry], checked: Checked, root: Path) -> list[str]:
+    """A sentence for everything that makes results misleading and is no reason to refuse the data."""
+    return [*_on_copies(entries, checked.digests, root), *_on_groups(entries), *_on_greys(checked.largest_greys)]
+
+
+def _on_copies(entries: Sequence[Entry], digests: Mapping[Path, str], root: Path) -> list[str]:
+    alike: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        alike[digests[entry.path]].append(entry)
+    copies = [same for same in alike.values() if len(same) > 1]
+    notes = []
+    for same, what, effect in (
+        (
+            [same for same in copies if len({one.split for one in same}) > 1],
+            "several splits",
+            "measured accuracy is too good; remove the copies",
+        ),
+        (
+            [same for same in copies if len({one.class_name for one in same}) > 1],
+            "several classes",
+            "one of the labels is wrong",
+        ),
+    ):
+        pairs = [" = ".join(one.path.relative_to(root).as_posix() for one in group) for group in same]
+        if pairs:
+            num_images = f"{counted(len(pairs), 'image')} of {len(alike)}"
+            notes.append(f"copies of {num_images}, byte for byte, are in {what} ({first_few(pairs)}): {effect}")
+    return notes
+
+
+def _on_groups(entries: Sequence[Entry]) -> list[str]:
+    places: dict[str, set[str]] = defaultdict(set)
+    for entry in entries:
+        if entry.group:
+            places[entry.group].add(entry.split)
+    torn = sorted(group for group, splits in places.items() if len(splits) > 1)
+    if not torn:
+        return []
+    return [f"images of {counted(len(torn), 'group')} are in several splits ({first_few(torn)}): accuracy is too good"]
+
+
+def _on_greys(largest_greys: Mapping[Path, int]) -> list[str]:
+    largest = max(largest_greys.values(), default=_DARK_BELOW)
+    if largest >= _DARK_BELOW:
+        return []
+    return [
+        f"the {counted(len(largest_greys), 'grey image')} of 16 bits have no value above {largest:,} of 65,535, so "
+        f"{largest // 257 + 1} of 256 greys are left of them: scale their values to the whole range first"
+    ]

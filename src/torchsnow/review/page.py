@@ -1,0 +1,116 @@
+"""A review as one HTML page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+from PIL import Image as Pillow
+
+from torchsnow.data import read_image
+from torchsnow.pages import Page, Thumbnail
+from torchsnow.review.findings import Image, Review, num_classes, num_splits
+
+MOST = 48  # pictures of a section, so that the page stays a file of a few MB
+_SIDE = 192  # pixels
+_MOST_ROWS = 100  # classes up to which each has a row
+
+
+def review_page(review: Review, progress: Callable[[int, int], None] = lambda done, total: None) -> Page:
+    """All findings with small pictures. `progress` is called with (pictures done, pictures in all)."""
+    page = Page(f"{review.data}, reviewed with the task {review.task}")
+    page.paragraph(
+        f"{review.num_images} images. moves.csv beside this page lists what is shown here: fill in or empty its column "
+        "move_to, then `torchsnow relabel` moves these images to other class folders."
+    )
+    sections = _sections(review)
+    sizes = [min(len(items), MOST) for *_, items in sections]
+    pictures = _Pictures(sum(sizes) + min(sum(map(len, review.duplicates)), MOST), progress)
+    for title, about, items in sections:
+        page.heading(f"{title}: {len(items)}")
+        page.paragraph(about)
+        if len(items) > MOST:
+            page.paragraph(f"The first {MOST} are shown.")
+        page.gallery([pictures.thumbnail(image, text) for image, text in items[:MOST]])
+    _duplicates(page, review, pictures)
+    _classes(page, review)
+    return page
+
+
+def _sections(review: Review) -> list[tuple[str, str, list[tuple[Image, str]]]]:
+    """Title, explanation, and the images with a line on each."""
+    return [
+        (
+            "Likely mislabelled",
+            "Logistic regression on the source's features, fitted without the image and its near-duplicates, is as "
+            "sure of another class as it is of that class's own images (confident learning). Those of which the "
+            "task says the same come with a move in moves.csv: keep it where you agree.",
+            [
+                (suspect.image, f"labelled {suspect.image.label}, likelier {suspect.likelier}")
+                for suspect in review.mislabelled
+            ],
+        ),
+        (
+            "Confidently wrong",
+            "The task is surest where it contradicts the label. Images of the training split are rarely among them, "
+            "for the task has learned their labels.",
+            [(image, f"labelled {image.label}, taken for {_share(image)}") for image in review.wrong],
+        ),
+        (
+            "Most doubtful",
+            "The task can hardly tell its two likeliest classes apart. More images like these teach it most.",
+            [(image, f"labelled {image.label}, taken for {_share(image)}") for image in review.doubtful[:MOST]],
+        ),
+    ]
+
+
+def _duplicates(page: Page, review: Review, pictures: _Pictures) -> None:
+    across = sum(num_splits(group) > 1 for group in review.duplicates)
+    contradicting = sum(num_classes(group) > 1 for group in review.duplicates)
+    page.heading(f"Near-duplicates: {len(review.duplicates)} groups")
+    page.paragraph(
+        f"In several splits: {across}. Results on those say nothing of new images, so keep each group in one split. "
+        f"With several labels: {contradicting}. One of the labels is wrong there."
+    )
+    shown = 0
+    for number, group in enumerate(review.duplicates, 1):
+        shown += len(group)
+        if shown > MOST:
+            page.paragraph(f"{len(review.duplicates) - number + 1} further groups are in moves.csv.")
+            break
+        page.heading(f"Group {number}", 3)
+        page.gallery([pictures.thumbnail(image, image.label) for image in group])
+
+
+def _classes(page: Page, review: Review) -> None:
+    page.heading("Images by class")
+    if review.rare:
+        page.paragraph(f"Rare, so that their figures are mostly chance: {', '.join(review.rare[:_MOST_ROWS])}.")
+    splits = list(dict.fromkeys(split for counts in review.counts.values() for split in counts))
+    fewest_first = sorted(review.counts.items(), key=lambda item: sum(item[1].values()))
+    rows = [[label, *(counts.get(split, 0) for split in splits)] for label, counts in fewest_first[:_MOST_ROWS]]
+    page.table(["class", *splits], rows, "the rarest classes first")
+
+
+class _Pictures:
+    """Makes thumbnails, and tells how many of how many are done."""
+
+    def __init__(self, total: int, progress: Callable[[int, int], None]) -> None:
+        self._total, self._progress, self._done = total, progress, 0
+
+    def thumbnail(self, image: Image, title: str) -> Thumbnail:
+        self._done += 1
+        self._progress(min(self._done, self._total), self._total)
+        return Thumbnail(jpeg_of(read_image(image.file)), title, (image.path, f"split {image.split}"))
+
+
+def jpeg_of(picture: Pillow.Image) -> bytes:
+    """A picture as a small JPEG."""
+    content = io.BytesIO()
+    picture.thumbnail((_SIDE, _SIDE))
+    picture.save(content, "JPEG", quality=80)
+    return content.getvalue()
+
+
+def _share(image: Image) -> str:
+    return f"{image.taken_for} ({image.probability:.0%})"

@@ -1,0 +1,222 @@
+"""Tables as people export them: columns, delimiters, encodings, spellings of paths, groups."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from conftest import Folder
+from torchsnow.data import Columns, LoadedData, load_data, load_task_table, make_splits, split_table
+from torchsnow.errors import DataError
+
+
+@pytest.fixture
+def photos(image_folder: Folder) -> Path:
+    """The folder p of twelve pictures, of which those with even numbers are a, the others b."""
+    return image_folder({"p": 12}).parent / "pets"
+
+
+def rows(*columns: object, between: str = ",") -> str:
+    """Twelve rows of path, label and further cells: a function of the number, or a text."""
+    lines = []
+    for n in range(12):
+        further = [str(column(n)) if callable(column) else str(column) for column in columns]
+        lines.append(between.join([f"p/img{n}.png", "ab"[n % 2], *further]))
+    return "\n".join(lines) + "\n"
+
+
+def load(photos: Path, content: str | bytes, name: str = "t.csv", **how: object) -> LoadedData:
+    table = photos / name
+    table.write_bytes(content.encode() if isinstance(content, str) else content)
+    return load_data(table, **how)  # type: ignore[arg-type]
+
+
+def sizes(data: LoadedData) -> dict[str, int]:
+    return {name: len(examples) for name, examples in data.splits.items()}
+
+
+def three(n: int) -> str:
+    return ("train", "train", "val", "val", "test", "test")[n % 6]
+
+
+THREE = {"train": 4, "val": 4, "test": 4}
+
+
+@pytest.mark.parametrize("header", ["split", "Split", "SPLIT"])
+def test_a_split_in_any_case_is_used_without_a_word(photos: Path, header: str) -> None:
+    data = load(photos, f"Path,LABEL,{header}\n" + rows(three))
+    assert (sizes(data), data.notes) == (THREE, ())
+
+
+@pytest.mark.parametrize("header", ["set", "Subset", "partition", "phase", "usage", "anything"])
+def test_a_column_that_holds_splits_is_used_and_named(photos: Path, header: str) -> None:
+    data = load(photos, f"path,label,{header}\n" + rows(three))
+    assert sizes(data) == THREE
+    assert data.notes == (f"the column {header!r} of {photos / 't.csv'} is used as the split",)
+
+
+def test_words_for_splits_in_a_column(photos: Path) -> None:
+    words = ("Training", "TRAINING", "dev", "dev", "holdout", "holdout")
+    assert sizes(load(photos, "path,label,split\n" + rows(lambda n: words[n % 6]))) == THREE
+
+
+def test_a_likely_column_with_other_words_too_is_refused(photos: Path) -> None:
+    with pytest.raises(DataError, match=r"row 13: unknown split 'unused' in the column 'set'"):
+        load(photos, "path,label,set\n" + rows(lambda n: "unused" if n == 11 else three(n)))
+
+
+def test_two_columns_of_splits_are_a_question(photos: Path) -> None:
+    text = "path,label,set,usage\n" + rows(three, lambda n: "train" if n < 8 else "test")
+    with pytest.raises(DataError, match=r"several columns of splits \(set, usage\): say which one with --split-column"):
+        load(photos, text)
+    assert sizes(load(photos, text, columns=Columns(split="usage"))) == {"train": 8, "test": 4}
+
+
+def test_columns_that_are_not_used_are_named(photos: Path) -> None:
+    data = load(photos, "path,label,weight,patient\n" + rows(1.5, lambda n: n // 4))
+    unused, group = data.notes
+    assert unused == f"not used: the columns 'weight', 'patient' of {photos / 't.csv'}"
+    assert "--group-column patient" in group
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ("path,label,label", "has two columns 'label'"),
+        ("path,label,Label", "has the columns label, Label: say which one with --label-column"),
+        ("path,class,split", "--path-column and --label-column name other columns"),
+    ],
+)
+def test_headers_that_leave_a_question(photos: Path, header: str, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        load(photos, header + "\n" + rows("train"))
+
+
+def test_columns_by_wish(photos: Path) -> None:
+    text = "File,Class,Fold\n" + rows(three)
+    data = load(photos, text, columns=Columns("file", "class", "fold"))
+    assert (data.classes, sizes(data)) == (("a", "b"), THREE)
+    with pytest.raises(DataError, match="has no column 'name'; it has File, Class, Fold"):
+        load(photos, text, columns=Columns("name", "class"))
+
+
+@pytest.mark.parametrize("between", [",", ";", "\t", "|"])
+def test_delimiters(photos: Path, between: str) -> None:
+    text = between.join(["path", "label", "split"]) + "\n" + rows(three, between=between)
+    assert sizes(load(photos, text)) == THREE
+    assert sizes(load(photos, text, name="t.tsv")) == THREE
+    assert sizes(load(photos, f"sep={between}\n{text}")) == THREE
+    assert sizes(load(photos, text.replace("\n", "\r\n"))) == THREE
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_encodings(photos: Path, encoding: str) -> None:
+    text = "path,label\n" + rows().replace(",a", ",猫")
+    assert load(photos, text.encode(encoding)).classes == ("b", "猫")
+
+
+def test_another_encoding_is_explained(photos: Path) -> None:
+    with pytest.raises(DataError, match="save it as UTF-8"):
+        load(photos, ("path,label\n" + rows().replace(",a", ",café")).encode("cp1252"))
+
+
+def test_spellings_of_paths(photos: Path) -> None:
+    plain = load(photos, "path,label\n" + rows())
+    for text in (rows().replace("/", "\\"), rows().replace("p/", f"{photos}/p/"), rows().replace("p/", "./p/../p/")):
+        data = load(photos, "path,label\n" + text)
+        assert (data.fingerprint, data.splits) == (plain.fingerprint, plain.splits)
+
+
+def test_a_composed_path_means_a_decomposed_file(photos: Path) -> None:
+    (photos / "p" / "img0.png").rename(photos / "p" / unicodedata.normalize("NFD", "é.png"))
+    data = load(photos, "path,label\n" + rows().replace("img0.png", unicodedata.normalize("NFC", "é.png")))
+    assert len(data.examples) == 12
+
+
+def test_a_cell_too_many_is_not_dropped(photos: Path) -> None:
+    with pytest.raises(DataError, match=r"row 2 has more cells than the header; put what has a ',' in it into quotes"):
+        load(photos, "path,label\n" + rows("more"))
+
+
+def test_labels_that_look_alike_are_a_question(photos: Path) -> None:
+    with pytest.raises(DataError, match="which look like one class"):
+        load(
+            photos, "path,label\n" + rows().replace("img0.png,a", "img0.png,A a").replace("img2.png,a", "img2.png,a a")
+        )
+
+
+def test_rows_for_the_test_alone_are_enough_to_measure_on(photos: Path) -> None:
+    text = "path,label,split\n" + rows("test")
+    with pytest.raises(DataError, match="no images to train on"):
+        load(photos, text)
+    data = load(photos, text, for_training=False)
+    assert (data.classes, sizes(data)) == (("a", "b"), {"test": 12})
+
+
+def test_links_out_of_the_folder_by_wish(photos: Path, tmp_path: Path) -> None:
+    (photos / "p").rename(tmp_path / "elsewhere")
+    (photos / "p").symlink_to(tmp_path / "elsewhere")
+    text = "path,label\n" + rows()
+    with pytest.raises(DataError, match="leaves the folder"):
+        load(photos, text)
+    assert sizes(load(photos, text, follow_links=True)) == {"all": 12}
+
+
+def groups_of(data: LoadedData, part: tuple[object, ...]) -> set[str]:
+    return {data.groups[example.path] for example in part}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("how", [{}, {"columns": Columns(group="patient")}])
+def test_groups_stay_in_one_split(photos: Path, how: dict[str, Columns]) -> None:
+    header = "patient" if how else "group"
+    data = load(photos, f"path,label,{header}\n" + rows(lambda n: f"g{n // 2}"), **how)
+    assert data.notes == ()
+    drawn = set()
+    for seed in range(4):
+        splits = make_splits(data, seed=seed)
+        parts = [groups_of(data, part) for part in (splits.train, splits.val, splits.test)]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == 6
+        assert all(parts)
+        assert make_splits(data, seed=seed) == splits
+        drawn.add(frozenset(parts[2]))
+    assert len(drawn) > 1
+
+
+def test_validation_out_of_train_keeps_groups_too(photos: Path) -> None:
+    text = "path,label,group,split\n" + rows(lambda n: f"g{n // 2}", lambda n: "test" if n < 4 else "train")
+    data = load(photos, text)
+    splits = make_splits(data)
+    assert len(splits.test) == 4
+    assert not groups_of(data, splits.train) & groups_of(data, splits.val)
+
+
+def test_groups_in_several_splits_are_a_note(photos: Path) -> None:
+    data = load(photos, "path,label,group,split\n" + rows("one", three))
+    assert data.notes == ("images of 1 group are in several splits (one): accuracy is too good",)
+
+
+def test_too_few_groups_are_refused(photos: Path) -> None:
+    with pytest.raises(DataError, match="groups of t cannot be shared out"):
+        make_splits(load(photos, "path,label,group\n" + rows("one")))
+    with pytest.raises(DataError, match=r"no image of the class '.' is left to train on"):
+        make_splits(load(photos, "path,label,group\n" + rows(lambda n: "ab"[n % 2])))
+
+
+def test_a_table_of_tasks_has_the_same_columns(photos: Path) -> None:
+    table = photos / "t.csv"
+    table.write_text("Path;first;usage\n" + rows(three, between=";"))
+    tasks = load_task_table(table)
+    assert set(tasks.tasks) == {"first"}
+    assert tasks.notes == (f"the column 'usage' of {table} is used as the split",)
+
+
+def test_a_table_of_tasks_keeps_groups(photos: Path) -> None:
+    table = photos / "t.csv"
+    table.write_text("path,first,group\n" + rows(lambda n: f"g{n // 2}"))
+    loaded = load_task_table(table)
+    splits = split_table(loaded)["first"]
+    groups = [groups_of(loaded.tasks["first"], part) for part in (splits.train, splits.val, splits.test)]
+    assert sum(map(len, groups)) == 6
+    assert all(groups)
