@@ -161,3 +161,23 @@ def test_a_lock_is_waited_for(tmp_path: Path) -> None:
     with locked(path, 10, busy, TrainingError):
         pass
     thread.join()
+
+
+def test_a_lock_file_that_is_deleted_lets_nobody_in(tmp_path: Path) -> None:
+    path = tmp_path / LOCK_FILE
+    with locked(path, 0, busy, TrainingError):
+        path.unlink()
+        with pytest.raises(TrainingError, match="busy"), locked(path, 0, busy, TrainingError):
+            pass
+    with locked(path, 0, busy, TrainingError):
+        pass
+    with other_owner(tmp_path) as (process, _):
+        path.unlink()
+        assert not owns(lock_of(tmp_path))
+        process.kill()
+        process.wait(30)
+        assert owns(lock_of(tmp_path))
+
+
+def busy() -> TrainingError:
+    return TrainingError("busy")

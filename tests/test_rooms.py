@@ -14,8 +14,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the lowest room to the highest. "__init__" is the package's own, which only offers what the rooms contain.
 ORDER = [
-    *("errors", "shortage", "files", "lock", "source", "pooling", "delta", "model", "task_file", "hub", "compile"),
-    *("live", "data", "predictions", "train", "evaluation", "methods", "pages", "plots", "jobs", "jobs_shared"),
+    *("errors", "shortage", "csv_cells", "files", "yaml_file", "lock"),
+    *("source", "pooling", "delta", "model", "task_file", "hub", "compile", "live", "data"),
+    *("predictions", "train", "evaluation", "methods", "pages", "plots", "jobs", "jobs_shared"),
     *("classifier", "review", "serving", "visualize", "report", "experiments", "__init__", "cli", "__main__"),
 ]
 # Reading pictures needs to know how a source wants them, and nothing else of the network's side.

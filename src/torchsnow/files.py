@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torchsnow.csv_cells import plain_cell
 from torchsnow.errors import TorchsnowError
 
 TEMPORARY_SUFFIX = ".tmp"
@@ -89,9 +90,9 @@ def write_csv(
 
 
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:
-    """Rows as lines of a CSV file."""
+    """Rows as lines of a CSV file, whose texts no spreadsheet takes for formulas."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(map(plain_cell, row) for row in rows)
     return text.getvalue()
 
 

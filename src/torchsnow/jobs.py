@@ -195,6 +195,8 @@ def train_task(
     start_s = time.monotonic()
     refuse_wrong_hub(method, preset, hub_path, replace=replace)
     refuse_taken(name, hub_path, run, resume=resume, replace=replace)
+    if resume:
+        run.refuse_empty()
     hub = None if hub_path is None else Place(hub_path, source, replace=replace)
     with run.owned():
         is_drawn = resume and run.splits.exists()
@@ -203,7 +205,7 @@ def train_task(
         learner = make()
         if isinstance(learner.model, SnowModel):
             refuse_too_large(source, learner.model.delta.spec, splits.classes)
-        if auto and resume:
+        if auto and resume and run.args.exists():
             settings, chosen = as_started(settings, auto, run)
         else:
             settings, chosen = choose_settings(settings, auto, splits, make, source.input_config, say)

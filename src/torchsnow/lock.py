@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -24,7 +25,8 @@ _POLL_S = 0.02
 def locked(
     path: Path, timeout_s: float, busy: Callable[[], TorchsnowError], error: type[TorchsnowError]
 ) -> Iterator[None]:
-    """Hold a lock file, over processes and threads; it is made if missing, and stays.
+    """Hold a lock file, over processes and threads; it is made if missing, and stays. Its folder is locked as well,
+    where the file system can do that: a lock file that somebody deletes lets nobody else in.
 
     Raises what `busy` makes when somebody else holds it for more than `timeout_s`, and `error` when the disk refuses.
     """
@@ -35,9 +37,39 @@ def locked(
         except Timeout:  # an OSError too
             raise busy() from None
     try:
-        yield
+        with _locked_folder(path.parent, busy):
+            yield
     finally:
         lock.release()
+
+
+@contextmanager
+def _locked_folder(folder: Path, busy: Callable[[], TorchsnowError]) -> Iterator[None]:
+    """Whoever has the lock file has this at once, unless that was deleted, and another one made."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    _folders.add(descriptor)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise busy() from None
+        except OSError:  # of file systems that lock no folders
+            pass
+        yield
+    finally:
+        _folders.discard(descriptor)
+        os.close(descriptor)
+
+
+def _forget_folders() -> None:
+    """In a child: a lock belongs to all who have the file open, and what it guards is not the child's."""
+    for descriptor in _folders:
+        os.close(descriptor)
+    _folders.clear()
+
+
+_folders: set[int] = set()
+os.register_at_fork(after_in_child=_forget_folders)
 
 
 class FolderLock:

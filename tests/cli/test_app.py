@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shlex
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from command_line import torchsnow
+from command_line import refused, torchsnow
 from typer.main import get_command
 
 from torchsnow.cli import app
@@ -161,6 +162,20 @@ def test_typer_knows_every_verb() -> None:
     assert isinstance(app, typer.Typer)
     names = [*get_command(app).commands]  # type: ignore[attr-defined]
     assert set(names) == {verb.split()[0] for verb in VERBS if verb}
+
+
+def test_what_the_machine_lacks_and_files_that_are_too_deep_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error, words in (
+        (MemoryError(), "out of memory"),
+        (OSError(errno.ENOSPC, "no"), "no space left on device"),
+        (RecursionError(), "nested too deeply"),
+    ):
+
+        def fail(*given: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("torchsnow.hub.Hub.open", fail)
+        assert words in refused("hub", "list", "--hub", "x")
 
 
 def test_forced_colours_make_no_terminal_of_a_log(

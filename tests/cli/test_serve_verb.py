@@ -141,3 +141,18 @@ def test_predict_wants_a_hub_or_a_server(trained: Trained) -> None:
         assert "either the folder of a hub" in refused("predict", image, *words)
     assert "cannot be used" in refused("predict", image, "--server", "http://127.0.0.1:1")
     assert "is no address" in refused("predict", image, "--server", "127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--deadline-s", "inf"),
+        ("--deadline-s", "nan"),
+        ("--wait-ms", "inf"),
+        ("--drain-s", "1e9"),
+        ("--queue", "99999999999999999999"),
+        ("--batch-size", "1000000000"),
+    ],
+)
+def test_numbers_without_bounds_are_refused(trained: Trained, words: tuple[str, str]) -> None:
+    assert "expected" in refused("serve", "--hub", trained.hub, *words)

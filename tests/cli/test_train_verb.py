@@ -329,3 +329,11 @@ def test_contradictions_of_method_and_hub_are_one_sentence(words: list[str], mes
     assert re.search(message, outcome.err), outcome.err
     assert not Path("hub").exists()
     assert not Path("runs").exists()
+
+
+def test_resume_after_a_kill_before_the_run_had_its_settings_begins_it(photos: Path) -> None:
+    run = Path("runs") / "new"
+    run.mkdir(parents=True)
+    (run / ".lock").touch()
+    assert train(photos, *TINY, "--epochs", "1", "--resume").code == 0
+    assert Hub.open("hub").names() == ["new"]

@@ -13,6 +13,7 @@ from conftest import Expect
 from torchsnow.data import DATASETS, LoadedData, Splits, checking, load_data, make_splits, read_image
 from torchsnow.data.images import Examined
 from torchsnow.data.named import find_torchvision
+from torchsnow.data.prepared import data_folder
 from torchsnow.errors import DataError
 
 
@@ -317,3 +318,10 @@ def test_a_data_folder_that_cannot_be_written_to(
     originals.action40(data_folder / "action40")
     monkeypatch.setattr(checking, "write_atomically", refuse)
     assert counts(load_data("action40")) == TRAIN_TEST
+
+
+def test_a_user_without_a_home_is_told_where_data_may_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHSNOW_DATA", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(DataError, match="name a folder for data sets in TORCHSNOW_DATA"):
+        data_folder()

@@ -134,7 +134,8 @@ def test_the_client_and_the_command_line_name_it(hub: Hub, monkeypatch: pytest.M
         with pytest.raises(ServingError, match=r"the task 'bad' has no answer: .*not finite"):
             Client(server.url).predict([picture()])
         bad: list[tuple[Path, str]] = []
-        found = _from_server(server.url, None, [tmp_path / "x.png"], None, lambda *what: bad.append(what))
+        words = (server.url, None, [tmp_path / "x.png"], None, None, lambda *what: bad.append(what))
+        found = list(_from_server(*words, lambda done, total: None))
         assert [answer["task"] for answer in found] == ["a", "b", "c"]
         ((path, why),) = bad
         assert path == tmp_path / "x.png"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from running_server import form, picture
 
-from torchsnow.serving.bodies import _without_texts, read_asked, strict_json
+from torchsnow.serving.bodies import _without_texts, from_base64, read_asked, strict_json
 from torchsnow.serving.refusal import Refusal
 from torchsnow.serving.settings import ServeSettings
 
@@ -74,3 +76,107 @@ def test_brackets_in_a_text_are_no_depth() -> None:
     assert strict_json(b'{"a": "[[[[[[\\"[[[[\\\\"}', 1) == {"a": '[[[[[["[[[[\\'}
     with pytest.raises(Refusal, match="more than 2 levels deep"):
         strict_json(b'{"a\\\\": [[]]}', 2)
+
+
+CONTENT = bytes(range(256)) * 2 + b"\xfb\xff"
+PLAIN = base64.b64encode(CONTENT).decode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PLAIN,
+        PLAIN + "\n",
+        base64.encodebytes(CONTENT).decode(),
+        "\r\n".join(PLAIN[i : i + 64] for i in range(0, len(PLAIN), 64)),
+        f" {PLAIN}\t",
+        base64.urlsafe_b64encode(CONTENT).decode(),
+        base64.urlsafe_b64encode(CONTENT).decode().rstrip("="),
+        PLAIN.rstrip("="),
+        "data:image/png;base64," + PLAIN,
+        "DATA:image/png;name=x.png;BASE64,\n" + base64.urlsafe_b64encode(CONTENT).decode().rstrip("="),
+        "data:;base64," + PLAIN,
+    ],
+)
+def test_base64_of_all_kinds(text: str) -> None:
+    assert from_base64(text) == CONTENT
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "aGk=aGk=", "aGk*", "http://x/y.png", "data:image/png,aGk", "data:image/png;base64", "\ud800", "ä"]
+)
+def test_what_is_no_base64_is_refused(text: str) -> None:
+    with pytest.raises(Refusal, match=r"base64") as refused:
+        from_base64(text)
+    assert refused.value.status == 422
+
+
+IMAGE = picture()
+BODY, KIND = form([("image", IMAGE, "x.png"), ("task", b"a", None)])
+
+
+def with_head(head: str) -> bytes:
+    return f"--limit\r\n{head}\r\n\r\n".encode() + IMAGE + b"\r\n--limit--\r\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        (BODY, "x.png"),
+        (b"This is a message in several parts.\r\n" + BODY, "x.png"),
+        (b"\r\n" + BODY, "x.png"),
+        (BODY + b"This is behind it.\r\n--limit\r\nand more", "x.png"),
+        (BODY.rstrip(), "x.png"),
+        (with_head("Content-Disposition: form-data; name=image; filename=x.png"), "x.png"),
+        (
+            with_head("content-disposition: form-data; name=\"image\"; filename*=UTF-8''na%C3%AFve%20%2B.png"),
+            "naïve +.png",
+        ),
+        (with_head('content-disposition: form-data; name="image"; filename="a"; filename*=UTF-8\'\'b'), "a"),
+        (with_head('content-disposition: form-data; name="image"; filename="na\u00efve.png"'), "naïve.png"),
+        (with_head('content-disposition: form-data; name="image"'), None),
+        (
+            with_head('content-disposition: form-data; filename="x.png"; name="image"\r\ncontent-type: image/png'),
+            "x.png",
+        ),
+    ],
+)
+def test_forms_of_all_kinds(body: bytes, name: str | None) -> None:
+    asked = read_asked(body, KIND, ServeSettings())
+    assert asked.image_names == [name]
+    assert asked.images[0].content == IMAGE
+
+
+def test_a_part_in_base64_is_decoded() -> None:
+    head = 'content-disposition: form-data; name="image"; filename="x"\r\ncontent-transfer-encoding: base64'
+    body = with_head(head).replace(IMAGE, base64.encodebytes(IMAGE))
+    assert read_asked(body, KIND, ServeSettings()).images[0].content == IMAGE
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"--limit--",
+        BODY[:-12],
+        b"--limit",
+        BODY.replace(b'name="image"; ', b""),
+        b"x" * 1000,
+        b"--limit\r\n" * 500,
+    ],
+)
+def test_what_is_no_form_is_refused(body: bytes) -> None:
+    with pytest.raises(Refusal) as refused:
+        read_asked(body, KIND, ServeSettings())
+    assert refused.value.status == 400
+
+
+@pytest.mark.parametrize("kind", ["image/png", "image/jpeg", "IMAGE/WEBP; x=y", "application/octet-stream"])
+def test_a_picture_as_it_is(kind: str) -> None:
+    asked = read_asked(IMAGE, kind, ServeSettings(), [("task", "a"), ("task", "b"), ("explain", "true")])
+    assert (asked.images[0].content, asked.tasks, asked.explain) == (IMAGE, ["a", "b"], True)
+    assert read_asked(IMAGE, kind, ServeSettings()).tasks is None
+    for body, query in ((b"", []), (IMAGE, [("tasks", "a")]), (IMAGE, [("explain", "yes")])):
+        with pytest.raises(Refusal) as refused:
+            read_asked(body, kind, ServeSettings(), query)
+        assert refused.value.status == 400

@@ -24,7 +24,7 @@ def test_what_goes_wrong_is_one_sentence(sealed: Running, tmp_path: Path) -> Non
     client = Client(sealed.url, TOKEN)
     with pytest.raises(ServingError, match=r"no task of this name.*\(404\)"):
         client.predict([picture()], ["z"])
-    with pytest.raises(ServingError, match=r"no JPEG, PNG or WebP picture \(415\)"):
+    with pytest.raises(ServingError, match=r"no JPEG or PNG .* picture \(415\)"):
         client.predict([b"x"])
     with pytest.raises(ServingError, match=r"token.*\(401\)"):
         Client(sealed.url).tasks()

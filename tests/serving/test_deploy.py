@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ import typer
 import yaml
 
 from torchsnow.cli import app
+from torchsnow.serving.run import _server
+from torchsnow.serving.settings import ServeSettings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
@@ -40,6 +45,29 @@ def test_the_dockerfile_starts_a_server() -> None:
     program, *words = entrypoint()
     assert program == "torchsnow"
     assert parse(words)["hub"] == Path("/hub")
+
+
+def test_the_image_holds_no_data_set() -> None:
+    """That of the demo must not be used commercially."""
+    project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]
+    (wanted,) = re.findall(r"/build\[([a-z0-9,]+)\]", (DEPLOY / "Dockerfile").read_text())
+    extras, packages = wanted.split(","), list(project["dependencies"])
+    while extras:
+        for package in project["optional-dependencies"][extras.pop()]:
+            own = re.match(r"torchsnow\[([a-z0-9,]+)\]", package)
+            extras += own[1].split(",") if own else []
+            packages.append(package)
+    assert not any("elpv" in package or "dataset" in package for package in packages)
+    assert any("efficientnet-lite0" in package for package in packages)
+
+
+def test_releases_with_known_faults_are_left_out() -> None:
+    project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]
+    packages = [*project["dependencies"], *(p for extra in project["optional-dependencies"].values() for p in extra)]
+    bounds = dict(re.match(r"([\w.-]+)>=([\d.]+)$", p).groups() for p in packages if not p.startswith("torchsnow["))  # type: ignore[union-attr]
+    mended = {"h11": "0.16", "pillow": "12.2", "torch": "2.10", "onnx": "1.21", "python-multipart": "0.0.30"}
+    for name, version in {**mended, "scikit-learn": "1.5", "starlette": "1.0", "filelock": "3.20.3"}.items():
+        assert [*map(int, bounds[name].split("."))] >= [*map(int, version.split("."))], name
 
 
 def test_the_unit_starts_a_server() -> None:
@@ -124,3 +152,60 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     text = (DEPLOY / "torchsnow.service").read_text()
     (tmp_path / "torchsnow.service").write_text(text.replace("/opt/torchsnow/bin/torchsnow", sys.executable))
     assert "torchsnow.service" not in lint("systemd-analyze", "verify", tmp_path / "torchsnow.service")
+
+
+def test_nginx_takes_its_configuration(tmp_path: Path) -> None:
+    nginx, openssl = shutil.which("nginx") or os.environ.get("NGINX"), shutil.which("openssl")
+    if nginx is None or openssl is None:
+        pytest.skip("nginx or openssl is not installed")
+    words = [
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-subj",
+        "/CN=example.org",
+    ]
+    lint(openssl, *words, "-keyout", tmp_path / "example.org.key", "-out", tmp_path / "example.org.pem")
+    site = (DEPLOY / "nginx.conf").read_text().replace("/etc/ssl/", f"{tmp_path}/")
+    (tmp_path / "site.conf").write_text(site)
+    temporary = " ".join(
+        f"{kind}_temp_path {tmp_path};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    around = (
+        f"pid {tmp_path}/pid; error_log stderr; events {{}} http {{ access_log off; {temporary} include site.conf; }}"
+    )
+    (tmp_path / "nginx.conf").write_text(around)
+    assert "is successful" in lint(nginx, "-t", "-c", tmp_path / "nginx.conf")
+
+
+def test_caddy_takes_its_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    caddy = shutil.which("caddy") or os.environ.get("CADDY")
+    if caddy is None:
+        pytest.skip("caddy is not installed")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert "Valid configuration" in lint(caddy, "validate", "--adapter", "caddyfile", "--config", DEPLOY / "Caddyfile")
+
+
+@pytest.mark.parametrize("file", ["nginx.conf", "Caddyfile"])
+def test_a_proxy_fits_the_server(file: str) -> None:
+    text, settings = (DEPLOY / file).read_text(), ServeSettings()
+    (command,) = re.findall(r"# torchsnow (serve .*)", text)
+    given = parse(shlex.split(command))
+    assert given["proxy"] == ["127.0.0.1"]
+    assert f"127.0.0.1:{given['port']}" in text
+    (megabytes,) = re.findall(r"(?:client_max_body_size|max_size) (\d+)(?:m|MiB)", text)
+    assert int(megabytes) * 2**20 == settings.max_body_bytes
+    (seconds,) = re.findall(r"(?:proxy_read_timeout|response_header_timeout) (\d+)s", text)
+    assert int(seconds) > settings.deadline_s
+    (kept,) = re.findall(r"(?:keepalive_timeout|keepalive) (\d+)s", text)
+    assert int(kept) < idle_s()
+
+
+def idle_s() -> int:
+    """How long the server keeps an idle connection."""
+    return _server(lambda *given: None, ServeSettings(), None).config.timeout_keep_alive  # type: ignore[arg-type, return-value]

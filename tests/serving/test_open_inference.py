@@ -24,7 +24,10 @@ def infer(server: Running, images: list[bytes], path: str = "/v2/models/b/infer"
 
 def test_the_server_and_its_models_describe_themselves(steady: Running) -> None:
     about = steady.call("GET", "/v2").json
-    assert (about["name"], about["extensions"]) == ("torchsnow", ["binary_tensor_data", "model_repository"])
+    assert (about["name"], about["extensions"]) == (
+        "torchsnow",
+        ["binary_tensor_data", "classification", "model_repository"],
+    )
     for state in ("live", "ready"):
         assert steady.call("GET", f"/v2/health/{state}").json == {state: True}
     entry = steady.service.live.hub.infos()["b"]
@@ -191,3 +194,32 @@ def test_a_request_that_the_queue_has_no_room_for_is_refused_before_its_body_com
         gate.set()
         for thread in threads:
             thread.join()
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_an_output_can_be_the_likeliest_classes(steady: Running, binary: bool) -> None:
+    asked = {"name": "probabilities", "parameters": {"classification": 2, "binary_data": binary}}
+    data = [base64.b64encode(picture(seed)).decode() for seed in (1, 2)]
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [2], "data": data}
+    body = json.dumps({"inputs": [tensor], "outputs": [asked, {"name": "logits", "parameters": {"classification": 9}}]})
+    reply = steady.call("POST", "/v2/models/c/infer", body)
+    assert reply.status == 200, reply.body
+    end = int(reply.headers.get("inference-header-content-length", len(reply.body)))
+    first, second = json.loads(reply.body[:end])["outputs"]
+    assert (first["datatype"], first["shape"], second["shape"]) == ("BYTES", [2, 2], [2, 4])
+    if binary:
+        assert first["parameters"]["binary_data_size"] == len(reply.body) - end
+        return
+    answers = steady.predict([picture(1), picture(2)], ["c"]).json["images"]
+    for row, answer in enumerate(image["answers"][0] for image in answers):
+        for text, name in zip(first["data"][2 * row : 2 * row + 2], answer["ranking"], strict=False):
+            value, _, label = text.split(":")
+            assert (float(value), label) == (pytest.approx(answer["probabilities"][name], abs=1e-4), name)
+
+
+@pytest.mark.parametrize(("name", "count"), [("label", 1), ("logits", -1), ("logits", True), ("logits", "3")])
+def test_a_number_of_classes_is_one(steady: Running, name: str, count: object) -> None:
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["aGk="]}
+    outputs = [{"name": name, "parameters": {"classification": count}}]
+    reply = steady.call("POST", "/v2/models/c/infer", json.dumps({"inputs": [tensor], "outputs": outputs}))
+    assert reply.status == 400

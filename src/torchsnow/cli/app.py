@@ -29,6 +29,7 @@ from torchsnow.cli import (
 )
 from torchsnow.cli.output import note
 from torchsnow.errors import TorchsnowError
+from torchsnow.shortage import shortage
 
 
 class _Verbs(TyperGroup):
@@ -40,9 +41,21 @@ class _Verbs(TyperGroup):
         except TorchsnowError as error:
             note(f"torchsnow: {error}")
             raise typer.Exit(2) from error
+        except (MemoryError, OSError, RuntimeError) as error:
+            if (reason := _no_fault_of_ours(error)) is None:
+                raise
+            note(f"torchsnow: {reason}")
+            raise typer.Exit(2) from error
         except KeyboardInterrupt as stop:
             note(f"torchsnow: {str(stop) or 'interrupted'}")
             raise typer.Exit(130) from stop
+
+
+def _no_fault_of_ours(error: Exception) -> str | None:
+    if isinstance(error, RecursionError):
+        return "a file that was given is nested too deeply to be read"
+    lacking = shortage(error)
+    return None if lacking is None else f"this machine cannot do that now: {lacking}"
 
 
 app = typer.Typer(
@@ -61,7 +74,7 @@ app.command("predict")(predict.predict)
 app.command("review")(review.review)
 app.command("relabel")(relabel.relabel)
 app.command("suggest")(suggest.suggest)
-app.command("serve")(serve.serve)
+app.command("serve", context_settings={"auto_envvar_prefix": "TORCHSNOW_SERVE"})(serve.serve)
 app.command("compare")(compare.compare)
 app.command("lifelong")(lifelong.lifelong)
 app.command("bench")(bench.bench)

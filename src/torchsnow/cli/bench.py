@@ -37,7 +37,7 @@ def bench(
     ] = None,
     precision: Annotated[str | None, typer.Option(help="Training: of the source pass, 'fp32' or 'bf16'.")] = None,
     rounds: Annotated[int, typer.Option(help="Rounds that count; times are their medians.")] = 5,
-    device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
+    device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda' or 'cuda:1'.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")] = False,
 ) -> None:
     """Measure time and memory, side by side in one run.

@@ -45,7 +45,7 @@ def compare(
     lr_tries: Annotated[int | None, typer.Option(help="Learning rates tried for each method; 3 by default.")] = None,
     train_images: Annotated[int | None, typer.Option(help="Train on a subsample of so many images.")] = None,
     test_images: Annotated[int | None, typer.Option(help="Test on a subsample of so many images.")] = None,
-    device: Annotated[str | None, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = None,
+    device: Annotated[str | None, typer.Option(help="'auto', 'cpu', 'cuda' or 'cuda:1'.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells that failed once more.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")] = False,
 ) -> None:

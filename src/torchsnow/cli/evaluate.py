@@ -32,7 +32,7 @@ def evaluate(
     split_column: SplitColumn = "",
     follow_links: FollowLinks = False,
     csv: Annotated[Path | None, typer.Option(help="Also write a table with a row per image.")] = None,
-    device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
+    device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda' or 'cuda:1'.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")] = False,
 ) -> None:
     """Measure how good a task is: accuracy, classes, calibration.

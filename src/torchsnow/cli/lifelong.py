@@ -29,7 +29,7 @@ def lifelong(
     val_images: Annotated[int | None, typer.Option(help="Per task, choose epochs by a subsample of so many.")] = None,
     test_images: Annotated[int | None, typer.Option(help="Per task, test on a subsample of so many.")] = None,
     seed: Annotated[int, typer.Option(help="Of splits, first weights and the order of images.")] = 0,
-    device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
+    device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda' or 'cuda:1'.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")] = False,
 ) -> None:
     """Learn tasks one after another, and test all so far after each.

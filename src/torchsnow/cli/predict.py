@@ -35,7 +35,7 @@ def predict(
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write a table, a row per image and task.")] = None,
     jsonl: Annotated[Path | None, typer.Option(help="Write lines of JSON, one per image and task.")] = None,
-    device: Annotated[str, typer.Option(help="With a hub: 'auto', 'cpu' or 'cuda'.")] = "auto",
+    device: Annotated[str, typer.Option(help="With a hub: 'auto', 'cpu', 'cuda' or 'cuda:1'.")] = "auto",
     token_file: Annotated[
         Path | None, typer.Option(help=f"File with the server's token; or set {TOKEN_VARIABLE}.")
     ] = None,
@@ -132,7 +132,8 @@ def _from_server(
             on_bad(image, f"{image}: {error}")
             answers = []
         for answer in answers:
-            yield {"image": str(image), **answer, "probabilities": dict(islice(answer["probabilities"].items(), top))}
+            likeliest = dict(islice(answer["probabilities"].items(), top))
+            yield {"image": str(image), **answer, "ranking": list(likeliest), "probabilities": likeliest}
         progress(done, len(files))
 
 

@@ -24,7 +24,7 @@ def review(
         Path | None, typer.Option(help="splits.json of the run, to see duplicates across its splits.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the page and the table of moves.")] = Path("review"),
-    device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
+    device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda' or 'cuda:1'.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")] = False,
 ) -> None:
     """Show the images that are worth a look, on one page.

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from torchsnow.cli.config_file import take_config
+
 TOKEN_VARIABLE = "TORCHSNOW_TOKEN"
-_PACKAGES = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
+_PACKAGES = ("starlette", "uvicorn", "h11", "python_multipart", "prometheus_client")
 
 
 def serve(
     hub: Annotated[Path, typer.Option(help="Folder of the hub.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML file with options by name, as 'batch-size: 8'.", callback=take_config, is_eager=True),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 is any free one.")] = 8000,
     token_file: Annotated[
@@ -23,6 +30,12 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option(help="Name under which admin routes may be called; may be repeated.")
     ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Site whose pages may ask, as https://example.org, or '*' (CORS); may be repeated."),
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate with its chain, in PEM; for HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's key, in PEM.")] = None,
     proxy: Annotated[
         list[str] | None,
         typer.Option(help="Address or network of a proxy, which says who calls (X-Forwarded-For); may be repeated."),
@@ -34,13 +47,21 @@ def serve(
     drain_s: Annotated[
         float, typer.Option(help="From SIGTERM until no more connections are taken, while readiness is false.")
     ] = 1.0,
-    device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
+    format: Annotated[
+        list[str] | None, typer.Option(help="Format that pictures may be in, as JPEG; may be repeated. By default all.")
+    ] = None,
+    max_megapixels: Annotated[float, typer.Option(help="Of one picture; larger ones are refused.")] = 50.0,
+    device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda' or 'cuda:1'.")] = "auto",
 ) -> None:
     """Answer over HTTP for all tasks of a hub, and follow its folder.
 
     Tasks that are trained, replaced or removed meanwhile answer, or no longer
     do, within seconds. Logs go to stderr, one JSON object a line. SIGTERM lets
     what was accepted finish.
+
+    Every option may be in a file (--config), or in the environment, as
+    TORCHSNOW_SERVE_BATCH_SIZE; what the command line says counts first, then
+    the environment.
 
     Example: torchsnow serve --hub my-hub --port 8000
     """
@@ -59,8 +80,13 @@ def serve(
         queue_size=queue,
         deadline_s=deadline_s,
         drain_s=drain_s,
+        formats=tuple(name.upper() for name in format) if format else ServeSettings.formats,
+        max_pixels=round(1e6 * max_megapixels) if isfinite(max_megapixels) else 0,
         token=read_token(token_file),
         proxies=tuple(proxy or ()),
+        origins=tuple(origin.lower().rstrip("/") for origin in allow_origin or ()),
+        tls_cert=tls_cert,
+        tls_key=tls_key,
         hosts=(*ServeSettings.hosts, *(name.lower() for name in (_in_header(host), *(allow_host or ())))),
     )
     on_device, opened = torch_device(device), Hub.open(hub)

@@ -16,7 +16,7 @@ def suggest(
     task: Annotated[list[str] | None, typer.Option(help="Name of a task; may be repeated; all by default.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Images for each task.")] = 20,
     csv: Annotated[Path | None, typer.Option(help="Write a table, a row per image and task.")] = None,
-    device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
+    device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda' or 'cuda:1'.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")] = False,
 ) -> None:
     """Name the unlabelled images that the tasks of a hub would learn most from.

@@ -87,7 +87,7 @@ def train(
     ] = None,
     amp: Annotated[bool, typer.Option("--amp", help="bfloat16 autocast of the trained part, on CUDA.")] = False,
     seed: Annotated[int, typer.Option(help="Of the split, the first weights and the order of images.")] = 0,
-    device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
+    device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda' or 'cuda:1'.")] = "auto",
     num_workers: Annotated[int, typer.Option(help="Processes that load images beside the main one.")] = 0,
     store_mb: Annotated[int, typer.Option(help="Most MB of stored features; 0 computes them in every epoch.")] = 16_000,
     path_column: PathColumn = "",

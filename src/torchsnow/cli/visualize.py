@@ -18,7 +18,7 @@ def visualize(
     image: Annotated[Path | None, typer.Option(help="An image file to follow through the tasks.")] = None,
     run: Annotated[Path | None, typer.Option(help="Run folder of a task, to show how its choice settled.")] = None,
     channels: Annotated[int, typer.Option(help="Channels of a task that are shown with images.")] = 6,
-    device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
+    device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda' or 'cuda:1'.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")] = False,
 ) -> None:
     """Show what tasks subscribe to: pictures, a page, and the numbers.

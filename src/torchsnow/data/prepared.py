@@ -36,8 +36,14 @@ class Picture:
 
 
 def data_folder() -> Path:
-    """Where data sets with a name lie: the environment variable TORCHSNOW_DATA, or ~/.cache/torchsnow/data."""
-    return Path(os.path.expanduser(os.environ.get(DATA_VARIABLE) or DEFAULT_FOLDER)).absolute()
+    """Where data sets with a name lie: the environment variable TORCHSNOW_DATA, or ~/.cache/torchsnow/data.
+
+    Raises DataError for a user without a home, or another one that there is not.
+    """
+    folder = os.path.expanduser(os.environ.get(DATA_VARIABLE) or DEFAULT_FOLDER)
+    if folder.startswith("~"):
+        raise DataError(f"{folder} is in no home of this machine; name a folder for data sets in {DATA_VARIABLE}")
+    return Path(folder).absolute()
 
 
 def list_given(folder: Path) -> Listing | None:

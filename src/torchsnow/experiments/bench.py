@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from torchsnow.csv_cells import plain_row
 from torchsnow.errors import ExperimentError
 from torchsnow.experiments.measuring import Progress, silent
 from torchsnow.experiments.throughput import KINDS, Serving, multiply_adds, throughput
@@ -173,7 +174,7 @@ def _csv(training: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]
     writer.writeheader()
     for row in training:
         names = {"part": "training", "name": row["method"], "tasks": 1}
-        writer.writerow({**row, **names, "seconds": row["step_s"], "memory_bytes": row["peak_bytes"]})
+        writer.writerow(plain_row({**row, **names, "seconds": row["step_s"], "memory_bytes": row["peak_bytes"]}))
     for row in rows:
-        writer.writerow({**row, "part": "inference", "name": row["kind"], "seconds": row["pass_s"]})
+        writer.writerow(plain_row({**row, "part": "inference", "name": row["kind"], "seconds": row["pass_s"]}))
     return text.getvalue()

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import yaml
 
+from torchsnow.csv_cells import plain_cell
 from torchsnow.data import ImageSet, LoadedData
 from torchsnow.delta.cost import source_cost
 from torchsnow.errors import ExperimentError
@@ -43,6 +44,7 @@ from torchsnow.source import Source, load_source
 from torchsnow.train import RunFolder
 from torchsnow.train.batches import plain_images
 from torchsnow.train.evaluate import measure, predict
+from torchsnow.yaml_file import read_yaml
 
 Report = Callable[[str, int, int], None]
 """Called before a piece of work with its name, how many are done, and how many there are."""
@@ -266,16 +268,16 @@ def matrix_csv(tasks: Sequence[Mapping[str, Any]], matrix: Sequence[Sequence[flo
     names = [task["name"] for task in tasks]
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["after", *names])
+    writer.writerow(["after", *map(plain_cell, names)])
     for name, row in zip(names, matrix, strict=True):
-        writer.writerow([name, *row, *[""] * (len(names) - len(row))])
+        writer.writerow([plain_cell(name), *row, *[""] * (len(names) - len(row))])
     return text.getvalue()
 
 
 def _read_settings(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        content = read_yaml(file, ExperimentError)
+    except ExperimentError as error:
         raise ExperimentError(f"{file} is damaged: choose another folder") from error
     if not isinstance(content, dict):
         raise ExperimentError(f"{file} does not hold settings of a lifelong evaluation; choose another folder")

@@ -8,12 +8,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from torchsnow.errors import ExperimentError
-from torchsnow.files import clear_os_errors
 from torchsnow.methods import METHODS, PRESETS, split_name
 from torchsnow.train import TrainSettings
+from torchsnow.yaml_file import read_yaml
 
 OF_DATA = ("train_images", "train_share", "shots")  # factors that choose training images; others are of the delta
 _LISTS = ("sources", "data", "methods", "seeds")
@@ -173,12 +171,7 @@ class Experiment:
     @classmethod
     def load(cls, path: Path) -> Experiment:
         """Read a YAML file. Raises ExperimentError when it is none, or not of an experiment."""
-        with clear_os_errors("read the experiment", path, ExperimentError):
-            text = path.read_bytes()
-        try:
-            values = yaml.safe_load(text)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ExperimentError(f"{path} is not a YAML file: {error}") from error
+        values = read_yaml(path, ExperimentError, "the experiment")
         if not isinstance(values, dict):
             raise ExperimentError(f"{path} does not describe an experiment: expected names and values")
         return cls.from_dict({"name": path.stem, **values})

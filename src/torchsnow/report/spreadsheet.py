@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torchsnow.csv_cells import plain_row
 from torchsnow.errors import ExperimentError
 from torchsnow.files import write_atomically
 from torchsnow.report.results import Cell, Results
@@ -30,7 +31,7 @@ def write_csv(results: Results, path: Path) -> None:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, [*_PLACE, *variants, *scores, *_PLAIN], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(map(plain_row, rows))
     write_atomically(path, text.getvalue(), ExperimentError)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torchsnow.csv_cells import given_cell
 from torchsnow.data.folders import list_folder
 from torchsnow.data.listing import Entry, Listing
 from torchsnow.data.names import ALL, first_few
@@ -69,8 +70,9 @@ def plan_moves(root: Path, table: Path) -> list[Move]:
     if "move_to" not in parsed.header:
         raise DataError(f"{table} has no column move_to; its header is {','.join(parsed.header)}")
     wanted: dict[str, str] = {}
-    for number, row in parsed.rows:
-        move_to = (row["move_to"] or "").strip()
+    for number, cells in parsed.rows:
+        row = {name: given_cell(cell or "") for name, cell in cells.items()}
+        move_to = row["move_to"].strip()
         if move_to:
             _check_row(row, f"{table}, row {number}", listing, entries)
             if wanted.setdefault(row["path"], move_to) != move_to:

@@ -48,6 +48,11 @@ class TaskAnswer:
         order: list[int] = self.logits.argsort(descending=True, stable=True).tolist()
         return order
 
+    @property
+    def label(self) -> str:
+        """The likeliest class."""
+        return self.task.classes[self.order()[0]]
+
 
 @dataclass(frozen=True)
 class TaskFailure:

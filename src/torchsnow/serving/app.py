@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -16,12 +17,12 @@ from starlette.types import ASGIApp
 
 from torchsnow.serving import admin, open_inference
 from torchsnow.serving.bodies import Asked, read_asked
-from torchsnow.serving.guard import Guard
+from torchsnow.serving.guard import REQUEST_ID, Guard
 from torchsnow.serving.openapi import api_page, describe
 from torchsnow.serving.page import page
 from torchsnow.serving.refusal import ClientGone, Refusal
 from torchsnow.serving.replies import as_json, on_client_gone, on_fault, on_http_error, on_refusal
-from torchsnow.serving.service import Service, predictions
+from torchsnow.serving.service import DEADLINE_HEADER, Service, predictions
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -48,7 +49,20 @@ def make_app(service: Service) -> ASGIApp:
         },
     )
     app.router.redirect_slashes = False
-    return Guard(app, service.settings, service.metrics)
+    guarded = Guard(app, service.settings, service.metrics)
+    return _for_pages(guarded, service.settings.origins) if service.settings.origins else guarded
+
+
+def _for_pages(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Lets pages of these sites ask; what admin routes allow, they decide themselves. A page's question whether it may
+    (preflight) has no token."""
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["authorization", DEADLINE_HEADER, REQUEST_ID],
+        expose_headers=["retry-after", REQUEST_ID],
+    )
 
 
 def _routes(service: Service) -> list[Route]:
@@ -58,7 +72,7 @@ def _routes(service: Service) -> list[Route]:
         kind = request.headers.get("content-type", "")
 
         def read(content: bytes) -> Asked:
-            return read_asked(content, kind, service.settings)
+            return read_asked(content, kind, service.settings, request.query_params.multi_items())
 
         return await service.answer(request, read, predictions, service.live.now.entries.keys())
 

@@ -7,16 +7,17 @@ import base64
 import binascii
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import File, FormParser, parse_options_header
+from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
+from torchsnow.data.formats import format_of
 from torchsnow.serving.callers import caller
+from torchsnow.serving.forms import read_form
 from torchsnow.serving.pictures import Picture, picture
 from torchsnow.serving.refusal import ClientGone, Refusal
 from torchsnow.serving.settings import ServeSettings
@@ -25,6 +26,7 @@ from torchsnow.task_file.json_shape import check_shape, parse_json
 _MAX_QUOTES = 20_000  # of the texts in a JSON body: two for each
 _MAX_STRUCTURE_BYTES = 64 * 2**10  # of a JSON body without its texts
 _MAX_FIELD_BYTES = 256
+_TO_BASE64 = str.maketrans("-_", "+/", " \t\r\n")
 _STOP_S = 1.0  # for a body to arrive, when the server ends
 _GRACE_S = 5.0  # for a body to come more slowly than it must
 
@@ -184,9 +186,11 @@ def _too_large(max_bytes: int) -> Refusal:
     return Refusal(413, "too_large", f"more than the {max_bytes} bytes that a request may have")
 
 
-def read_asked(content: bytes, content_type: str, settings: ServeSettings) -> Asked:
-    """What a body asks for: a form with files `image` and fields `task` and `explain`, or JSON {"images": [base64],
-    "tasks": [...], "explain": true}.
+def read_asked(
+    content: bytes, content_type: str, settings: ServeSettings, query: Sequence[tuple[str, str]] = ()
+) -> Asked:
+    """What a body asks for: a form with files `image` and fields `task` and `explain`; JSON {"images": [base64],
+    "tasks": [...], "explain": true}; or one picture as it is, with the tasks in `query`.
 
     Raises Refusal: 415 for another content type, 400 for a body that is not what it says, 413 for too many images.
     """
@@ -195,8 +199,10 @@ def read_asked(content: bytes, content_type: str, settings: ServeSettings) -> As
         asked = _form(content, options.get(b"boundary", b""), settings)
     elif kind == b"application/json":
         asked = _json(content, settings)
+    elif kind.startswith(b"image/") or kind == b"application/octet-stream":
+        asked = _raw(content, query)
     else:
-        raise Refusal(415, "content_type", "send multipart/form-data or application/json")
+        raise Refusal(415, "content_type", "send multipart/form-data, application/json, or a picture as image/jpeg")
     if not asked.images:
         raise Refusal(400, "no_image", "there is no image in the request; send at least one, named 'image'")
     refuse_many(len(asked.images), settings)
@@ -239,9 +245,18 @@ def _without_texts(content: bytes) -> bytes:
 
 
 def from_base64(text: str) -> bytes:
-    """Raises Refusal (422) for a text that is not base64; nothing is ever fetched from an address."""
+    """The bytes that a text stands for: base64 with either alphabet, with or without padding, in lines or in one, and
+    behind "data:image/png;base64," or not.
+
+    Raises Refusal (422) for anything else; nothing is ever fetched from an address.
+    """
+    if text[:5].lower() == "data:":
+        head, comma, text = text.partition(",")
+        if not comma or not head.lower().rstrip().endswith(";base64"):
+            raise Refusal(422, "bad_base64", "an image is a data: address without ';base64,'")
+    bare = text.translate(_TO_BASE64).rstrip("=")
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise Refusal(422, "bad_base64", "an image is not base64; addresses of images are not fetched") from error
 
@@ -261,41 +276,35 @@ _SHAPE = {"images": [str], "tasks": (None, [str]), "explain": bool}
 _UNSAID = {"tasks": None, "explain": False}
 
 
+def _raw(content: bytes, query: Sequence[tuple[str, str]]) -> Asked:
+    fields = dict(query)
+    if not fields.keys() <= {"task", "explain"} or fields.get("explain", "true") not in ("true", "false"):
+        raise Refusal(400, "bad_request", "the address may have '?task=NAME', several times, and 'explain=true'")
+    tasks = [value for name, value in query if name == "task"]
+    return Asked([picture(content, None, 0)] if content else [], [None], tasks or None, fields.get("explain") == "true")
+
+
 def _form(content: bytes, boundary: bytes, settings: ServeSettings) -> Asked:
     images: list[Picture] = []
     image_names: list[str | None] = []
     tasks: list[str] = []
     explain = False
-
-    def on_file(file: File) -> None:
-        if file.field_name != b"image":
-            raise Refusal(400, "bad_request", "an unknown file; pictures are named 'image'")
-        refuse_many(len(images) + 1, settings)
-        file.file_object.seek(0)
-        name = (file.file_name or b"").decode("utf-8", "replace") or None
-        images.append(picture(file.file_object.read(), name, len(images)))
-        image_names.append(name)
-
-    def on_field(given: Any) -> None:
-        nonlocal explain
-        if given.field_name == b"image":
+    for part in read_form(content, boundary, settings.max_images + settings.max_tasks + 1):
+        is_file = part.file_name is not None
+        if part.name == "image" and (is_file or format_of(part.content) is not None):
+            images.append(picture(part.content, part.file_name, len(images)))
+            image_names.append(part.file_name or None)
+        elif part.name == "image":
             raise Refusal(400, "bad_request", "'image' is a file: with curl, -F image=@photo.jpg")
-        if given.field_name == b"explain" and given.value in (b"true", b"false"):
-            explain = given.value == b"true"
-            return
-        if given.field_name != b"task" or len(given.value or b"") > _MAX_FIELD_BYTES:
+        elif is_file:
+            raise Refusal(400, "bad_request", "an unknown file; pictures are named 'image'")
+        elif part.name == "task" and len(part.content) <= _MAX_FIELD_BYTES:
+            tasks.append(part.content.decode("utf-8", "replace"))
+        elif part.name == "explain" and part.content in (b"true", b"false"):
+            explain = part.content == b"true"
+        else:
             raise Refusal(400, "bad_request", "the fields of the form are 'image', 'task' and 'explain', true or false")
-        if len(tasks) >= settings.max_tasks:
-            raise Refusal(413, "too_many_parts", f"more than {settings.max_tasks} tasks")
-        tasks.append((given.value or b"").decode("utf-8", "replace"))
-
-    config: Any = {"MAX_MEMORY_FILE_SIZE": settings.max_body_bytes + 1}  # never to a disk
-    try:
-        parser = FormParser("multipart/form-data", on_field, on_file, boundary=boundary, config=config)
-        parser.write(content)
-        parser.finalize()
-    except FormParserError as error:
-        raise Refusal(400, "bad_form", "the body is not a valid multipart form") from error
-    if not content.rstrip().endswith(b"--" + boundary + b"--"):
-        raise Refusal(400, "bad_form", "the form is cut off before its end")
+    refuse_many(len(images), settings)
+    if len(tasks) > settings.max_tasks:
+        raise Refusal(413, "too_many_parts", f"more than {settings.max_tasks} tasks")
     return Asked(images, image_names, tasks or None, explain)

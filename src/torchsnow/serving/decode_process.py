@@ -45,7 +45,7 @@ def _answer(given: dict[str, Any], content: bytes, replies: BinaryIO) -> None:
     refused: Refusal | None = None
     try:
         cuts = [Cut(*numbers) for numbers in given["cuts"]]
-        pixels = decode(Picture(content, given["called"]), cuts, given["max_pixels"])
+        pixels = decode(Picture(content, given["called"]), cuts, given["max_pixels"], given["formats"])
     except Refusal as error:
         refused = error
     except Exception as error:

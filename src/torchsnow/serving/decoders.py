@@ -84,7 +84,7 @@ class Decoders:
     ) -> asyncio.Future[Decoded]:
         """A picture in these framings, or in none if it was given up before its turn came.
 
-        Its error is a Refusal: 415 for anything but JPEG, PNG and WebP, 422 for a picture that cannot be used, whose
+        Its error is a Refusal: 415 for a format that is not taken, 422 for a picture that cannot be used, whose
         decoding takes too long, or makes the process end.
         """
         job = _Job(picture, framings, given_up, asyncio.get_running_loop().create_future())
@@ -160,6 +160,7 @@ class Decoders:
             "bytes": len(content),
             "cuts": [cut_of(self._config, framing) for framing in job.framings],
             "max_pixels": self._settings.max_pixels,
+            "formats": self._settings.formats,
             "seconds": math.ceil(self._timeout_s) + 1,
         }
         requests, replies = process.stdin, _replies(process)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import re
 import secrets
 import time
 from urllib.parse import urlsplit
@@ -15,16 +16,12 @@ from torchsnow.serving.logs import log, log_fault
 from torchsnow.serving.metrics import Metrics
 from torchsnow.serving.open_inference import LIVE_PATHS, READY_PATHS
 from torchsnow.serving.refusal import Refusal
-from torchsnow.serving.replies import as_error
+from torchsnow.serving.replies import HEADERS, as_error
 from torchsnow.serving.settings import ServeSettings
 
+REQUEST_ID = "x-request-id"
 OPEN_PATHS = frozenset({"/", *LIVE_PATHS, *READY_PATHS})
 """What answers without the token: the page, which holds nothing, and what an orchestrator asks."""
-_HEADERS = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cache-control", b"no-store"),
-)
 
 
 class Guard:
@@ -37,13 +34,13 @@ class Guard:
         """One request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        start_s, request_id, status = time.monotonic(), secrets.token_hex(8), 0
+        start_s, request_id, status = time.monotonic(), _request_id(scope), 0
 
         async def noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), *_HEADERS, (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message.get("headers", []), *HEADERS, (REQUEST_ID.encode(), request_id.encode())]
             await send(message)
 
         scope.setdefault("state", {})
@@ -91,6 +88,12 @@ class Guard:
             seconds=round(seconds, 4),
             tasks=scope["state"].get("tasks"),
         )
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's or a proxy's, if it can stand in a log and be searched for, or else a new one."""
+    given = Headers(scope=scope).get(REQUEST_ID, "")
+    return given if re.fullmatch(r"[A-Za-z0-9_.:=+/-]{1,128}", given) else secrets.token_hex(8)
 
 
 def _name(host: str) -> str:

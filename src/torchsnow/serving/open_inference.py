@@ -1,7 +1,8 @@
 """The Open Inference Protocol V2: a task is a model, its input pictures, its outputs what it says of them.
 
 The input `image` is of type BYTES: encoded pictures, raw in the binary extension, base64 in JSON. The outputs are
-`probabilities` and `logits` (FP32, one row per picture) and `label` (BYTES).
+`probabilities` and `logits` (FP32, one row per picture) and `label` (BYTES). With the parameter `classification`, an
+output has the likeliest classes as texts.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torchsnow.serving.replies import as_json
 from torchsnow.serving.service import Service, named
 
 HEADER_LENGTH = "inference-header-content-length"
-LIVE_PATHS, READY_PATHS = ("/v2/health/live",), ("/v2/health/ready",)
+LIVE_PATHS, READY_PATHS = ("/v2/health/live",), ("/v2/health/ready", "/health")
 _OUTPUTS = {"probabilities": "FP32", "logits": "FP32", "label": "BYTES"}
 
 
@@ -34,7 +35,7 @@ def routes(service: Service) -> list[Route]:
     """The addresses under /v2."""
 
     async def server(request: Request) -> Response:
-        extensions = ["binary_tensor_data", "model_repository"]
+        extensions = ["binary_tensor_data", "classification", "model_repository"]
         return as_json({"name": "torchsnow", "version": version("torchsnow"), "extensions": extensions})
 
     async def live(request: Request) -> Response:
@@ -127,7 +128,8 @@ def _wants_ready(content: bytes, max_depth: int) -> bool:
 
 @dataclass(frozen=True)
 class Inference:
-    """A request to one model: pictures, the outputs that are wanted, and those of them that go out as bytes.
+    """A request to one model: pictures, the outputs that are wanted, those of them that go out as bytes, and of how
+    many classes, the likeliest first, an output tells instead of its numbers; 0 for the numbers.
 
     `version` is the only one that may answer, if it is given.
     """
@@ -135,7 +137,7 @@ class Inference:
     images: list[Picture]
     tasks: list[str]
     version: str | None
-    outputs: list[str]
+    outputs: dict[str, int]
     binary: frozenset[str]
     id: str | None
     explain: ClassVar[bool] = False  # the protocol has no word for it
@@ -193,16 +195,21 @@ def _split(content: bytes) -> Iterable[bytes]:
         yield content[start - length : start]
 
 
-def _wanted(values: Any) -> tuple[list[str], frozenset[str]]:
+def _wanted(values: Any) -> tuple[dict[str, int], frozenset[str]]:
     all_binary = values.get("parameters", {}).get("binary_data_output", False) is True
     wanted = values.get("outputs") or [{"name": name} for name in _OUTPUTS]
     names = [output["name"] for output in wanted]
     if len(set(names)) != len(names) or not set(names) <= set(_OUTPUTS):
         raise Refusal(400, "bad_request", f"the outputs are {', '.join(_OUTPUTS)}")
-    binary = {
-        output["name"] for output in wanted if output.get("parameters", {}).get("binary_data", all_binary) is True
-    }
-    return names, frozenset(binary)
+    counts, binary = {}, set()
+    for output in wanted:
+        parameters, name = output.get("parameters", {}), output["name"]
+        counts[name] = parameters.get("classification", 0)
+        if type(counts[name]) is not int or counts[name] < 0 or (counts[name] and _OUTPUTS[name] != "FP32"):
+            raise Refusal(400, "bad_request", "'classification' is a number of classes, for probabilities or logits")
+        if parameters.get("binary_data", all_binary) is True:
+            binary.add(name)
+    return counts, frozenset(binary)
 
 
 def _reply(asked: Inference, answers: Sequence[Answers], seconds: float) -> Response:
@@ -211,8 +218,8 @@ def _reply(asked: Inference, answers: Sequence[Answers], seconds: float) -> Resp
     if asked.version not in (None, task.sha256[:12], task.sha256):
         raise Refusal(404, "unknown_version", "this version was just replaced, or is not loaded yet")
     tail, outputs = b"", []
-    for name in asked.outputs:
-        output, content = _output(name, rows, name in asked.binary)
+    for name, num_classes in asked.outputs.items():
+        output, content = _output(name, num_classes, rows, name in asked.binary)
         outputs.append(output)
         tail += content
     body: dict[str, Any] = {"model_name": task.name, "model_version": task.sha256[:12], "outputs": outputs}
@@ -225,13 +232,14 @@ def _reply(asked: Inference, answers: Sequence[Answers], seconds: float) -> Resp
     return Response(head + tail, headers={HEADER_LENGTH: str(len(head))}, media_type="application/octet-stream")
 
 
-def _output(name: str, rows: Sequence[TaskAnswer], binary: bool) -> tuple[dict[str, Any], bytes]:
-    if name == "label":
-        labels = [row.task.classes[row.order()[0]] for row in rows]
-        encoded = [label.encode("utf-8", "replace") for label in labels]
-        raw = b"".join(struct.pack("<I", len(label)) + label for label in encoded)
-        output: dict[str, Any] = {"name": name, "datatype": "BYTES", "shape": [len(rows)]}
-        data: list[Any] = labels
+def _output(name: str, num_classes: int, rows: Sequence[TaskAnswer], binary: bool) -> tuple[dict[str, Any], bytes]:
+    if name == "label" or num_classes:
+        texts = [_classified(row, name, num_classes) if num_classes else [row.label] for row in rows]
+        data: list[Any] = [text for own in texts for text in own]
+        encoded = [text.encode("utf-8", "replace") for text in data]
+        raw = b"".join(struct.pack("<I", len(text)) + text for text in encoded)
+        shape = [len(rows), len(texts[0])] if num_classes else [len(rows)]
+        output: dict[str, Any] = {"name": name, "datatype": "BYTES", "shape": shape}
     else:
         values = np.stack([getattr(row, name).numpy() for row in rows]).astype("<f4")
         raw, data = values.tobytes(), values.ravel().tolist()
@@ -239,3 +247,9 @@ def _output(name: str, rows: Sequence[TaskAnswer], binary: bool) -> tuple[dict[s
     if binary:
         return {**output, "parameters": {"binary_data_size": len(raw)}}, raw
     return {**output, "data": data}, b""
+
+
+def _classified(row: TaskAnswer, name: str, num_classes: int) -> list[str]:
+    """The likeliest classes in the words of the classification extension: value:number:label."""
+    values = getattr(row, name)
+    return [f"{float(values[i]):f}:{i}:{row.task.classes[i]}" for i in row.order()[:num_classes]]

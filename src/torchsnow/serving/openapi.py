@@ -29,6 +29,10 @@ _ERRORS = {
 _NAME = {"name": "name", "in": "path", "required": True, "schema": _TEXT, "description": "Name of a task"}
 _VERSION = {"name": "version", "in": "path", "required": True, "schema": _TEXT, "description": "Its version"}
 _EXPLAIN = "Whether the answers have a `lead`: what the likeliest class owes to which tap; takes one more source pass"
+_OF_RAW = [
+    {"name": name, "in": "query", "schema": schema, "description": "Where the body is a picture"}
+    for name, schema in (("task", {"type": "array", "items": _TEXT}), ("explain", _FLAG))
+]
 _DEADLINE = {
     "name": "x-deadline-s",
     "in": "header",
@@ -91,10 +95,14 @@ def _own_paths(settings: ServeSettings) -> dict[str, Any]:
         "/predict": {
             "post": {
                 "summary": "What tasks say of pictures; all tasks unless some are named",
-                "parameters": [_DEADLINE],
+                "parameters": [_DEADLINE, *_OF_RAW],
                 "requestBody": {
                     "required": True,
-                    "content": {"multipart/form-data": {"schema": form}, "application/json": {"schema": body}},
+                    "content": {
+                        "multipart/form-data": {"schema": form},
+                        "application/json": {"schema": body},
+                        "image/*": {"schema": picture},
+                    },
                 },
                 "responses": _responses(
                     _object(images=_list(image), seconds=_NUMBER), (400, 404, 408, 409, 413, 415, 422, 429, 500, 503)
@@ -130,6 +138,7 @@ def _protocol_paths() -> dict[str, Any]:
         "/v2": _get("The server's name, version and extensions", _OBJECT),
         "/v2/health/live": _get("Whether the server lives", _OBJECT),
         "/v2/health/ready": _get("Whether it takes requests", _OBJECT),
+        "/health": _get("The same, for those who look here", _OBJECT),
         "/v2/repository/index": {"post": index},
     }
     for start, named in (

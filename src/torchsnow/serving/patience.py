@@ -7,9 +7,11 @@ import resource
 from collections import Counter
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from torchsnow.serving.callers import caller
+from torchsnow.serving.replies import HEADERS, as_error
 
 HEADER_TIMEOUT_S = 10.0
 WRITE_TIMEOUT_S = 30.0
@@ -41,6 +43,15 @@ class PatientProtocol(H11Protocol):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is no HTTP: say so as all errors are said."""
+        reply = as_error(400, "bad_http", f"{msg.rstrip('.')}; send HTTP/1.1", {"connection": "close"})
+        content = bytes(reply.body)
+        head = h11.Response(status_code=400, headers=[*reply.raw_headers, *HEADERS], reason=b"Bad Request")
+        for event in (head, h11.Data(data=content), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def on_response_complete(self) -> None:
         """A reply is written; the next request may come."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal
 
 _JPEG_LIMITS = {
     "scans": 100,  # each is a pass over all of the pixels; progressive pictures have about ten
@@ -11,20 +12,27 @@ _JPEG_LIMITS = {
     "loose bytes": 2**16,  # before the first scan and in no segment: Pillow looks at each by itself
 }
 _MAX_CHUNKS = 20_000  # of a PNG or WebP: 32 MiB in the 8 KiB that many writers choose are 4,096
+_MAX_BLOCKS = 20_000  # of a GIF before its first picture, and their parts
+_MAX_TILES = 20_000  # or strips, of a TIFF
+_MAX_ENTRIES = 4_096
+_MAX_NUMBERS = 200_000  # of any other entry of a TIFF: a map of 16-bit colours has 196,608
 
 # A marker that is not part of a scan's data: no stuffed zero, no restart, no filling.
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _WITH_SEGMENT = frozenset({*range(0xC0, 0xD0), *range(0xDA, 0xF0), 0xFE} - {0xC8})
 _SCAN, _END = 0xDA, 0xD9
+_TILE_TAGS = (273, 279, 324, 325)  # where the strips or tiles are, and how long
+_BYTE_TYPES = (1, 2, 6, 7)
 
 
 def parts_problem(content: bytes, kind: str) -> str | None:
     """Why a picture has too many parts to be decoded, known in one look at its bytes; None for a good one.
 
-    `kind` is JPEG, PNG or WEBP. Parts are followed as the decoders follow them: what is damaged, or lies about its
-    length, has the parts that they would see.
+    `kind` is a name of `FORMATS`; a format whose parts cannot be many has no problem. Parts are followed as the
+    decoders follow them: what is damaged, or lies about its length, has the parts that they would see.
     """
-    return {"JPEG": _jpeg_problem, "PNG": _png_problem, "WEBP": _webp_problem}[kind](content)
+    problem = _PROBLEMS.get(kind)
+    return None if problem is None else problem(content)
 
 
 def _jpeg_problem(content: bytes) -> str | None:
@@ -76,6 +84,52 @@ def _webp_problem(content: bytes) -> str | None:
         length = int.from_bytes(content[at + 4 : at + 8], "little")
         at += 8 + length + length % 2
     return _many("chunks", _MAX_CHUNKS)
+
+
+def _gif_problem(content: bytes) -> str | None:
+    at, inside = 13 + _gif_colours_bytes(content[10:11]), False
+    for _ in range(_MAX_BLOCKS):
+        head = content[at : at + 1]
+        if not head or (not inside and head in b",;"):  # the first picture, or the end
+            return None
+        if inside:
+            at, inside = at + 1 + head[0], head != b"\0"
+        else:  # Pillow looks at loose bytes one by one
+            at, inside = at + (2 if head == b"!" else 1), head == b"!"
+    return _many("blocks", _MAX_BLOCKS)
+
+
+def _gif_colours_bytes(flags: bytes) -> int:
+    return 3 * 2 ** (1 + (flags[0] & 7)) if flags and flags[0] & 0x80 else 0
+
+
+def _tiff_problem(content: bytes) -> str | None:
+    order: Literal["little", "big"] = "little" if content[:2] == b"II" else "big"
+    width = 8 if int.from_bytes(content[2:4], order) == 43 else 4  # of an offset; BigTIFF has the long ones
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(content[at : at + size], order)
+
+    at, of_count = number(width, width), 8 if width == 8 else 2
+    if (num_entries := number(at, of_count)) > _MAX_ENTRIES:
+        return _many("entries", _MAX_ENTRIES)
+    for _ in range(num_entries):
+        entry, at = at + of_count, at + 4 + 2 * width
+        count = number(entry + 4, width)
+        if count > _MAX_TILES and number(entry, 2) in _TILE_TAGS:
+            return _many("strips or tiles", _MAX_TILES)
+        if count > _MAX_NUMBERS and number(entry + 2, 2) not in _BYTE_TYPES:
+            return _many("numbers in one entry", _MAX_NUMBERS)
+    return None
+
+
+_PROBLEMS: Mapping[str, Callable[[bytes], str | None]] = {
+    "JPEG": _jpeg_problem,
+    "PNG": _png_problem,
+    "WEBP": _webp_problem,
+    "GIF": _gif_problem,
+    "TIFF": _tiff_problem,
+}
 
 
 def _many(parts: str, limit: int) -> str:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from torchsnow.data.cuts import Cut, cut
-from torchsnow.data.images import format_of, read_image
+from torchsnow.data.formats import FORMATS, PREFIX_BYTES, format_of
+from torchsnow.data.images import read_image
 from torchsnow.errors import DataError
 from torchsnow.serving.picture_parts import parts_problem
 from torchsnow.serving.refusal import Refusal, refusal_of
 from torchsnow.shortage import shortage
 
-FORMATS = ("JPEG", "PNG", "WEBP")
 _MAX_NAME_CHARACTERS = 80
 
 
@@ -29,15 +29,16 @@ def picture(content: bytes, name: str | None, number: int) -> Picture:
     return Picture(content, name[-_MAX_NAME_CHARACTERS:] if name else f"number {number + 1}")
 
 
-def decode(given: Picture, cuts: Sequence[Cut], max_pixels: int) -> list[bytes]:
+def decode(given: Picture, cuts: Sequence[Cut], max_pixels: int, formats: Collection[str] = FORMATS) -> list[bytes]:
     """The cuts of a picture, each as its rows of RGB pixels, S x S x 3 bytes. Needs no torch: see `decode_process`.
 
-    Raises Refusal (415) for anything but JPEG, PNG and WebP, and (422) for a picture that is damaged, too large, made
-    of too many parts, or of a shape that cannot be used; the words name it as it is `called`.
+    Raises Refusal (415) for anything but these formats, by default all that images for training may be in, and (422)
+    for a picture that is damaged, too large, made of too many parts, or of a shape that cannot be used; the words name
+    it as it is `called`.
     """
-    kind = format_of(given.content[:16])
-    if kind not in FORMATS:
-        raise Refusal(415, "not_an_image", f"the image {given.called} is no JPEG, PNG or WebP picture")
+    kind = format_of(given.content[:PREFIX_BYTES])
+    if kind is None or kind not in formats:
+        raise Refusal(415, "not_an_image", f"the image {given.called} is no {' or '.join(formats)} picture")
     problem = parts_problem(given.content, kind)
     if problem is not None:
         raise Refusal(422, "bad_image", f"cannot read the image {given.called}: {problem}")

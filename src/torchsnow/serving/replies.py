@@ -13,6 +13,12 @@ from starlette.responses import Response
 from torchsnow.serving.refusal import ClientGone, Refusal, refusal_of
 from torchsnow.shortage import shortage
 
+HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+)
+"""Of every reply."""
 _CLOSING = {408, 413, 415}  # what is left of the body is not waited for; after other errors it is read and dropped
 
 

@@ -88,6 +88,8 @@ def _server(app: ASGIApp, settings: ServeSettings, served: Served) -> uvicorn.Se
         backlog=_BACKLOG,
         proxy_headers=bool(settings.proxies),
         forwarded_allow_ips=[*settings.proxies],
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
         h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=math.ceil(settings.deadline_s) + 1,

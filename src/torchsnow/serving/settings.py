@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import re
+import ssl
 from dataclasses import dataclass
 from ipaddress import ip_network
-from typing import Any
+from pathlib import Path
 
+from torchsnow.data.formats import FORMATS
+from torchsnow.data.images import MAX_PIXELS
 from torchsnow.errors import ServingError
+from torchsnow.files import clear_os_errors
 
 MIN_TOKEN_CHARACTERS = 16
+_HOUR_S = 3600.0
+_BOUNDS = {
+    "max_pixels": (1, 10**9),
+    "batch_size": (1, 4096),
+    "queue_size": (1, 1_000_000),
+    "wait_s": (0, 60),
+    "deadline_s": (0.001, _HOUR_S),
+    "drain_s": (0, _HOUR_S),
+    "decode_processes": (1, 256),
+    "decode_timeout_s": (0.001, _HOUR_S),
+    "follow_s": (0.001, _HOUR_S),
+    "stale_s": (0, _HOUR_S),
+    "body_timeout_s": (0.001, _HOUR_S),
+    "body_rate": (1, 2**40),
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +62,9 @@ class ServeSettings:
     """Of the bodies of all requests together; more are answered 429."""
     max_upload_bytes: int = 256 * 2**20
     """Of a task file."""
-    max_pixels: int = 25_000_000
+    formats: tuple[str, ...] = FORMATS
+    """Of pictures: by default those that can be trained on."""
+    max_pixels: int = MAX_PIXELS
     max_images: int = 16
     max_tasks: int = 256
     """Names of tasks in one request."""
@@ -51,15 +73,29 @@ class ServeSettings:
     """For a client to send its whole request."""
     body_rate: int = 8 * 2**10
     """Bytes per second at which a body must come, but for a few seconds."""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    """Files in PEM: the certificate with its chain, and its key; both for HTTPS, or none."""
+    origins: tuple[str, ...] = ()
+    """Sites whose pages may ask, or "*" for all; never for admin routes."""
     proxies: tuple[str, ...] = ()
     """Addresses or networks of proxies, whose X-Forwarded-For and X-Forwarded-Proto are believed."""
 
     def __post_init__(self) -> None:
-        above_0 = ("batch_size", "queue_size", "decode_processes", "decode_timeout_s", "deadline_s", "follow_s")
-        for name in (*above_0, "body_timeout_s"):
-            _expect(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
-        for name in ("wait_s", "stale_s", "drain_s"):
-            _expect(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name, (least, most) in _BOUNDS.items():
+            value = getattr(self, name)
+            if not least <= value <= most:  # nor is it a number, if it is NaN
+                raise ServingError(f"{name} is {value}; expected {least:g} to {most:g}")
+        unknown = [name for name in self.formats if name not in FORMATS]
+        if unknown or not self.formats:
+            raise ServingError(f"{unknown[:1] or 'nothing'} is no format; expected some of {', '.join(FORMATS)}")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ServingError("TLS needs both the certificate and its key: --tls-cert FILE --tls-key FILE")
+        if self.tls_cert is not None and self.tls_key is not None:
+            _check_tls(self.tls_cert, self.tls_key)
+        for origin in self.origins:
+            if origin != "*" and not re.fullmatch(r"https?://[a-z0-9.:\[\]_-]+", origin):
+                raise ServingError(f"{origin!r} is no origin of a page; expected one like https://example.org, or '*'")
         for proxy in self.proxies:
             try:
                 ip_network(proxy)
@@ -79,6 +115,14 @@ class ServeSettings:
         return self.stale_s + max(self.deadline_s, self.follow_s)
 
 
-def _expect(holds: bool, name: str, value: Any, expected: str) -> None:
-    if not holds:
-        raise ServingError(f"{name} is {value}; expected {expected}")
+def _check_tls(cert: Path, key: Path) -> None:
+    """Raise ServingError for files that cannot be used, before anything slow."""
+    for file in (cert, key):
+        with clear_os_errors("read", file, ServingError):
+            file.read_bytes()
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")
+    except (ssl.SSLError, ValueError) as error:
+        raise ServingError(
+            f"{cert} and {key} cannot be used for TLS ({error}); expected a certificate and its key in PEM, unencrypted"
+        ) from error

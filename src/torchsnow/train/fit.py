@@ -82,13 +82,13 @@ def fit_tasks(
     tasks[0].settings.refuse_little_shared_memory()
     loops = [Loop(task) for task in tasks]
     settings = tasks[0].settings
+    if resume and not any(loop.run.is_begun for loop in loops):
+        loops[0].run.refuse_empty()
     with ExitStack() as owned:
         for loop in loops:
             owned.enter_context(loop.run.owned())
             if not resume:
                 loop.run.refuse_taken()
-        if resume and not any(loop.run.args.exists() for loop in loops):
-            loops[0].run.refuse_empty()
         owned.enter_context(_own_randomness(loops[0].device))
         bar = owned.enter_context(TrainingBar(settings.epochs, len(loops[0].images.train), quiet))
         results: dict[Loop, FitResult | DivergedError] = {}

@@ -15,11 +15,13 @@ from typing import Any
 
 import yaml
 
+from torchsnow.csv_cells import plain_row
 from torchsnow.errors import TrainingError
 from torchsnow.files import clear_os_errors, write_atomically
 from torchsnow.lock import LOCK_FILE, OWNER_FILE, FolderLock
 from torchsnow.train.history import Epoch
 from torchsnow.train.settings import TrainSettings
+from torchsnow.yaml_file import read_yaml
 
 
 class RunFolder:
@@ -102,11 +104,15 @@ class RunFolder:
         """
         self.refuse_empty()
         try:
-            with clear_os_errors("read", self.args, TrainingError):
-                args = yaml.safe_load(self.args.read_text(encoding="utf-8"))
+            args = read_yaml(self.args, TrainingError)
             return TrainSettings.from_dict(args["training"]), dict(args.get("chosen", {}))
-        except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TrainingError(f"{self.args} is damaged ({error}); start the run anew") from error
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is a run, or one was killed before it had its settings: then it begins again."""
+        return self.args.exists() or (self.path / LOCK_FILE).exists()
 
     def write_shipped(self, sha256: str) -> None:
         """Write down the SHA-256 of the version of the task that is in a hub."""
@@ -120,8 +126,8 @@ class RunFolder:
             return None
 
     def refuse_empty(self) -> None:
-        """Raise TrainingError when there is no run to resume here."""
-        if not self.args.exists():
+        """Raise TrainingError when there is no run to resume here, nor one that was killed before it had begun."""
+        if not self.is_begun:
             raise TrainingError(f"there is no run to resume in {self.path}; start one there first")
 
     def make(self) -> None:
@@ -182,5 +188,5 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(plain_row(dict(row)) for row in rows)
     return text.getvalue()

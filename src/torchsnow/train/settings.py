@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -24,8 +25,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "augmentation": AUGMENTATIONS,
     "crop_mode": CROP_MODES,
     "precision": ("fp32", "bf16"),
-    "device": ("auto", "cpu", "cuda"),
 }
+_DEVICES = "one of auto, cpu, cuda, or cuda:1 and so on where there are several"
 _WHOLE_FROM = {
     "epochs": 1,
     "batch_size": 2,
@@ -38,16 +39,21 @@ _WHOLE_FROM = {
 
 
 def torch_device(name: str) -> torch.device:
-    """The device "cpu" or "cuda", or for "auto" CUDA where there is one and else the CPU.
+    """The device "cpu", "cuda" or one of several as "cuda:1", or for "auto" CUDA where there is one and else the CPU.
 
-    Raises TrainingError for another name, and for "cuda" where there is none.
+    Raises TrainingError for another name, and for a CUDA device that there is not.
     """
-    if name not in _CHOICES["device"]:
-        raise TrainingError(f"device is {name!r}; expected one of {', '.join(_CHOICES['device'])}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("device is 'cuda', but torch sees no CUDA device here; use 'auto' or 'cpu'")
-    found = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(found if name == "auto" else name)
+    if not _is_device(name):
+        raise TrainingError(f"device is {name!r}; expected {_DEVICES}")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name.startswith("cuda") and int(name.partition(":")[2] or 0) >= count:
+        seen = f"{count} CUDA devices, from cuda:0" if count else "no CUDA device"
+        raise TrainingError(f"device is {name!r}, but torch sees {seen} here; use 'auto' or 'cpu'")
+    return torch.device(("cuda" if count else "cpu") if name == "auto" else name)
+
+
+def _is_device(name: object) -> bool:
+    return isinstance(name, str) and re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", name) is not None
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,7 @@ class TrainSettings:
         self._require("image_size", self.image_size <= MAX_IMAGE_SIZE, f"{MAX_IMAGE_SIZE} pixels or fewer")
         for name, choices in _CHOICES.items():
             self._require(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
+        self._require("device", _is_device(self.device), _DEVICES)
         self._require("patience", self.patience is None or _is_whole(self.patience, 1), "None or a whole number from 1")
         self._require("lr", _is_number(self.lr) and self.lr > 0, "a number above 0")
         self._require("weight_decay", _is_number(self.weight_decay) and self.weight_decay >= 0, "0 or more")
