@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import timm
-import torch
 from PIL import Image
 
 from sample_photos import make_photos
@@ -25,7 +24,7 @@ from torchsnow.jobs import (
 from torchsnow.source import Source, load_source
 from torchsnow.train import RunFolder, TrainSettings
 
-CPU = torch.device("cpu")
+HALVES = (0.5, 0.5, 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +63,21 @@ def test_a_new_hub_takes_the_source_that_is_named(tmp_path: Path) -> None:
     assert (source.name, source.weights, source.precision) == ("test_resnet", "random", "bf16")
 
 
+def test_a_mean_of_ones_own_is_the_hubs_from_then_on(tmp_path: Path) -> None:
+    source = source_for(tmp_path / "hub", "test_resnet", "random", None, std=HALVES)
+    Hub.create(tmp_path / "hub", source)
+    assert source_for(tmp_path / "hub", None, None, None).input_config.std == HALVES
+    assert source_for(tmp_path / "hub", "test_resnet", None, "bf16").input_config.std == HALVES
+    with pytest.raises(HubError, match="they differ in preprocessing"):
+        source_for(tmp_path / "hub", None, None, None, mean=(0.1, 0.2, 0.3))
+
+
 def test_a_new_hub_takes_the_bundled_source_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr("torchsnow.jobs.load_source", lambda *what: asked.append(what))
     source_for(tmp_path / "new", None, None, None)
     source_for(tmp_path / "new", "resnet18", None, None)
-    assert asked == [("bundled", "pretrained", "fp32"), ("resnet18", "pretrained", "fp32")]
+    assert asked == [(name, "pretrained", "fp32", None, None) for name in ("bundled", "resnet18")]
 
 
 @pytest.mark.parametrize("name", [None, "test_resnet"])
@@ -103,7 +111,7 @@ def test_a_hub_on_the_bundled_source_gives_it(tmp_path: Path, monkeypatch: pytes
     assert source_for(tmp_path / "hub", None, None, None).fingerprint == bundled.fingerprint
     assert source_for(tmp_path / "hub", "bundled", None, None) is bundled
     assert source_for(tmp_path / "hub", None, None, "bf16") is bundled
-    assert asked == [("bundled", "pretrained", "fp32"), ("bundled", "pretrained", "bf16")]
+    assert asked == [("bundled", "pretrained", precision, HALVES, HALVES) for precision in ("fp32", "bf16")]
 
 
 def test_a_source_that_the_hub_is_not_on_is_refused_by_its_name(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from torchsnow.methods.head import probe_metrics
 from torchsnow.model import SnowModel
 from torchsnow.plots import draw_run, without_harm
 from torchsnow.source import BUNDLED, PACKAGES, Framing, InputConfig, Precision, Source, load_source
-from torchsnow.source.load import refuse_unknown
+from torchsnow.source.load import Channels, refuse_unknown
 from torchsnow.task_file import check_task_name, make_task, refuse_too_large, stored_bytes
 from torchsnow.train import FitResult, Method, Metrics, RunFolder, Stopped, TaskRun, TrainSettings, evaluate, fit_tasks
 from torchsnow.train.auto import auto_sizes
@@ -85,25 +85,34 @@ class TrainedTask:
         }
 
 
-def source_for(hub_path: Path | None, name: str | None, weights: str | None, precision: Precision | None) -> Source:
+def source_for(
+    hub_path: Path | None,
+    name: str | None,
+    weights: str | None,
+    precision: Precision | None,
+    mean: Channels | None = None,
+    std: Channels | None = None,
+) -> Source:
     """The source of a hub; for a new hub, or none, the named one, by default the bundled one with its weights in fp32.
 
     What is given for an existing hub must fit it, and what is not given is the hub's. Raises HubError when the hub is
     on another source; where the names alone tell, before anything is downloaded.
     """
     if hub_path is None or not is_hub(hub_path):
-        return load_source(name or BUNDLED, weights or "pretrained", precision or "fp32")
+        return load_source(name or BUNDLED, weights or "pretrained", precision or "fp32", mean, std)
     hub = Hub.open(hub_path)
     info = hub.source_info
     packaged = info.weights in PACKAGES
     own_name, own_weights = (info.weights, "pretrained") if packaged else (info.name, info.weights)
-    if name is None and weights is None and precision in (None, info.precision):
+    if (name, weights, mean, std) == (None,) * 4 and precision in (None, info.precision):
         return hub.source
-    if name not in (None, own_name):
-        assert name is not None
+    if name is None or name == own_name:
+        mean, std = mean or info.input_config.mean, std or info.input_config.std
+    else:
         _refuse_other_architecture(hub, name)
         own_name, own_weights = name, "pretrained"
-    return Hub.open(hub_path, load_source(own_name, weights or own_weights, precision or info.precision)).source
+    source = load_source(own_name, weights or own_weights, precision or info.precision, mean, std)
+    return Hub.open(hub_path, source).source
 
 
 def _refuse_other_architecture(hub: Hub, name: str) -> None:
