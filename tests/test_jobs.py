@@ -63,6 +63,26 @@ def test_a_new_hub_takes_the_source_that_is_named(tmp_path: Path) -> None:
     assert (source.name, source.weights, source.precision) == ("test_resnet", "random", "bf16")
 
 
+def test_a_transformer_is_trained_at_its_own_size_and_no_other(data: LoadedData, tmp_path: Path) -> None:
+    source = load_source("test_vit", "random")
+    settings = TrainSettings(epochs=1, batch_size=8, device="cpu")
+    result = train_task(
+        data,
+        "colours",
+        tmp_path / "hub",
+        RunFolder(tmp_path / "run"),
+        settings,
+        source,
+        quiet=True,
+        auto=["image_size"],
+    )
+    assert Hub.open(tmp_path / "hub", source).info("colours").image_size == 160
+    assert result.fit.metrics.num_images == 6
+    with pytest.raises(SourceError, match="test_vit takes images of 160 x 160 pixels alone, not 224 x 224"):
+        train_task(data, "again", tmp_path / "hub", RunFolder(tmp_path / "again"), settings, source, quiet=True)
+    assert not (tmp_path / "again").exists()
+
+
 def test_a_mean_of_ones_own_is_the_hubs_from_then_on(tmp_path: Path) -> None:
     source = source_for(tmp_path / "hub", "test_resnet", "random", None, std=HALVES)
     Hub.create(tmp_path / "hub", source)

@@ -201,6 +201,7 @@ def train_task(
     start_s = time.monotonic()
     refuse_wrong_hub(method, preset, hub_path, replace=replace)
     refuse_taken(name, hub_path, run, resume=resume, replace=replace)
+    settings, auto = at_own_size(settings, auto, source)
     hub = None if hub_path is None else Place(hub_path, source, replace=replace)
     with run.owned():
         is_drawn = resume and run.splits.exists()
@@ -339,6 +340,21 @@ def as_started(settings: TrainSettings, auto: Collection[str], run: RunFolder) -
 def stores_features(method: Method, settings: TrainSettings) -> bool:
     """Whether a method trains from stored features, so that an epoch is cheap."""
     return method.frozen_part(settings.image_size) is not None and settings.store_bytes > 0
+
+
+def at_own_size(
+    settings: TrainSettings, auto: Collection[str], source: Source
+) -> tuple[TrainSettings, Collection[str]]:
+    """The settings, and what is left to be chosen, for a source that may take images of its own size alone.
+
+    Raises SourceError where another size is given.
+    """
+    if not source.has_fixed_size:
+        return settings, auto
+    if "image_size" in auto:
+        settings = replaced(settings, image_size=source.input_config.input_size[1])
+    source.refuse_size((settings.image_size, settings.image_size))
+    return settings, [name for name in auto if name != "image_size"]
 
 
 def choose_settings(
