@@ -121,7 +121,8 @@ def train(
     Example: torchsnow train photos/ --task screws --hub my-hub --time 10m
     """
     from torchsnow.data import Columns
-    from torchsnow.jobs import refuse_taken, refuse_wrong_hub, source_for, train_task
+    from torchsnow.hub import source_for
+    from torchsnow.jobs import refuse_taken, refuse_wrong_hub, train_task
     from torchsnow.methods import kind_of, split_name
     from torchsnow.train import AUTO, RunFolder, TrainSettings
     from torchsnow.train.auto import MOST_EPOCHS

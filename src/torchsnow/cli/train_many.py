@@ -83,7 +83,7 @@ def train_many(
     """
     from torchsnow.data import Columns
     from torchsnow.errors import TrainingError
-    from torchsnow.jobs import source_for
+    from torchsnow.hub import source_for
     from torchsnow.jobs_shared import refuse_method, refuse_tasks, train_tasks
     from torchsnow.methods import kind_of, split_name
     from torchsnow.train import AUTO, TrainSettings
