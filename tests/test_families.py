@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 from torchsnow.delta import Delta, DeltaSpec
 from torchsnow.delta.layers import SubscribedLayer
-from torchsnow.errors import SourceError
+from torchsnow.errors import DeltaError, SourceError
 from torchsnow.model import SnowModel
-from torchsnow.source import Source, load_source, make_source
-from torchsnow.source.families import CONVOLUTIONAL, OTHER, unlisted_families
+from torchsnow.source import Request, Source, Tap, load_source, make_source
+from torchsnow.source.families import ATTENTIVE, CONVOLUTIONAL, OTHER, unlisted_families
 
 TINY = [name for name in timm.list_models("test_*") if "vit" not in name and "coatnet" not in name]
-REFUSED = [name for name in timm.list_models("test_*") if name not in TINY]
+TINY_ATTENTIVE = [name for name in timm.list_models("test_*") if name not in TINY]
 
 # Endings of the names of parameters that no gradient reaches.
 WITHOUT_GRADIENT: dict[str, str] = {
@@ -44,6 +44,17 @@ def lifelike_source(name: str, size: int) -> Source:
     with torch.no_grad():
         model.train()(images(size))
         for tensor in model.state_dict().values():  # other norms, scales and biases off their start of zero or one
+            if tensor.is_floating_point() and tensor.ndim <= 1:
+                tensor.add_(0.2 * torch.rand_like(tensor))
+    return make_source(model, name, "random")
+
+
+def lively_source(name: str) -> Source:
+    """With random weights, and no vector or scalar at its start of zero or one."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False, num_classes=0).eval()
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
             if tensor.is_floating_point() and tensor.ndim <= 1:
                 tensor.add_(0.2 * torch.rand_like(tensor))
     return make_source(model, name, "random")
@@ -128,16 +139,69 @@ def test_tiny_networks_at_full_width_are_the_source(name: str) -> None:
     assert_full_width_is_the_source(lifelike_source(name, 64), images(64))
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_tiny_networks_of_other_kinds_are_refused_by_name_with_the_reason(name: str) -> None:
-    with pytest.raises(SourceError, match=f"{name} cannot be a source: it is a (hybrid of|vision transformer)"):
-        load_source(name, weights="random")
+def assert_attentive_contract(source: Source) -> None:
+    """The source computes what the plain network does; its grid has the means over the places of every tap and no
+    other tokens; a grid delta learns, and settles to the same logits; a narrow copy is refused."""
+    size = source.input_config.input_size[1]
+    pictures = images(size, batch=2)
+    with torch.no_grad():
+        expected = source.model(pictures)
+    everything = torch.arange(source.num_chs)
+    maps = source(pictures, Request(taps=tuple(source.taps), grids={32: everything}, last=True))
+    assert maps.last is not None
+    torch.testing.assert_close(maps.last, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    means = [mean_over_places(maps.taps[tap.name], tap) for tap in source.taps.values()]
+    torch.testing.assert_close(maps.averages(everything), torch.cat(means, 1), rtol=1e-3, atol=1e-4)
+
+    spec = DeltaSpec(3, width_divisor=None, grid_width=32, head_divisor=4)
+    model = SnowModel(source, Delta(source, spec)).train()
+    F.cross_entropy(model(pictures), torch.tensor([0, 1])).backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.delta.parameters())
+    model.eval()
+    with torch.no_grad():
+        settled, logits = model.settle().eval()(pictures), model(pictures)
+    torch.testing.assert_close(settled, logits, rtol=0, atol=0.1 * float(logits.abs().max()))  # it is rounded to bytes
+    with pytest.raises(DeltaError, match=r"narrow copy of them cannot be made|cannot follow the channels"):
+        Delta(source, DeltaSpec(3, 8, 8))
+
+
+def mean_over_places(value: Tensor, tap: Tap) -> Tensor:
+    """The mean of a tap's channels, (B, C)."""
+    places = value[:, tap.num_prefix :] if value.ndim == 3 else value
+    return places.float().movedim(tap.dim, 1).flatten(2).mean(2)
+
+
+@pytest.mark.parametrize("name", TINY_ATTENTIVE)
+def test_tiny_networks_with_attention(name: str) -> None:
+    assert_attentive_contract(lively_source(name))
+
+
+def test_class_tokens_and_registers_are_no_places() -> None:
+    plain, registers = (lively_source(name) for name in ("test_vit", "test_vit3"))
+    assert {tap.num_prefix for tap in plain.taps.values()} == {1}
+    assert {tap.num_prefix for tap in registers.taps.values()} == {registers.model.num_prefix_tokens}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ATTENTIVE)
+def test_attentive_families(family: str) -> None:
+    assert_attentive_contract(lively_source(ATTENTIVE[family]))
+
+
+MAIN = ["deit3_small_patch16_224", "vit_small_patch14_reg4_dinov2", "vit_base_patch32_clip_224"]
+MAIN += ["vit_base_patch16_siglip_224", "caformer_s18", "fastvit_sa12", "mobilenetv4_hybrid_medium"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MAIN)
+def test_what_people_use(name: str) -> None:
+    assert_attentive_contract(lively_source(name))
 
 
 def test_families_are_either_convolutional_or_not() -> None:
-    assert set(CONVOLUTIONAL).isdisjoint(OTHER)
+    assert len({*CONVOLUTIONAL, *ATTENTIVE, *OTHER}) == len(CONVOLUTIONAL) + len(ATTENTIVE) + len(OTHER)
     known = set(timm.list_models())
-    assert [name for name in CONVOLUTIONAL.values() if name not in known] == []
+    assert [name for name in (*CONVOLUTIONAL.values(), *ATTENTIVE.values()) if name not in known] == []
 
 
 @pytest.mark.skipif(version("timm") != "1.0.31", reason="another timm may have other families")

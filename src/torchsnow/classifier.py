@@ -26,8 +26,8 @@ from torchsnow.data.loading import loaded
 from torchsnow.data.names import ALL
 from torchsnow.errors import DataError
 from torchsnow.files import write_atomically
-from torchsnow.hub import Hub
-from torchsnow.jobs import source_for, train_task
+from torchsnow.hub import Hub, source_for
+from torchsnow.jobs import train_task
 from torchsnow.methods import kind_of
 from torchsnow.source import Source
 from torchsnow.train import AUTO, RunFolder, TrainSettings

@@ -6,7 +6,7 @@ class TorchsnowError(ValueError):
 
 
 class SourceError(TorchsnowError):
-    """A network cannot be a source: unknown, not downloadable, or not convolutional."""
+    """A network cannot be a source: unknown, not downloadable, or of a kind that does not work."""
 
 
 class DeltaError(TorchsnowError):

@@ -16,15 +16,14 @@ from torchsnow.compile.quantize import Measured
 from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare
 from torchsnow.data.sampling import reduced
 from torchsnow.errors import DivergedError, HubError, TrainingError
-from torchsnow.files import clear_os_errors, refuse_unwritable
-from torchsnow.hub import SOURCE_FILE, Entry, Hub
+from torchsnow.files import refuse_unwritable
+from torchsnow.hub import Entry, Hub, is_hub
 from torchsnow.methods import kind_of, make_method
 from torchsnow.methods.advice import below_probe
 from torchsnow.methods.head import probe_metrics
 from torchsnow.model import SnowModel
 from torchsnow.plots import draw_run, without_harm
-from torchsnow.source import BUNDLED, PACKAGES, Framing, InputConfig, Precision, Source, load_source
-from torchsnow.source.load import refuse_unknown
+from torchsnow.source import Framing, InputConfig, Source
 from torchsnow.task_file import check_task_name, make_task, refuse_too_large, stored_bytes
 from torchsnow.train import FitResult, Method, Metrics, RunFolder, Stopped, TaskRun, TrainSettings, evaluate, fit_tasks
 from torchsnow.train.auto import auto_sizes
@@ -83,43 +82,6 @@ class TrainedTask:
             "seconds": round(self.seconds, 1),
             "warning": self.warning,
         }
-
-
-def source_for(hub_path: Path | None, name: str | None, weights: str | None, precision: Precision | None) -> Source:
-    """The source of a hub; for a new hub, or none, the named one, by default the bundled one with its weights in fp32.
-
-    What is given for an existing hub must fit it, and what is not given is the hub's. Raises HubError when the hub is
-    on another source; where the names alone tell, before anything is downloaded.
-    """
-    if hub_path is None or not is_hub(hub_path):
-        return load_source(name or BUNDLED, weights or "pretrained", precision or "fp32")
-    hub = Hub.open(hub_path)
-    info = hub.source_info
-    packaged = info.weights in PACKAGES
-    own_name, own_weights = (info.weights, "pretrained") if packaged else (info.name, info.weights)
-    if name is None and weights is None and precision in (None, info.precision):
-        return hub.source
-    if name not in (None, own_name):
-        assert name is not None
-        _refuse_other_architecture(hub, name)
-        own_name, own_weights = name, "pretrained"
-    return Hub.open(hub_path, load_source(own_name, weights or own_weights, precision or info.precision)).source
-
-
-def _refuse_other_architecture(hub: Hub, name: str) -> None:
-    if name not in PACKAGES:
-        refuse_unknown(name)
-    if name in PACKAGES or name.partition(".")[0] != hub.source_info.name.partition(".")[0]:
-        raise HubError(
-            f"the hub {hub.folder.path} is on another source: {hub.source_info}, not {name}; "
-            "choose another hub, or name no source to use the hub's"
-        )
-
-
-def is_hub(path: Path) -> bool:
-    """Whether a folder is a hub. Raises HubError when the system does not let us look."""
-    with clear_os_errors("look at", path, HubError):
-        return (path / SOURCE_FILE).exists()
 
 
 def refuse_taken(
@@ -197,6 +159,7 @@ def train_task(
     refuse_taken(name, hub_path, run, resume=resume, replace=replace)
     if resume:
         run.refuse_empty()
+    settings, auto = at_own_size(settings, auto, source)
     hub = None if hub_path is None else Place(hub_path, source, replace=replace)
     with run.owned():
         is_drawn = resume and run.splits.exists()
@@ -335,6 +298,21 @@ def as_started(settings: TrainSettings, auto: Collection[str], run: RunFolder) -
 def stores_features(method: Method, settings: TrainSettings) -> bool:
     """Whether a method trains from stored features, so that an epoch is cheap."""
     return method.frozen_part(settings.image_size) is not None and settings.store_bytes > 0
+
+
+def at_own_size(
+    settings: TrainSettings, auto: Collection[str], source: Source
+) -> tuple[TrainSettings, Collection[str]]:
+    """The settings, and what is left to be chosen, for a source that may take images of its own size alone.
+
+    Raises SourceError where another size is given.
+    """
+    if not source.has_fixed_size:
+        return settings, auto
+    if "image_size" in auto:
+        settings = replaced(settings, image_size=source.input_config.input_size[1])
+    source.refuse_size((settings.image_size, settings.image_size))
+    return settings, [name for name in auto if name != "image_size"]
 
 
 def choose_settings(

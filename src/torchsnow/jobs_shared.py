@@ -12,7 +12,16 @@ from pathlib import Path
 
 from torchsnow.data import LoadedData, Splits, TaskTable, make_splits, split_table
 from torchsnow.errors import DivergedError, TrainingError
-from torchsnow.jobs import Place, TrainedTask, Training, as_started, choose_settings, complete, refuse_taken
+from torchsnow.jobs import (
+    Place,
+    TrainedTask,
+    Training,
+    as_started,
+    at_own_size,
+    choose_settings,
+    complete,
+    refuse_taken,
+)
 from torchsnow.lock import FolderLock
 from torchsnow.methods import kind_of, make_method
 from torchsnow.model import SnowModel
@@ -93,6 +102,7 @@ def train_tasks(
     refuse_method(method, preset)
     names = [name for group in groups for name in group.tasks]
     refuse_tasks(names, hub_path, runs, resume=resume, replace=replace)
+    settings, auto = at_own_size(settings, auto, source)
     hub = Place(hub_path, source, replace=replace)
     splits = [group.splits(settings.seed) for group in groups]
     for name, own in ((name, own) for group in splits for name, own in group.items()):

@@ -241,8 +241,8 @@ def test_a_hub_on_another_source(trained: Trained) -> None:
     [
         ("resnet81", r"timm has no model 'resnet81'; did you mean resnet"),
         ("test_resnet.best", "test_resnet has no weights 'best'; timm has: "),
-        ("vit_tiny_patch16_224", "vit_tiny_patch16_224 cannot be a source: it is a vision transformer"),
-        ("coatnet_0_rw_224", "coatnet_0_rw_224 cannot be a source: it is a hybrid of convolution and attention"),
+        ("cait_xxs24_224", "cait_xxs24_224 cannot be a source: it is a vision transformer"),
+        ("halonet26t", "halonet26t cannot be a source: it is a hybrid of convolution and attention"),
         ("mixer_s32_224", "mixer_s32_224 cannot be a source: it is an MLP mixer"),
         ("bundled", "the source 'bundled' has weights of its own"),
     ],

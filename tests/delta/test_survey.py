@@ -6,7 +6,7 @@ from torchsnow.delta import survey
 from torchsnow.delta.survey import Row, survey_families, survey_model, to_markdown
 from torchsnow.errors import SourceError
 from torchsnow.methods import PRESETS
-from torchsnow.source.families import CONVOLUTIONAL, OTHER, unlisted_families
+from torchsnow.source.families import ATTENTIVE, CONVOLUTIONAL, OTHER, unlisted_families
 
 
 def test_a_network_that_works() -> None:
@@ -19,7 +19,7 @@ def test_a_network_that_works() -> None:
 
 
 def test_a_network_that_does_not_says_why() -> None:
-    row = survey_model("test_vit")
+    row = survey_model("cait_xxs24_224")
     assert row.num_taps is None
     assert "transformer" in (row.reason or "")
     with pytest.raises(SourceError, match="did you mean"):
@@ -33,13 +33,16 @@ def test_the_shares_are_those_of_the_default_preset() -> None:
 def test_every_family_of_the_installed_timm_is_in_one_table() -> None:
     assert unlisted_families() == []
     assert not set(CONVOLUTIONAL) & set(OTHER)
+    assert not set(ATTENTIVE) & {*CONVOLUTIONAL, *OTHER}
 
 
 def test_the_page_counts_what_works_and_names_what_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(survey, "CONVOLUTIONAL", {"resnet": "test_resnet", "lowformer": "lowformer_b0"})
+    monkeypatch.setattr(survey, "CONVOLUTIONAL", {"resnet": "test_resnet", "byobnet": "halonet26t"})
+    monkeypatch.setattr(survey, "ATTENTIVE", {"vision_transformer": "test_vit"})
     page = to_markdown(list(survey_families()))
     assert "2 families, of which 1 work" in page.replace("\n", " ")
-    assert "| lowformer | lowformer_b0 | - | - | - (" in page
+    assert "| byobnet | halonet26t | - | - | - (" in page
+    assert "| vision_transformer | test_vit | 12 | " in page
     assert "| mlp_mixer | an MLP mixer |" in page
 
 

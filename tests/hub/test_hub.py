@@ -61,7 +61,8 @@ def test_the_source_is_loaded_when_first_needed(hub: Hub, monkeypatch: pytest.Mo
     assert loaded == []
     again.task("a")
     again.task("b")
-    assert loaded == [("test_resnet", "random", "fp32")]
+    config = hub.source_info.input_config
+    assert loaded == [("test_resnet", "random", "fp32", config.mean, config.std)]
 
 
 def test_tasks_are_loaded_once_and_again_after_a_change(hub: Hub, source: Source) -> None:

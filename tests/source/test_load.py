@@ -75,7 +75,7 @@ def test_a_model_without_pretrained_weights_is_refused() -> None:
         load_source(unweighted)
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_maxvit", "test_coatnet", "vit_tiny_patch16_224", "mixer_s32_224"])
+@pytest.mark.parametrize("name", ["cait_xxs24_224", "coat_tiny", "halonet26t", "mixer_s32_224"])
 def test_other_kinds_of_networks_are_refused_by_name_with_the_reason(name: str) -> None:
     with pytest.raises(SourceError, match=rf"{name} cannot be a source: it is .*(transformer|attention|mixer)"):
         load_source(name, weights="random")
@@ -117,17 +117,10 @@ def test_a_truncated_file_is_refused(weights: Tensors, saved: Callable[[Tensors]
         load_source("test_resnet", weights=file)
 
 
-def test_a_pickle_is_not_read(weights: Tensors, tmp_path: Path) -> None:
-    file = tmp_path / "model.pth"
-    torch.save(weights, file)
-    with pytest.raises(SourceError, match=r"model\.pth is not a readable \.safetensors file"):
-        load_source("test_resnet", weights=file)
-
-
 def test_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no weight file .*absent\.safetensors"):
         load_source("test_resnet", weights=tmp_path / "absent.safetensors")
-    with pytest.raises(SourceError, match="is not a readable"):
+    with pytest.raises(SourceError, match=r"is no weight file by its name: expected .* \.safetensors, \.pth"):
         load_source("test_resnet", weights=tmp_path)
 
 

@@ -245,7 +245,7 @@ def toy_source(model: nn.Module) -> Source:
 
 def test_a_network_without_taps_is_refused() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8))
-    with pytest.raises(SourceError, match="toy has no dense convolution to subscribe to"):
+    with pytest.raises(SourceError, match="toy has no dense convolution, and no linear layer"):
         toy_source(model)
 
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from sample_tasks import sample_task
-from torchsnow.source import Source
+from torchsnow.source import Source, load_source
 from torchsnow.task_file import Task
 from torchsnow.visualize.attribution import attribute
 from torchsnow.visualize.image import MOST_MAPS, MOST_TAPS, OWN, attribution_figure, feature_maps, maps_figure
-from torchsnow.visualize.subscriptions import places, read_subscription
+from torchsnow.visualize.subscriptions import TapSubscription, places, read_subscription
 
 
 def test_the_strongest_maps_of_taps_over_all_depths(source: Source, task: Task, image: Tensor) -> None:
@@ -55,3 +55,14 @@ def test_a_task_without_subscribed_layers_has_the_head_alone(source: Source, ima
         (head,) = attribution_figure("pets", "cat", found, places(source)).axes
         assert head.get_title().startswith("head: exact parts")
     assert feature_maps(source, (), image) == []
+
+
+def test_tokens_are_maps_without_those_that_are_no_places() -> None:
+    transformer = load_source("test_vit", "random")
+    tap = next(iter(transformer.taps.values()))
+    part = TapSubscription(tap.name, tap.num_chs, torch.arange(4), torch.ones(4), torch.ones(4))
+    image = torch.randn(1, 3, 160, 160, generator=torch.Generator().manual_seed(2))
+    (maps,) = feature_maps(transformer, [part], image)
+    channel, values = maps.channels[0], maps.values[0]
+    assert values.shape == (10, 10)
+    torch.testing.assert_close(values.flatten(), transformer(image).taps[tap.name][0, 1:, channel.index])

@@ -34,8 +34,8 @@ def demo(
     Example: torchsnow demo --out demo-output
     """
     from torchsnow.data import Splits
-    from torchsnow.hub import Hub
-    from torchsnow.jobs import refuse_taken, source_for, train_task
+    from torchsnow.hub import Hub, source_for
+    from torchsnow.jobs import refuse_taken, train_task
     from torchsnow.predictions import predict_images
     from torchsnow.source import BUNDLED
     from torchsnow.train import RunFolder, TrainSettings

@@ -20,7 +20,7 @@ def lifelong(
         int | None, typer.Option(help="Cut every data set into tasks of so many classes; by default it is one task.")
     ] = None,
     source: Annotated[str, typer.Option(help="timm model, or 'bundled'.")] = "bundled",
-    weights: Annotated[str, typer.Option(help="'pretrained', 'random', or a .safetensors file.")] = "pretrained",
+    weights: Annotated[str, typer.Option(help="'pretrained', 'random', or a file.")] = "pretrained",
     epochs: Annotated[int, typer.Option(help="Passes over the training images of every task.")] = 15,
     image_size: Annotated[int, typer.Option(help="Pixels.")] = 224,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 32,

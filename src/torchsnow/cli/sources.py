@@ -52,13 +52,13 @@ def _usable(name: str) -> Row:
 
 def _all_rows(quiet: bool) -> list[Row]:
     from torchsnow.delta.survey import survey_families
-    from torchsnow.source.families import CONVOLUTIONAL, OTHER
+    from torchsnow.source.families import ATTENTIVE, CONVOLUTIONAL, OTHER
 
     rows: list[Row] = []
     with counting("deriving deltas", quiet) as progress:
         for row in survey_families():
             rows.append(row)
-            progress(len(rows), len(CONVOLUTIONAL) + len(OTHER))
+            progress(len(rows), len(CONVOLUTIONAL) + len(ATTENTIVE) + len(OTHER))
     return rows
 
 

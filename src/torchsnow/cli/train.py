@@ -41,7 +41,13 @@ def train(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option("--weights", "--checkpoint", help="'pretrained', the default; 'random'; or a .safetensors file."),
+        typer.Option("--weights", "--checkpoint", help="'pretrained', the default; 'random'; or a file, also .pth."),
+    ] = None,
+    mean: Annotated[
+        tuple[float, float, float] | None, typer.Option(help="Of the source's images, for red, green, blue in 0..1.")
+    ] = None,
+    std: Annotated[
+        tuple[float, float, float] | None, typer.Option(help="Their standard deviations; by default the source's own.")
     ] = None,
     method: Annotated[
         str, typer.Option(help="snow, scratch, random, side (with --hub); full, features, head, taps, bn, lora.")
@@ -115,7 +121,8 @@ def train(
     Example: torchsnow train photos/ --task screws --hub my-hub --time 10m
     """
     from torchsnow.data import Columns
-    from torchsnow.jobs import refuse_taken, refuse_wrong_hub, source_for, train_task
+    from torchsnow.hub import source_for
+    from torchsnow.jobs import refuse_taken, refuse_wrong_hub, train_task
     from torchsnow.methods import kind_of, split_name
     from torchsnow.train import AUTO, RunFolder, TrainSettings
     from torchsnow.train.auto import MOST_EPOCHS
@@ -155,7 +162,7 @@ def train(
         settings.torch_device()
         time_s = None if time is None else _seconds(time)
         refuse_taken(task, hub, run, resume=resume or overwrite, replace=replace)
-        chosen = source_for(hub, source, weights, precision)  # type: ignore[arg-type] # the settings have checked it
+        chosen = source_for(hub, source, weights, precision, mean, std)  # type: ignore[arg-type] # the settings have checked it
         settings = replaced(settings, precision=chosen.precision)
         columns = Columns(path_column, label_column, split_column, group_column)
         loaded = load_checked(data, quiet=json, columns=columns, follow_links=follow_links)

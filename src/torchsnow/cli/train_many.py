@@ -30,7 +30,7 @@ def train_many(
         str | None, typer.Option(help="timm model, or 'bundled', the default. A hub keeps the source it has.")
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="'pretrained', the default; 'random'; or a .safetensors file.")
+        str | None, typer.Option(help="'pretrained', the default; 'random'; or a file: .safetensors, .pth, .pth.tar.")
     ] = None,
     method: Annotated[str, typer.Option(help="snow, scratch, random or side.")] = "snow",
     preset: Annotated[str, typer.Option(help="'default', 'small', 'large' or 'paper' (snow).")] = "default",
@@ -83,7 +83,7 @@ def train_many(
     """
     from torchsnow.data import Columns
     from torchsnow.errors import TrainingError
-    from torchsnow.jobs import source_for
+    from torchsnow.hub import source_for
     from torchsnow.jobs_shared import refuse_method, refuse_tasks, train_tasks
     from torchsnow.methods import kind_of, split_name
     from torchsnow.train import AUTO, TrainSettings

@@ -22,7 +22,7 @@ from torchsnow.delta.resize import init_weight, resized_follower, resized_layer
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.errors import DeltaError
 from torchsnow.pooling import num_pooled
-from torchsnow.source.graph import VALUE, forget_text
+from torchsnow.source.graph import VALUE, forget_text, is_attention
 from torchsnow.source.source import Source
 from torchsnow.source.taps import Tap
 
@@ -34,9 +34,14 @@ def derive_body(source: Source, spec: DeltaSpec, fixed: bool) -> tuple[fx.GraphM
     """The body of a delta and the number of pooled features it returns.
 
     The body maps images (B, 3, H, W) and one Picked per subscribed tap to features (B, chs). With `fixed` the layers
-    have a column per chosen channel only. Raises DeltaError when the divisors leave nothing or an operation of
-    the source cannot be followed.
+    have a column per chosen channel only. Raises DeltaError when the divisors leave nothing, an operation of the
+    source cannot be followed, or the source has attention, whose layers cannot be made narrow.
     """
+    if any(map(is_attention, source.model.modules())):
+        raise DeltaError(
+            f"{source.name} has layers of attention, and a narrow copy of them cannot be made; train a grid delta: "
+            "method snow with the preset 'default', 'small' or 'large'"
+        )
     body = _Derivation(source, spec, fixed)
     return body.build(), body.feature_chs
 

@@ -12,7 +12,7 @@ import torch
 from torchsnow.delta.cost import delta_cost, source_cost, within_budget
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.errors import TorchsnowError
-from torchsnow.source.families import CONVOLUTIONAL, OTHER, family_of
+from torchsnow.source.families import ATTENTIVE, CONVOLUTIONAL, OTHER, family_of
 from torchsnow.source.load import make_source, refuse_unknown
 
 _CLASSES = 10
@@ -58,8 +58,8 @@ def survey_model(name: str) -> Row:
 
 
 def survey_families() -> Iterator[Row]:
-    """One model of every convolutional family, then every other family with what it is."""
-    for family, name in CONVOLUTIONAL.items():
+    """One model of every convolutional and attentive family, then every other family with what it is."""
+    for family, name in {**CONVOLUTIONAL, **ATTENTIVE}.items():
         yield Row(**{**asdict(survey_model(name)), "family": family})
     for family, kind in sorted(OTHER.items()):
         yield Row(family, "", reason=kind)
@@ -70,13 +70,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
     tried = [row for row in rows if row.family in CONVOLUTIONAL]
     working = [row for row in tried if row.reason is None]
     others = [row for row in rows if row.family in OTHER]
-    table = "\n".join(
-        f"| {row.family} | {row.model} | {row.num_taps} | {100 * (row.params_share or 0):.1f} "
-        f"| {100 * (row.multiply_adds_share or 0):.1f} |"
-        if row.reason is None
-        else f"| {row.family} | {row.model} | - | - | - ({row.reason}) |"
-        for row in tried
-    )
+    attentive = [row for row in rows if row.family in ATTENTIVE]
     refused = "\n".join(f"| {row.family} | {row.reason} |" for row in others)
     return f"""# Which networks can be a source
 
@@ -92,16 +86,40 @@ model.
 
 | family | model | taps | parameters, % | multiply-adds, % |
 |---|---|---|---|---|
-{table}
+{_table(tried)}
 
 A delta is as wide as 4% of the multiply-adds allow, 32 at least and 96 at most; on the smallest networks the least
 exceeds the 4%.
 
-Models of these families that use attention between positions (for example `fastvit_sa12`, `caformer_s18`,
-`mobilenetv4_hybrid_medium`) are refused by name, and so are `bat_resnext26ts` (its bilinear attention hides its
-convolutions) and these families:
+## Transformers and hybrids
+
+Networks with attention between positions are sources for grid deltas and heads, but not for narrow copies (the preset
+`paper`, and the methods `scratch`, `random` and `side`): no layer of attention can be made narrow. Their tokens are a
+map, class tokens and registers left out; what is read inside attention is no tap. Most of them take images of their own
+size alone (224 pixels; 518 for DINOv2), which `train` then uses.
+
+| family | model | taps | parameters, % | multiply-adds, % |
+|---|---|---|---|---|
+{_table(attentive)}
+
+`vision_transformer` is ViT, DeiT III, DINOv2, and the image towers of CLIP and SigLIP; `maxxvit` is MaxViT and CoAtNet.
+Hybrids in the first table's families, like `fastvit_sa12`, `caformer_s18` and `mobilenetv4_hybrid_medium`, work alike.
+
+## What cannot be a source
+
+These families do not work or have not been tried, and are refused by name:
 
 | family | what it is |
 |---|---|
 {refused}
 """
+
+
+def _table(rows: Sequence[Row]) -> str:
+    return "\n".join(
+        f"| {row.family} | {row.model} | {row.num_taps} | {100 * (row.params_share or 0):.1f} "
+        f"| {100 * (row.multiply_adds_share or 0):.1f} |"
+        if row.reason is None
+        else f"| {row.family} | {row.model} | - | - | - ({row.reason}) |"
+        for row in rows
+    )

@@ -12,8 +12,7 @@ from torchsnow.data import ImageSet
 from torchsnow.delta.cost import delta_cost
 from torchsnow.experiments.lifelong_settings import LifelongSettings
 from torchsnow.experiments.lifelong_tasks import SequenceTask
-from torchsnow.hub import Hub
-from torchsnow.jobs import is_hub
+from torchsnow.hub import Hub, is_hub
 from torchsnow.methods import make_method
 from torchsnow.methods.network import Network
 from torchsnow.model import SnowModel

@@ -3,7 +3,18 @@
 from torchsnow.hub.folder import SOURCE_FILE, Cleanup
 from torchsnow.hub.hub import Hub
 from torchsnow.hub.index import Entry
+from torchsnow.hub.source import is_hub, source_for
 from torchsnow.hub.together import not_finite, predict_together
 from torchsnow.hub.verify import Problem
 
-__all__ = ["SOURCE_FILE", "Cleanup", "Entry", "Hub", "Problem", "not_finite", "predict_together"]
+__all__ = [
+    "SOURCE_FILE",
+    "Cleanup",
+    "Entry",
+    "Hub",
+    "Problem",
+    "is_hub",
+    "not_finite",
+    "predict_together",
+    "source_for",
+]

@@ -334,9 +334,8 @@ class Hub:
 
 def _load(info: SourceInfo) -> Source:
     try:
-        if info.weights in PACKAGES:
-            return load_source(info.weights, precision=info.precision)
-        return load_source(info.name, info.weights, info.precision)
+        name, weights = (info.weights, "pretrained") if info.weights in PACKAGES else (info.name, info.weights)
+        return load_source(name, weights, info.precision, info.input_config.mean, info.input_config.std)
     except SourceError as error:
         raise HubError(
             f"the hub's source {info} cannot be loaded: {error}. If you have it, open the hub with it"

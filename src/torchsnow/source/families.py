@@ -1,8 +1,8 @@
-"""Which families of timm are convolutional networks, and one small model of each.
+"""Which families of timm can be sources, and one small model of each.
 
 A family is a module of timm (`timm.models.resnet`, ...). A family counts as convolutional when at least one of its
-models mixes positions by convolution and pooling alone; models of such a family that use attention between
-positions are refused one by one.
+models mixes positions by convolution and pooling alone. Networks with attention between positions are sources for
+grid deltas and heads, but not for narrow copies: no layer of attention can be made narrow.
 """
 
 from __future__ import annotations
@@ -62,6 +62,26 @@ CONVOLUTIONAL: dict[str, str] = {
 }
 """timm's convolutional families, each with the model that stands for it in docs/sources.md."""
 
+ATTENTIVE: dict[str, str] = {
+    "beit": "beit_base_patch16_224",
+    "deit": "deit_tiny_distilled_patch16_224",
+    "efficientvit_mit": "efficientvit_b0",
+    "eva": "eva02_tiny_patch14_224",
+    "maxxvit": "maxvit_tiny_tf_224",
+    "mobilevit": "mobilevit_xxs",
+    "pvt_v2": "pvt_v2_b0",
+    "swin_transformer": "swin_tiny_patch4_window7_224",
+    "swin_transformer_v2": "swinv2_tiny_window8_256",
+    "tiny_vit": "tiny_vit_5m_224",
+    "vision_transformer": "vit_tiny_patch16_224",
+    "vision_transformer_hybrid": "vit_tiny_r_s16_p8_224",
+    "vision_transformer_relpos": "vit_relpos_small_patch16_224",
+    "vitamin": "vitamin_small_224",
+    "xcit": "xcit_nano_12_p8_224",
+}
+"""timm's transformers and hybrids that are sources for grid deltas, each with the model that stands for it in
+docs/sources.md. ViT, DeiT III, DINOv2, and the image towers of CLIP and SigLIP are `vision_transformer`."""
+
 _HYBRID = "a hybrid of convolution and attention"
 
 
@@ -71,15 +91,13 @@ def _all(families: str, kind: str) -> dict[str, str]:
 
 OTHER: dict[str, str] = {
     **_all(
-        "beit cait convit crossvit deepseek_vit deit eva gcvit gemma4_vit hiera hieradet_sam2 mvitv2 naflexvit nest "
-        "pit qwen3_vit swin_transformer swin_transformer_v2 swin_transformer_v2_cr tnt vision_transformer "
-        "vision_transformer_relpos vision_transformer_sam volo xcit",
+        "cait convit crossvit deepseek_vit gcvit gemma4_vit hiera hieradet_sam2 mvitv2 naflexvit nest pit qwen3_vit "
+        "swin_transformer_v2_cr tnt vision_transformer_sam volo",
         "a vision transformer",
     ),
     **_all(
-        "byoanet coat cpubone csatv2 davit edgenext efficientformer efficientformer_v2 efficientvit_mit "
-        "efficientvit_msra iformer levit maxxvit mobilenetv5 mobilevit nextvit pvt_v2 shvit swiftformer tiny_vit "
-        "twins visformer vision_transformer_hybrid vitamin",
+        "byoanet coat cpubone csatv2 davit edgenext efficientformer efficientformer_v2 efficientvit_msra iformer levit "
+        "mobilenetv5 nextvit shvit swiftformer twins visformer",
         _HYBRID,
     ),
     "efficientvim": "a state-space model",
@@ -88,8 +106,7 @@ OTHER: dict[str, str] = {
 }
 """timm's other families, each with what it is."""
 
-# Layers that mix positions by attention, in families that also have models without them.
-_ATTENTION_LAYERS = {"Attention", "AttentionBlock", "ConvAttention", "MobileAttention", "SelfAttnBlock"}
+_HIDDEN = "SelfAttnBlock"  # of byobnet: its attention hides its convolutions
 
 
 def family_of(model: nn.Module) -> str:
@@ -98,19 +115,17 @@ def family_of(model: nn.Module) -> str:
 
 
 def unlisted_families() -> list[str]:
-    """Families of the installed timm that neither table names."""
-    return sorted(set(list_modules()) - set(CONVOLUTIONAL) - set(OTHER))
+    """Families of the installed timm that no table names."""
+    return sorted(set(list_modules()) - set(CONVOLUTIONAL) - set(ATTENTIVE) - set(OTHER))
 
 
 def refuse_other_kinds(model: nn.Module, name: str) -> None:
-    """Raise SourceError, with the reason, for a timm model that is not a convolutional network."""
+    """Raise SourceError, with the reason, for a timm model of a kind that has not been tried as a source."""
     kind = OTHER.get(family_of(model))
-    if kind is None:
-        attention = [type(part).__name__ for part in model.modules() if type(part).__name__ in _ATTENTION_LAYERS]
-        if attention:
-            kind = f"{_HYBRID} (it has {attention[0]} layers)"
+    if kind is None and any(type(part).__name__ == _HIDDEN for part in model.modules()):
+        kind = f"{_HYBRID} (it has {_HIDDEN} layers)"
     if kind is not None:
         raise SourceError(
-            f"{name} cannot be a source: it is {kind}, and torchsnow takes convolutional networks only; "
+            f"{name} cannot be a source: it is {kind}, of a family that does not work or has not been tried; "
             "`torchsnow sources` lists those that work"
         )

@@ -55,6 +55,12 @@ _LEAVES = (
 _TRACEABLE = (NormFreeBlock, ConvMlp)
 
 
+def is_attention(module: nn.Module) -> bool:
+    """Whether a layer mixes positions by attention: it stays whole, for what is read inside it is no map."""
+    name = type(module).__name__
+    return "Attention" in name and "Pool" not in name
+
+
 class _Tracer(fx.Tracer):
     """fx's tracer that keeps timm's layers whole and knows the shape of every value."""
 
@@ -66,7 +72,7 @@ class _Tracer(fx.Tracer):
         self._evaluating = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, self._leaves) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, self._leaves) or is_attention(m) or super().is_leaf_module(m, module_qualified_name)
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> fx.Node:
         node = super().create_node(kind, target, args, kwargs, *rest, **named)
@@ -131,6 +137,7 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModule:
     for module in shapes.modules():
         if getattr(module, "inplace", False):
             setattr(module, "inplace", False)  # noqa: B010
+    _take_images_alone(shapes)
     tracer = _Tracer(torch.empty(2, *input_size, device="meta"))
     try:
         with torch.no_grad():
@@ -138,10 +145,20 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModule:
     except Exception as error:
         what = str(error).strip().split("\n")[0]
         raise SourceError(f"cannot trace {type(model).__name__} on an image of {input_size}: {what}") from error
+    if any(node.op == "get_attr" and "_tensor_constant" in str(node.target) for node in graph.nodes):
+        raise SourceError(
+            f"cannot trace {type(model).__name__}: its pass makes numbers of its own, besides the weights"
+        )
     _remove_in_place(graph)
     traced = fx.GraphModule(shapes, graph)
     traced.graph.eliminate_dead_code()
     return traced
+
+
+def _take_images_alone(model: nn.Module) -> None:
+    """Leave out what a forward pass takes besides images, a mask for instance: fx would make inputs of it."""
+    kind = type(model)
+    model.__class__ = type(kind.__name__, (kind,), {"forward": lambda self, images: kind.forward(self, images)})
 
 
 def _remove_in_place(graph: fx.Graph) -> None:

@@ -8,18 +8,22 @@ import importlib.util
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
+from typing import Any
 
-import safetensors.torch
 import timm
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from torchsnow.errors import SourceError
 from torchsnow.source.config import InputConfig
 from torchsnow.source.families import refuse_other_kinds
 from torchsnow.source.source import Precision, Source
+from torchsnow.source.weights import read_weights
+
+Channels = tuple[float, float, float]
+"""A number for red, green and blue."""
 
 BUNDLED = "bundled"
 """Name of the offline default: EfficientNet-Lite0 with the ImageNet weights of a pip package."""
@@ -55,19 +59,27 @@ PACKAGES: Mapping[str, Package] = {
 """Sources that pip carries, by the name that `load_source` knows them under."""
 
 
-def load_source(name: str = BUNDLED, weights: str | Path = "pretrained", precision: Precision = "fp32") -> Source:
+def load_source(
+    name: str = BUNDLED,
+    weights: str | Path = "pretrained",
+    precision: Precision = "fp32",
+    mean: Channels | None = None,
+    std: Channels | None = None,
+) -> Source:
     """Load a frozen source.
 
     `name` is a timm model, with or without a weight tag ("resnet50.a1_in1k"), or one of `PACKAGES`. `weights` is
-    "pretrained" (timm's own, downloaded where there is internet), a local .safetensors file with timm's names, or
-    "random" (seeded; for tests and for cost estimates).
-    Raises SourceError for a name that timm does not know, a network that cannot be a source, or weights that
-    cannot be had.
+    "pretrained" (timm's own, downloaded where there is internet), a local file with timm's names (.safetensors, or a
+    checkpoint, see `read_weights`), or "random" (seeded; for tests and for cost estimates). Images are normalised by
+    `mean` and `std` per channel, for pixels in 0..1, by default those that the checkpoint or else timm names.
+    Raises SourceError for a name that timm does not know, a network that cannot be a source, weights that cannot be
+    had, or a mean or standard deviation that cannot be one.
     """
+    own = {key: list(values) for key, values in (("mean", mean), ("std", std)) if values is not None}
     if name in PACKAGES:
         if weights != "pretrained":
             raise SourceError(f"the source {name!r} has weights of its own; name a timm model to use {str(weights)!r}")
-        return _packaged(name, precision)
+        return _packaged(name, precision, own)
     refuse_unknown(name)
     with torch.device("meta"):
         refuse_other_kinds(timm.create_model(name, pretrained=False), name)  # before anything is downloaded
@@ -79,15 +91,29 @@ def load_source(name: str = BUNDLED, weights: str | Path = "pretrained", precisi
             model = timm.create_model(name, pretrained=False, num_classes=0)
     else:
         model = timm.create_model(name, pretrained=False, num_classes=0)
-        _load_file(model, name, Path(weights))
+        state, of_file = read_weights(Path(weights), model.state_dict(), name)
+        model.load_state_dict(state)
+        own = {**of_file, **own}
         weights = Path(weights).absolute()  # what is noted of it must hold in any folder
-    return make_source(model, name, str(weights), precision)
+    return make_source(model, name, str(weights), precision, own)
 
 
-def make_source(model: nn.Module, name: str, weights: str, precision: Precision = "fp32") -> Source:
-    """A source from a timm model made with `num_classes=0`. Raises SourceError when it cannot be one."""
+def make_source(
+    model: nn.Module,
+    name: str,
+    weights: str,
+    precision: Precision = "fp32",
+    preprocessing: Mapping[str, Any] | None = None,
+) -> Source:
+    """A source from a timm model made with `num_classes=0`; `preprocessing` is what differs from the model's own, in
+    timm's names. Raises SourceError when it cannot be one."""
     refuse_other_kinds(model, name)
-    config = InputConfig.from_mapping(timm.data.resolve_model_data_config(model))
+    try:
+        config = InputConfig.from_mapping(timm.data.resolve_data_config(dict(preprocessing or {}), model=model))
+    except (AssertionError, TypeError, ValueError) as error:
+        raise SourceError(f"images of {name} cannot be prepared by {preprocessing}: expected RGB images") from error
+    if not all(map(isfinite, (*config.mean, *config.std))) or min(config.std) <= 0:
+        raise SourceError(f"mean {config.mean} and std {config.std}: expected three numbers each, those of std above 0")
     return Source(model, name, config, weights, precision)
 
 
@@ -119,25 +145,7 @@ def _pretrained(name: str) -> nn.Module:
     return model
 
 
-def _load_file(model: nn.Module, name: str, file: Path) -> None:
-    try:
-        state = safetensors.torch.load_file(file)
-    except FileNotFoundError as error:
-        raise SourceError(f"no weight file {file}") from error
-    except (SafetensorError, OSError) as error:
-        raise SourceError(f"{file} is not a readable .safetensors file: {error}") from error
-    wanted = model.state_dict()
-    missing = sorted(set(wanted) - set(state))
-    if missing:
-        raise SourceError(f"{file} does not fit {name}: it lacks {missing[0]!r} ({len(missing)} tensors in all)")
-    for key, tensor in wanted.items():
-        if state[key].shape != tensor.shape:
-            given, expected = tuple(state[key].shape), tuple(tensor.shape)
-            raise SourceError(f"{file} does not fit {name}: {key!r} has shape {given}, expected {expected}")
-    model.load_state_dict({key: state[key] for key in wanted})  # the classifier's own tensors stay behind
-
-
-def _packaged(name: str, precision: Precision) -> Source:
+def _packaged(name: str, precision: Precision, preprocessing: Mapping[str, Any]) -> Source:
     package = PACKAGES[name]
     spec = importlib.util.find_spec(package.module)
     if spec is None or spec.origin is None:
@@ -147,7 +155,7 @@ def _packaged(name: str, precision: Precision) -> Source:
     model: nn.Module = timm.create_model(package.model, pretrained=False)
     model.load_state_dict(packaged_state(package, Path(spec.origin).parent / package.file, model.state_dict()))
     model.reset_classifier(0)  # type: ignore[operator]
-    return make_source(model, package.model, name, precision)
+    return make_source(model, package.model, name, precision, preprocessing)
 
 
 def packaged_state(package: Package, file: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:

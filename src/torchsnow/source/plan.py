@@ -35,10 +35,11 @@ class PlanOutput:
 
 @dataclass(frozen=True)
 class GridOutput:
-    """A grid over several values: `nodes` are their names and in which dimension each has its channels. An extra input
-    of the plan says which channels of each are wanted, (channels or None for all, ...), and the grid's size."""
+    """A grid over several values: `nodes` are their names, in which dimension each has its channels, and how many
+    tokens are left out at the beginning. An extra input of the plan says which channels of each are wanted, (channels
+    or None for all, ...), and the grid's size."""
 
-    nodes: tuple[tuple[str, int], ...]
+    nodes: tuple[tuple[str, int, int], ...]
 
 
 Output = PlanOutput | GridOutput
@@ -94,9 +95,9 @@ def _output(graph: fx.Graph, value: fx.Node, output: PlanOutput) -> fx.Node:
 
 def _grid_output(graph: fx.Graph, by_name: dict[str, fx.Node], output: GridOutput) -> fx.Node:
     wanted, pieces = _input(graph, "wanted_grid"), []
-    for at, (name, dim) in enumerate(output.nodes):
+    for at, (name, dim, num_prefix) in enumerate(output.nodes):
         with graph.inserting_after(by_name[name]):
-            pieces.append(graph.call_function(on_grid, (by_name[name], dim, wanted, at)))
+            pieces.append(graph.call_function(on_grid, (by_name[name], dim, wanted, at, num_prefix)))
     return graph.call_function(join_channels, (pieces,))
 
 
@@ -107,9 +108,9 @@ def _input(graph: fx.Graph, name: str) -> fx.Node:
         return graph.placeholder(f"{name}_{len(inputs)}")  # several deltas may read one value
 
 
-def on_grid(x: Tensor, dim: int, wanted: GridWanted, at: int) -> Tensor:
-    """What is wanted of the value number `at`, (B, M, Gh, Gw)."""
-    return to_grid(x, dim, wanted[0][at], wanted[1])
+def on_grid(x: Tensor, dim: int, wanted: GridWanted, at: int, num_prefix: int) -> Tensor:
+    """What is wanted of the value number `at`, (B, M, Gh, Gw), without the tokens at its beginning."""
+    return to_grid(x[:, num_prefix:] if num_prefix else x, dim, wanted[0][at], wanted[1])
 
 
 def _parts(model: nn.Module, graph: fx.Graph) -> dict[str, Any]:

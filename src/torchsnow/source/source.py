@@ -41,7 +41,8 @@ class Source(nn.Module):
     and buffers never change: it stays in eval mode, passes run without gradients, and conversions of the
     floating-point type are ignored (choose `precision` instead).
     `taps` are the tensors that a delta may subscribe to, by name. `prefers_channels_last` says in which layout a CPU
-    runs this network faster. Raises SourceError when there are no taps.
+    runs this network faster, `has_fixed_size` whether it takes images of its own size alone, as most transformers do.
+    Raises SourceError when there are no taps.
     """
 
     def __init__(
@@ -56,11 +57,12 @@ class Source(nn.Module):
         self.input_config = input_config
         self.precision = precision
         self._unregistered = {"traced": trace(model, input_config.input_size)}  # shapes are no part of the state
-        self.taps: dict[str, Tap] = find_taps(self.traced)
+        self.taps: dict[str, Tap] = find_taps(self.traced, getattr(model, "num_prefix_tokens", 0))
         if not self.taps:
-            raise SourceError(f"{name} has no dense convolution to subscribe to: it is not a convolutional network")
+            raise SourceError(f"{name} has no dense convolution, and no linear layer over positions, to subscribe to")
         self.num_features = int(self.last_node.meta[VALUE].shape[1])
         self.prefers_channels_last = _has_depthwise(model)
+        self.has_fixed_size = bool((getattr(model, "pretrained_cfg", None) or {}).get("fixed_input_size"))
         self._folded: FoldedPass | None = None
         self._plans: dict[tuple[Output | bool, ...], fx.GraphModule] = {}
         self._fused_convs: FusedConvs = {}
@@ -165,6 +167,7 @@ class Source(nn.Module):
 
     def _run(self, outputs: tuple[Output, ...], images: Tensor, wanted: Sequence[Wanted]) -> list[Tensor]:
         """The outputs; `wanted` are the plan's extra inputs."""
+        self.refuse_size(images.shape[2:])
         gradients = torch.is_grad_enabled() and images.requires_grad
         plan = self._plan(outputs, fused=self._fuses and not gradients)
         try:
@@ -172,7 +175,7 @@ class Source(nn.Module):
                 return self._run_plan(plan, outputs, images, wanted)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:  # timm asserts the size of a transformer's images
             raise SourceError(f"{self.name} cannot take images of shape {tuple(images.shape)}: {error}") from error
 
     def _run_plan(
@@ -195,6 +198,15 @@ class Source(nn.Module):
             join_images(values) if isinstance(output, GridOutput) else torch.cat(values)
             for output, values in zip(outputs, zip(*several, strict=True), strict=True)
         ]
+
+    def refuse_size(self, image_size: Sequence[int]) -> None:
+        """Raise SourceError for another height and width than those that a network of fixed size takes."""
+        own = self.input_config.input_size[1:]
+        if self.has_fixed_size and tuple(image_size) != own:
+            given, expected = (" x ".join(map(str, size)) for size in (image_size, own))
+            raise SourceError(
+                f"{self.name} takes images of {expected} pixels alone, not {given}: positions are learned for that size"
+            )
 
     @property
     def _layout(self) -> torch.memory_format:
@@ -224,7 +236,7 @@ class Source(nn.Module):
         """A grid over the taps up to the last one of which anything is wanted."""
         read = (at for at, own in enumerate(of_taps) if own is None or len(own))
         taps = list(self.taps.values())[: max(read, default=0) + 1]
-        return GridOutput(tuple((tap.node, tap.dim) for tap in taps))
+        return GridOutput(tuple((tap.node, tap.dim, tap.num_prefix) for tap in taps))
 
     def plan(self, request: Request) -> fx.GraphModule:
         """What a pass for this request runs: images, then the indices of `request.channels` and `grid_inputs`, to a

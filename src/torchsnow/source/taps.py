@@ -1,8 +1,9 @@
 """Taps: the tensors inside a source that a delta may subscribe to.
 
 A tap is what a dense convolution reads, after normalisation, activation and residual addition; a linear layer over
-positions is a 1x1 convolution in this sense. Tensors read by several convolutions are one tap. Convolutions of the
-image have no tap, and neither have layers behind a global pooling (squeeze-and-excite), which see one position.
+positions is a 1x1 convolution in this sense, and the tokens of a transformer are positions. Tensors read by several
+convolutions are one tap. Convolutions of the image have no tap, and neither have layers behind a global pooling
+(squeeze-and-excite), which see one position, and layers inside attention.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ class Tap:
     """One tap: `name` is its first reader's place in the source, `num_chs` its channels, in dimension `dim`.
 
     `size` is its height and width in pixels at the source's own image size; `readers` are the names of all the
-    layers that read it; `node` is the graph node whose value it is.
+    layers that read it; `node` is the graph node whose value it is; `num_prefix` how many tokens that are no places of
+    the image (class tokens, registers) stand before the others.
     """
 
     name: str
@@ -29,10 +31,12 @@ class Tap:
     size: tuple[int, int]
     readers: tuple[str, ...]
     node: str
+    num_prefix: int = 0
 
 
-def find_taps(traced: fx.GraphModule) -> dict[str, Tap]:
-    """All taps of a traced source, by name, in the order of the pass."""
+def find_taps(traced: fx.GraphModule, num_prefix: int = 0) -> dict[str, Tap]:
+    """All taps of a traced source, by name, in the order of the pass; its tokens begin with `num_prefix` that are no
+    places of the image."""
     readers: dict[fx.Node, list[fx.Node]] = {}
     learned: set[fx.Node] = set()  # values that have a convolution or linear layer behind them
     for node in traced.graph.nodes:
@@ -46,7 +50,7 @@ def find_taps(traced: fx.GraphModule) -> dict[str, Tap]:
                 continue
         if any(parent in learned for parent in node.all_input_nodes):
             learned.add(node)
-    taps = (_tap(traced, node, nodes) for node, nodes in readers.items())
+    taps = (_tap(traced, node, nodes, num_prefix) for node, nodes in readers.items())
     return {tap.name: tap for tap in taps}
 
 
@@ -57,7 +61,7 @@ def _is_dense(module: nn.Module, tapped: fx.Node) -> bool:
     return isinstance(module, nn.Conv2d) and module.groups == 1 < shape[1] and math.prod(shape[2:]) > 1
 
 
-def _tap(traced: fx.GraphModule, node: fx.Node, readers: list[fx.Node]) -> Tap:
+def _tap(traced: fx.GraphModule, node: fx.Node, readers: list[fx.Node], num_prefix: int) -> Tap:
     shape = node.meta[VALUE].shape
     is_linear = isinstance(traced.get_submodule(str(readers[0].target)), nn.Linear)
     dim = len(shape) - 1 if is_linear else 1
@@ -70,4 +74,5 @@ def _tap(traced: fx.GraphModule, node: fx.Node, readers: list[fx.Node]) -> Tap:
         size=(height, width),
         readers=tuple(reader.name for reader in readers),
         node=node.name,
+        num_prefix=num_prefix if len(shape) == 3 else 0,
     )

@@ -37,14 +37,15 @@ class TapMaps:
 def feature_maps(source: Source, parts: Sequence[TapSubscription], image: Tensor) -> list[TapMaps]:
     """The strongest channels of some taps, evenly spread over depth, for a normalised image (1, 3, S, S)."""
     parts = [part for part in parts if part.tap != LAST]
-    places = np.unique(np.linspace(0, len(parts) - 1, min(MOST_TAPS, len(parts))).round().astype(int))
-    best = {parts[place].tap: parts[place].strongest(MOST_MAPS) for place in places}
+    depths = np.unique(np.linspace(0, len(parts) - 1, min(MOST_TAPS, len(parts))).round().astype(int))
+    best = {parts[place].tap: parts[place].strongest(MOST_MAPS) for place in depths}
     wanted = {tap: torch.tensor([c.index for c in channels], device=image.device) for tap, channels in best.items()}
     features = source(image, Request(channels=wanted))
     result = []
     for tap, channels in best.items():
         values = features.channels(tap, wanted[tap]).movedim(source.taps[tap].dim, 1)[0].cpu()
-        result.append(TapMaps(tap, tuple(channels), tuple(_as_grid(value) for value in values)))
+        places = tuple(_as_grid(value, source.taps[tap].num_prefix) for value in values)
+        result.append(TapMaps(tap, tuple(channels), places))
     return result
 
 
@@ -106,9 +107,9 @@ def _bars(axes: Axes, values: Sequence[float], shift: float, height: float, colo
     axes.barh([place + shift for place in range(len(values))], values, height=height, color=colour, label=label)
 
 
-def _as_grid(values: Tensor) -> Tensor:
-    """Values over positions as (H, W); those that a source keeps in one row are of a square image."""
-    return values if values.ndim == 2 else values.reshape(math.isqrt(len(values)), -1)
+def _as_grid(values: Tensor, num_prefix: int) -> Tensor:
+    """Values over positions as (H, W); those that a source keeps in one row are of a square image, behind the first."""
+    return values if values.ndim == 2 else values[num_prefix:].reshape(math.isqrt(len(values) - num_prefix), -1)
 
 
 def _short(name: str) -> str:
