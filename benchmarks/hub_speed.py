@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from torchsnow.compile import BACKENDS, Engine, Program, Work
+from torchsnow.engines import BACKENDS, Engine, Program, Work
 from torchsnow.experiments.served import Heads, random_deltas
 from torchsnow.methods import PRESETS
 from torchsnow.source import Source, load_source

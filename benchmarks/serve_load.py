@@ -300,7 +300,7 @@ def speed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def bare(hub: Hub, args: argparse.Namespace, tasks_per_image: int) -> float:
     """Images per second of the hub without a server, on the servers' core."""
     script = (
-        "import sys, time, torch; from torchsnow.hub import Hub; from torchsnow.live import LiveHub\n"
+        "import sys, time, torch; from torchsnow.hub import Hub; from torchsnow.hub.live import LiveHub\n"
         "torch.set_num_threads(1); live = LiveHub(Hub.open(sys.argv[1])); batch, size, own = map(int, sys.argv[2:5])\n"
         "images, names = torch.randn(batch, 3, size, size), sorted(live.now.entries)\n"
         "asked = [[names[(i + j) % len(names)] for j in range(own)] for i in range(batch)]\n"

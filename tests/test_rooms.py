@@ -14,13 +14,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the lowest room to the highest. "__init__" is the package's own, which only offers what the rooms contain.
 ORDER = [
-    *("errors", "shortage", "csv_cells", "files", "yaml_file", "lock"),
-    *("source", "pooling", "delta", "model", "task_file", "hub", "compile", "live", "data"),
-    *("predictions", "train", "evaluation", "methods", "pages", "plots", "jobs", "jobs_shared"),
-    *("classifier", "review", "serving", "visualize", "report", "experiments", "__init__", "cli", "__main__"),
+    *("errors", "io", "source", "pooling", "delta", "model", "engines", "task_file", "hub", "export", "data", "train"),
+    *("methods", "pages", "plots", "workflows", "classifier", "review", "serving", "explain", "report", "experiments"),
+    *("__init__", "cli", "__main__"),
 ]
 # Reading pictures needs to know how a source wants them, and nothing else of the network's side.
-ONLY = {"data": {"errors", "shortage", "files", "source.config"}}
+ONLY = {"data": {"errors", "io", "source.config"}}
 
 
 def room_of(file: Path) -> str:

@@ -25,13 +25,13 @@ from torchsnow.data.listing import Entry, Listing
 from torchsnow.data.loading import loaded
 from torchsnow.data.names import ALL
 from torchsnow.errors import DataError
-from torchsnow.files import write_atomically
 from torchsnow.hub import Hub, source_for
-from torchsnow.jobs import train_task
+from torchsnow.io.files import write_atomically
 from torchsnow.methods import kind_of
 from torchsnow.source import Source
 from torchsnow.train import AUTO, RunFolder, TrainSettings
 from torchsnow.train.auto import MOST_EPOCHS
+from torchsnow.workflows.training import train_task
 
 _BATCH_SIZE = 32
 _METHOD = "snow"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torchsnow.errors import TorchsnowError
-from torchsnow.files import write_atomically
+from torchsnow.io.files import write_atomically
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1d2733; background: #fff; max-width: 72rem; margin: 2rem auto;

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from torchsnow.errors import TrainingError
-from torchsnow.files import clear_os_errors, write_atomically
+from torchsnow.io.files import clear_os_errors, write_atomically
 from torchsnow.train.evaluate import Metrics
 from torchsnow.train.run_folder import RunFolder
 

@@ -11,7 +11,7 @@ from command_line import refused, snapshot, torchsnow
 
 from torchsnow.errors import ExperimentError
 from torchsnow.experiments import compare as compare_module
-from torchsnow.lock import FolderLock
+from torchsnow.io.lock import FolderLock
 
 
 @pytest.fixture(autouse=True)

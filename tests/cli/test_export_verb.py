@@ -72,7 +72,7 @@ def test_json_says_what_was_written(pristine: Trained, tmp_path: Path) -> None:
 
 @has_onnx
 def test_int8_shows_its_cost(pristine: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torchsnow.compile.quantize.LOW_AGREEMENT", 1.01)
+    monkeypatch.setattr("torchsnow.export.quantize.LOW_AGREEMENT", 1.01)
     words = ("export", "--hub", pristine.hub, "--out", "out.onnx", "--int8", "--calibrate", pristine.photos, "--json")
     outcome = torchsnow(*words)
     assert outcome.code == 0

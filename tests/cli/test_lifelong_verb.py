@@ -10,7 +10,7 @@ from command_line import SIZES, refused, snapshot, torchsnow
 from sample_photos import make_photos
 from torchsnow.errors import ExperimentError
 from torchsnow.experiments import lifelong_learners
-from torchsnow.lock import FolderLock
+from torchsnow.io.lock import FolderLock
 
 TINY = (*SIZES, "--epochs", "1")
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from torchsnow.errors import TrainingError
 from torchsnow.hub import Hub
-from torchsnow.lock import FolderLock
+from torchsnow.io.lock import FolderLock
 from torchsnow.train.loop import Loop
 from torchsnow.train.progress import TrainingBar
 

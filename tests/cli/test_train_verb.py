@@ -214,8 +214,8 @@ def test_a_chosen_run_is_that_with_the_numbers_given_also_when_resumed(
         stop_in(2, patched)
         assert train(photos, *tiny, "--out", "chosen").code == 130
     with monkeypatch.context() as patched:
-        patched.delattr("torchsnow.jobs.auto_sizes")
-        patched.delattr("torchsnow.jobs.auto_lr")
+        patched.delattr("torchsnow.workflows.training.auto_sizes")
+        patched.delattr("torchsnow.workflows.training.auto_lr")
         assert train(photos, *tiny, "--out", "chosen", "--resume").code == 0
     args = yaml.safe_load(Path("chosen/args.yaml").read_text())
     assert list(args["chosen"]) == ["image_size", "batch_size", *(["lr"] if preset == "paper" else [])]
@@ -227,7 +227,7 @@ def test_a_chosen_run_is_that_with_the_numbers_given_also_when_resumed(
 
 
 def test_a_run_worse_than_its_probe_is_warned_of(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torchsnow.jobs.below_probe", lambda *what: "it is bad")
+    monkeypatch.setattr("torchsnow.workflows.training.below_probe", lambda *what: "it is bad")
     said = train(photos, *TINY, "--epochs", "1")
     assert said.err.splitlines()[-1] == "warning: it is bad"
     assert "warning: it is bad" in Path("runs/new/log.txt").read_text()
@@ -249,7 +249,7 @@ def test_ctrl_c_after_the_last_epoch_loses_nothing(pristine: Trained, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("torchsnow.jobs.complete", stopped)
+        patched.setattr("torchsnow.workflows.training.complete", stopped)
         outcome = train(pristine.photos, *TINY, "--epochs", "2", task="colours")
     assert outcome.code == 130
     assert "interrupted; to go on: torchsnow train" in outcome.err

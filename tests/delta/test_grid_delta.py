@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchsnow.compile import Engine, Program, Work
 from torchsnow.delta import Delta, DeltaSpec
 from torchsnow.delta.cost import (
     GRID_WIDTH_STEP,
@@ -26,6 +25,7 @@ from torchsnow.delta.cost import (
 from torchsnow.delta.fold import fold
 from torchsnow.delta.grid import GridBody, frozen_state
 from torchsnow.delta.head import Head
+from torchsnow.engines import Engine, Program, Work
 from torchsnow.errors import DeltaError, TaskFileError
 from torchsnow.hub import Hub
 from torchsnow.model import SnowModel

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from torchsnow.compile import Program
 from torchsnow.data import eval_transform
+from torchsnow.engines import Program
 from torchsnow.errors import ExperimentError
 from torchsnow.experiments import throughput as module
 from torchsnow.experiments.served import Heads, random_deltas

@@ -11,7 +11,7 @@ from running_server import TOKEN, Running, running
 
 from sample_tasks import sample_task
 from torchsnow.hub import Hub
-from torchsnow.live import LiveHub
+from torchsnow.hub.live import LiveHub
 from torchsnow.source import Source, load_source
 
 

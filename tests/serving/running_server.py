@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from torchsnow.live import LiveHub
+from torchsnow.hub.live import LiveHub
 from torchsnow.serving.run import bind, make_server
 from torchsnow.serving.service import Service
 from torchsnow.serving.settings import ServeSettings

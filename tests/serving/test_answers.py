@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import torch
 
-from torchsnow.live import LiveTask
+from torchsnow.hub.live import LiveTask
 from torchsnow.serving.answers import Lead, TaskAnswer
 from torchsnow.serving.page import page_html
 from torchsnow.serving.service import predictions

@@ -15,11 +15,11 @@ from test_serving_predict import figure
 
 from sample_tasks import sample_task
 from torchsnow.cli.predict import _from_server
-from torchsnow.compile import Engine, Work
 from torchsnow.delta import Delta
+from torchsnow.engines import Engine, Work
 from torchsnow.errors import HubError, ServingError
 from torchsnow.hub import Hub
-from torchsnow.live import LiveHub
+from torchsnow.hub.live import LiveHub
 from torchsnow.serving import Client
 from torchsnow.task_file import encode_task
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from torchsnow.hub import Hub
-from torchsnow.live import LiveHub, LiveTask
-from torchsnow.live.hub import Answer
+from torchsnow.hub.live import Answer, LiveHub, LiveTask
 from torchsnow.serving import batcher as batcher_file
 from torchsnow.serving.batcher import Batcher
 from torchsnow.serving.decoders import Decoded

@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from torchsnow.errors import ServingError
 from torchsnow.hub import Hub
-from torchsnow.live import LiveHub
+from torchsnow.hub.live import LiveHub
 from torchsnow.serving import bodies as module
 from torchsnow.serving import patience
 from torchsnow.serving.bodies import Bodies

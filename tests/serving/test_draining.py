@@ -13,7 +13,7 @@ import pytest
 from running_server import picture, running
 
 from torchsnow.hub import Hub
-from torchsnow.live import LiveHub
+from torchsnow.hub.live import LiveHub
 from torchsnow.serving import bodies, patience
 from torchsnow.serving.draining import DrainingServer
 from torchsnow.serving.patience import max_connections

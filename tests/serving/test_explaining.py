@@ -15,11 +15,11 @@ from running_server import Running, form, picture
 from sample_tasks import logits, sample_task
 from torchsnow.data import eval_transform, read_image
 from torchsnow.delta.head import LAST, Head
+from torchsnow.explain.attribution import attribute
 from torchsnow.hub import Hub
 from torchsnow.serving.explaining import Explainer
 from torchsnow.source import Source
 from torchsnow.task_file import Task
-from torchsnow.visualize.attribution import attribute
 
 
 def explained(server: Running, images: list[bytes], *tasks: str) -> list[list[dict[str, Any]]]:

@@ -13,7 +13,7 @@ import pytest
 from running_server import BEARER, Reply, Running, picture, running
 
 from torchsnow.hub import Hub
-from torchsnow.live import LiveHub
+from torchsnow.hub.live import LiveHub
 
 
 def infer(server: Running, images: list[bytes], path: str = "/v2/models/b/infer", **more: Any) -> Reply:

@@ -11,7 +11,7 @@ from running_server import BEARER, TOKEN, Running, picture, running
 
 from torchsnow.errors import ServingError
 from torchsnow.hub import Hub
-from torchsnow.live import LiveHub
+from torchsnow.hub.live import LiveHub
 from torchsnow.serving.settings import ServeSettings
 
 SITE = "https://pages.example"

@@ -10,7 +10,7 @@ import time
 from running_server import Reply, Running, picture, running
 
 from torchsnow.hub import Hub
-from torchsnow.live import LiveHub
+from torchsnow.hub.live import LiveHub
 
 
 def stop_decoding(server: Running) -> None:

@@ -13,7 +13,7 @@ from running_server import Running, picture, running
 
 from sample_tasks import sample_task
 from torchsnow.hub import Entry, Hub
-from torchsnow.live import LiveHub
+from torchsnow.hub.live import LiveHub
 from torchsnow.serving import batcher
 from torchsnow.serving.file_watch import FileWatch
 from torchsnow.serving.settings import ServeSettings

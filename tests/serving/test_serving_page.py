@@ -16,7 +16,7 @@ from running_server import TOKEN, Running, form, picture, running
 
 from sample_tasks import sample_task
 from torchsnow.hub import Hub
-from torchsnow.live import LiveHub
+from torchsnow.hub.live import LiveHub
 from torchsnow.serving.page import page_html, policy
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")

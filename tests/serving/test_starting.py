@@ -16,7 +16,7 @@ from running_server import Reply, Running, picture, running
 from sample_tasks import sample_task
 from torchsnow.errors import HubError
 from torchsnow.hub import Hub
-from torchsnow.live import LiveHub
+from torchsnow.hub.live import LiveHub
 from torchsnow.serving.run import _server, bind
 from torchsnow.serving.settings import ServeSettings
 from torchsnow.serving.starting import Starting

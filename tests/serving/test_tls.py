@@ -13,7 +13,7 @@ from running_server import running
 
 from torchsnow.errors import ServingError
 from torchsnow.hub import Hub
-from torchsnow.live import LiveHub
+from torchsnow.hub.live import LiveHub
 from torchsnow.serving.settings import ServeSettings
 
 OPENSSL = shutil.which("openssl")

@@ -29,7 +29,7 @@ from torchsnow.cli import (
 )
 from torchsnow.cli.output import note
 from torchsnow.errors import TorchsnowError
-from torchsnow.shortage import shortage
+from torchsnow.io.shortage import shortage
 
 
 class _Verbs(TyperGroup):

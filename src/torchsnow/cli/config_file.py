@@ -15,7 +15,7 @@ def take_config(ctx: typer.Context, file: Path | None) -> Path | None:
     if file is None:
         return None
     from torchsnow.errors import ServingError
-    from torchsnow.yaml_file import read_yaml
+    from torchsnow.io.yaml_file import read_yaml
 
     given = read_yaml(file, ServingError, "the configuration")
     if not isinstance(given, dict):

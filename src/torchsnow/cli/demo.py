@@ -12,8 +12,8 @@ from torchsnow.cli.output import load_checked, note, percent, print_json, print_
 
 if TYPE_CHECKING:
     from torchsnow.data import Example
-    from torchsnow.jobs import TrainedTask
-    from torchsnow.predictions import Prediction
+    from torchsnow.workflows.predictions import Prediction
+    from torchsnow.workflows.training import TrainedTask
 
 _DATA = "elpv:binary"
 _TASK = "solar-cells"
@@ -35,10 +35,10 @@ def demo(
     """
     from torchsnow.data import Splits
     from torchsnow.hub import Hub, source_for
-    from torchsnow.jobs import refuse_taken, train_task
-    from torchsnow.predictions import predict_images
     from torchsnow.source import BUNDLED
     from torchsnow.train import RunFolder, TrainSettings
+    from torchsnow.workflows.predictions import predict_images
+    from torchsnow.workflows.training import refuse_taken, train_task
 
     start = time.monotonic()
     warmup_epochs = min(1, epochs - 1)

@@ -42,10 +42,10 @@ def evaluate(
     Example: torchsnow evaluate photos/ --hub my-hub --task screws
     """
     from torchsnow.data import Columns
-    from torchsnow.evaluation import evaluate_task, examples_of
-    from torchsnow.files import write_csv
     from torchsnow.hub import Hub
+    from torchsnow.io.files import write_csv
     from torchsnow.train import torch_device
+    from torchsnow.workflows.evaluation import evaluate_task, examples_of
 
     if csv is not None:
         check_writable(csv)

@@ -10,7 +10,7 @@ import typer
 from torchsnow.cli.output import load_checked, note, percent, print_json, print_table, say
 
 if TYPE_CHECKING:
-    from torchsnow.compile.export import Export
+    from torchsnow.export.export import Export
 
 
 def export(
@@ -40,10 +40,10 @@ def export(
 
     Example: torchsnow export --hub my-hub --out my-hub.onnx
     """
-    from torchsnow.compile.export import plan_export, write_export
-    from torchsnow.compile.formats import Written
+    from torchsnow.export.export import plan_export, write_export
+    from torchsnow.export.formats import Written
     from torchsnow.hub import Hub
-    from torchsnow.jobs import int8_images
+    from torchsnow.workflows.training import int8_images
 
     if int8 != (calibrate is not None):
         raise typer.BadParameter("--int8 and --calibrate DATA go together: give both or none")
@@ -90,7 +90,7 @@ def _show(exported: Export) -> None:
 
 
 def _warn(exported: Export) -> None:
-    from torchsnow.compile.quantize import LOW_AGREEMENT
+    from torchsnow.export.quantize import LOW_AGREEMENT
 
     for cost in exported.costs:
         if cost.agreement < LOW_AGREEMENT:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from torchsnow.errors import TorchsnowError
-from torchsnow.files import refuse_unwritable
+from torchsnow.io.files import refuse_unwritable
 
 if TYPE_CHECKING:
     from torchsnow.data import LoadedData

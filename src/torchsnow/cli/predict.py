@@ -18,7 +18,7 @@ from torchsnow.cli.serve import TOKEN_VARIABLE, read_token
 from torchsnow.errors import ServingError
 
 if TYPE_CHECKING:
-    from torchsnow.predictions import OnBad, Progress
+    from torchsnow.workflows.predictions import OnBad, Progress
 
 STDIN = "-"
 
@@ -101,8 +101,8 @@ def _from_hub(
     progress: Progress,
 ) -> Iterator[dict[str, Any]]:
     from torchsnow.hub import Hub
-    from torchsnow.predictions import predict_images
     from torchsnow.train import torch_device
+    from torchsnow.workflows.predictions import predict_images
 
     on_device, opened = torch_device(device), Hub.open(hub)
     if opened.names():
@@ -147,7 +147,7 @@ def _show(predictions: Sequence[dict[str, Any]], top: int) -> None:
 
 def _write(csv: Path | None, jsonl: Path | None, predictions: Sequence[dict[str, Any]], top: int) -> list[Path]:
     """Write what is asked for, and return the files."""
-    from torchsnow.files import write_atomically, write_csv
+    from torchsnow.io.files import write_atomically, write_csv
 
     if csv is not None:
         write_csv(csv, _columns(top), (_cells(one, top, "{:.6f}".format) for one in predictions))

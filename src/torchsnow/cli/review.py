@@ -35,8 +35,8 @@ def review(
 
     Example: torchsnow review photos/ --hub my-hub --task screws
     """
-    from torchsnow.files import clear_os_errors
     from torchsnow.hub import Hub
+    from torchsnow.io.files import clear_os_errors
     from torchsnow.review import review_data, review_page, write_moves
     from torchsnow.train import torch_device
 

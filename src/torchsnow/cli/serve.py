@@ -67,7 +67,7 @@ def serve(
     """
     refuse_missing()
     from torchsnow.hub import Hub
-    from torchsnow.live import LiveHub
+    from torchsnow.hub.live import LiveHub
     from torchsnow.serving.logs import write_logs
     from torchsnow.serving.run import bind
     from torchsnow.serving.run import serve as run
@@ -108,7 +108,7 @@ def _in_header(host: str) -> str:
 def read_token(file: Path | None) -> str | None:
     """The token from a file or the environment. Raises ServingError for a file that cannot be read or is empty."""
     from torchsnow.errors import ServingError
-    from torchsnow.files import clear_os_errors
+    from torchsnow.io.files import clear_os_errors
 
     if file is None:
         return os.environ.get(TOKEN_VARIABLE) or None

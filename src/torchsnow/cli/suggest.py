@@ -28,11 +28,11 @@ def suggest(
     Example: torchsnow suggest new-photos/ --hub my-hub --csv label-next.csv
     """
     from torchsnow.data import find_images
-    from torchsnow.files import write_csv
     from torchsnow.hub import Hub
-    from torchsnow.predictions import usable_tasks
+    from torchsnow.io.files import write_csv
     from torchsnow.review import suggest_images
     from torchsnow.train import torch_device
+    from torchsnow.workflows.predictions import usable_tasks
 
     bad: list[tuple[str, str]] = []
 

@@ -18,8 +18,8 @@ from torchsnow.cli.output import load_checked, note, percent, print_json, say
 from torchsnow.errors import TorchsnowError
 
 if TYPE_CHECKING:
-    from torchsnow.jobs import TrainedTask
     from torchsnow.train import RunFolder
+    from torchsnow.workflows.training import TrainedTask
 
 RUN_FILE = "args.yaml"
 _HUB = Path("hub")
@@ -122,10 +122,10 @@ def train(
     """
     from torchsnow.data import Columns
     from torchsnow.hub import source_for
-    from torchsnow.jobs import refuse_taken, refuse_wrong_hub, train_task
     from torchsnow.methods import kind_of, split_name
     from torchsnow.train import AUTO, RunFolder, TrainSettings
     from torchsnow.train.auto import MOST_EPOCHS
+    from torchsnow.workflows.training import refuse_taken, refuse_wrong_hub, train_task
 
     asked = {"epochs": epochs, "image_size": image_size, "batch_size": batch_size, "lr": lr}
     auto = [name for name in AUTO if asked[name] is None]
@@ -194,8 +194,8 @@ def train(
 
 
 def _show(result: TrainedTask, summary: Mapping[str, Any]) -> None:
-    from torchsnow.jobs import on_validation
     from torchsnow.report import size as shown_size
+    from torchsnow.workflows.training import on_validation
 
     metrics, test = result.fit.metrics, result.test
     kind = "a linear head alone" if result.alone else f"the best model, of epoch {summary['best_epoch']},"

@@ -17,7 +17,7 @@ from torchsnow.cli.output import counting, load_checked, note, percent, print_js
 
 if TYPE_CHECKING:
     from torchsnow.data import Columns
-    from torchsnow.jobs_shared import TaskGroup
+    from torchsnow.workflows.shared import TaskGroup
 
 
 def train_many(
@@ -84,10 +84,10 @@ def train_many(
     from torchsnow.data import Columns
     from torchsnow.errors import TrainingError
     from torchsnow.hub import source_for
-    from torchsnow.jobs_shared import refuse_method, refuse_tasks, train_tasks
     from torchsnow.methods import kind_of, split_name
     from torchsnow.train import AUTO, TrainSettings
     from torchsnow.train.auto import MOST_EPOCHS
+    from torchsnow.workflows.shared import refuse_method, refuse_tasks, train_tasks
 
     with _telling_how_to_resume():
         if ":" in method:
@@ -164,7 +164,7 @@ def _load(words: Sequence[str], columns: Columns, follow_links: bool, quiet: boo
     """The data of NAME=DATA, and all tasks of a table."""
     from torchsnow.data import load_task_table
     from torchsnow.errors import DataError
-    from torchsnow.jobs_shared import TaskGroup
+    from torchsnow.workflows.shared import TaskGroup
 
     groups = []
     for word in words:

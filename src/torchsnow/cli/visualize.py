@@ -27,9 +27,9 @@ def visualize(
 
     Example: torchsnow visualize --hub my-hub --task screws --out pictures
     """
+    from torchsnow.explain import Visualization
     from torchsnow.hub import Hub
     from torchsnow.train import torch_device
-    from torchsnow.visualize import Visualization
 
     on_device, opened = torch_device(device), Hub.open(hub)
     for name in task:

@@ -16,7 +16,7 @@ from torchsnow.data.images import Examined, examine_image
 from torchsnow.data.listing import Entry, Listing, Skipped
 from torchsnow.data.names import ALL, counted, first_few
 from torchsnow.errors import DataError
-from torchsnow.files import file_stamp, write_atomically
+from torchsnow.io.files import file_stamp, write_atomically
 
 Progress = Callable[[int, int], None]
 _SCHEMA = 1

@@ -14,7 +14,7 @@ from torchsnow.data.listing import Listing
 from torchsnow.data.names import ALL, splits_named
 from torchsnow.data.prepared import CHECKED, Picture, data_folder, list_given, prepare
 from torchsnow.errors import DataError
-from torchsnow.files import refuse_unwritable
+from torchsnow.io.files import refuse_unwritable
 
 REPOSITORY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 

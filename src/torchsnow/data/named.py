@@ -13,7 +13,7 @@ from torchsnow.data.listing import Listing
 from torchsnow.data.names import ALL, first_few
 from torchsnow.data.prepared import CHECKED, data_folder, list_given
 from torchsnow.errors import DataError
-from torchsnow.files import refuse_unwritable
+from torchsnow.io.files import refuse_unwritable
 
 
 def list_named(data: NamedData) -> Listing:

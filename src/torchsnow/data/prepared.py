@@ -15,7 +15,7 @@ from torchsnow.data.folders import list_folder
 from torchsnow.data.listing import Listing
 from torchsnow.data.names import ALL
 from torchsnow.errors import DataError
-from torchsnow.files import TEMPORARY_SUFFIX, clear_os_errors
+from torchsnow.io.files import TEMPORARY_SUFFIX, clear_os_errors
 
 DATA_VARIABLE = "TORCHSNOW_DATA"
 DEFAULT_FOLDER = "~/.cache/torchsnow/data"

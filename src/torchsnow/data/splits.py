@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torchsnow.data.loading import Example, LoadedData, by_class
 from torchsnow.data.names import counted, first_few
 from torchsnow.errors import DataError
-from torchsnow.files import write_atomically
+from torchsnow.io.files import write_atomically
 
 SCHEMA = 2  # 1 knew images by their sizes, not by their contents
 _RARE = 10  # a class is, whose images are so many times fewer than those of the largest one

@@ -23,8 +23,8 @@ from torchsnow.experiments.cell import run_cell
 from torchsnow.experiments.costs import measure_costs
 from torchsnow.experiments.material import Material
 from torchsnow.experiments.plan import Cell, Experiment
-from torchsnow.files import clear_os_errors, write_atomically
-from torchsnow.lock import FolderLock
+from torchsnow.io.files import clear_os_errors, write_atomically
+from torchsnow.io.lock import FolderLock
 from torchsnow.plots import without_harm
 from torchsnow.report import Results, report_page, write_csv
 from torchsnow.report.sections import check_finished

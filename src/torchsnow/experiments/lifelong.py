@@ -20,7 +20,6 @@ from typing import Any
 import torch
 import yaml
 
-from torchsnow.csv_cells import plain_cell
 from torchsnow.data import ImageSet, LoadedData
 from torchsnow.delta.cost import source_cost
 from torchsnow.errors import ExperimentError
@@ -36,15 +35,16 @@ from torchsnow.experiments.lifelong_probe import probe_accuracy
 from torchsnow.experiments.lifelong_settings import LifelongSettings
 from torchsnow.experiments.lifelong_tasks import SequenceTask, make_tasks
 from torchsnow.experiments.measuring import median_times_s, wait_for
-from torchsnow.files import clear_os_errors, write_atomically
-from torchsnow.lock import FolderLock
+from torchsnow.io.csv_cells import plain_cell
+from torchsnow.io.files import clear_os_errors, write_atomically
+from torchsnow.io.lock import FolderLock
+from torchsnow.io.yaml_file import read_yaml
 from torchsnow.plots import png_bytes, without_harm
 from torchsnow.report.lifelong import lifelong_figure, lifelong_page
 from torchsnow.source import Source, load_source
 from torchsnow.train import RunFolder
 from torchsnow.train.batches import plain_images
 from torchsnow.train.evaluate import measure, predict
-from torchsnow.yaml_file import read_yaml
 
 Report = Callable[[str, int, int], None]
 """Called before a piece of work with its name, how many are done, and how many there are."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from torchsnow.errors import ExperimentError
+from torchsnow.io.yaml_file import read_yaml
 from torchsnow.methods import METHODS, PRESETS, split_name
 from torchsnow.train import TrainSettings
-from torchsnow.yaml_file import read_yaml
 
 OF_DATA = ("train_images", "train_share", "shots")  # factors that choose training images; others are of the delta
 _LISTS = ("sources", "data", "methods", "seeds")

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from torchsnow.compile import BACKENDS, Program, Runner, check_backend
-from torchsnow.compile.backends import eager
 from torchsnow.data import eval_transform, read_image
 from torchsnow.delta import DeltaSpec
 from torchsnow.delta.cost import delta_cost, source_cost
+from torchsnow.engines import BACKENDS, Program, Runner, check_backend
+from torchsnow.engines.backends import eager
 from torchsnow.errors import ExperimentError
 from torchsnow.experiments.measuring import Progress, Step, median_times_s, peak_bytes, silent
 from torchsnow.experiments.served import Heads, random_deltas

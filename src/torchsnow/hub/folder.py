@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchsnow.errors import HubError, TaskFileError
-from torchsnow.files import TEMPORARY_SUFFIX, clear_os_errors, sync_folder
 from torchsnow.hub.index import Entry, Index, IndexFile
-from torchsnow.lock import LOCK_FILE, locked
+from torchsnow.io.files import TEMPORARY_SUFFIX, clear_os_errors, sync_folder
+from torchsnow.io.lock import LOCK_FILE, locked
 from torchsnow.task_file import check_task_name
 
 SOURCE_FILE, INDEX_FILE, TASKS_FOLDER = "source.json", "index.json", "tasks"

@@ -19,12 +19,12 @@ from typing import Self
 from torch import Tensor
 
 from torchsnow.errors import HubError, SourceError, TaskFileError
-from torchsnow.files import clear_os_errors, write_atomically
 from torchsnow.hub.folder import SOURCE_FILE, TASKS_FOLDER, Cleanup, Folder
 from torchsnow.hub.index import Entry, Index, read_source_info, write_source_info
 from torchsnow.hub.residents import RESIDENT_BYTES, Residents, size_of
 from torchsnow.hub.together import not_finite, predict_together
 from torchsnow.hub.verify import Problem, check_current, check_former, read_current, unusable
+from torchsnow.io.files import clear_os_errors, write_atomically
 from torchsnow.source import Source, load_source
 from torchsnow.source.load import PACKAGES
 from torchsnow.task_file import SourceInfo, Task, TaskInfo, content_hash, decode_task, encode_task, read_task_info

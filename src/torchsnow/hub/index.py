@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torchsnow.errors import HubError
-from torchsnow.files import clear_os_errors, write_atomically
+from torchsnow.io.files import clear_os_errors, write_atomically
 from torchsnow.task_file import SourceInfo, check_task_name
 from torchsnow.task_file.json_shape import check_shape, check_version, parse_json
 

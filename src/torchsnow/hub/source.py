@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from torchsnow.errors import HubError
-from torchsnow.files import clear_os_errors
 from torchsnow.hub.folder import SOURCE_FILE
 from torchsnow.hub.hub import Hub
+from torchsnow.io.files import clear_os_errors
 from torchsnow.source import BUNDLED, PACKAGES, Precision, Source, load_source
 from torchsnow.source.load import Channels, refuse_unknown
 

@@ -6,9 +6,9 @@ import hashlib
 from dataclasses import dataclass
 
 from torchsnow.errors import HubError, TaskFileError
-from torchsnow.files import clear_os_errors
 from torchsnow.hub.folder import Folder
 from torchsnow.hub.index import Entry
+from torchsnow.io.files import clear_os_errors
 from torchsnow.source import Source
 from torchsnow.task_file import Task, load_task
 

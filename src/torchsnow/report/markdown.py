@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torchsnow.errors import ExperimentError
-from torchsnow.files import write_atomically
+from torchsnow.io.files import write_atomically
 from torchsnow.plots import png_bytes
 from torchsnow.report.figures import Drawing, drawings
 from torchsnow.report.results import Results

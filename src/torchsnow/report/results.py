@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from torchsnow.errors import ExperimentError
-from torchsnow.files import clear_os_errors, write_atomically
+from torchsnow.io.files import clear_os_errors, write_atomically
 from torchsnow.report.checks import check_values, shape_of
 from torchsnow.train.history import Epoch
 

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torchsnow.csv_cells import plain_row
 from torchsnow.errors import ExperimentError
-from torchsnow.files import write_atomically
+from torchsnow.io.csv_cells import plain_row
+from torchsnow.io.files import write_atomically
 from torchsnow.report.results import Cell, Results
 
 _PLACE = ("source", "data", "method", "seed")

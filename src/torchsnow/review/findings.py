@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from torchsnow.data import Example, LoadedData, Splits
-from torchsnow.evaluation import matched_labels, refuse_bad
 from torchsnow.hub import Hub
-from torchsnow.predictions import run_tasks
 from torchsnow.review.confident import FOLDS, held_out_probabilities, likely_wrong
 from torchsnow.review.duplicates import duplicate_groups, of_several
 from torchsnow.review.values import principal_components, standardised
 from torchsnow.source import Source
 from torchsnow.task_file import Task
+from torchsnow.workflows.evaluation import matched_labels, refuse_bad
+from torchsnow.workflows.predictions import run_tasks
 
 _RARE = 0.2
 """A class with less than this share of the mean number of images is rare, and so is one with fewer than `FOLDS`."""

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torchsnow.predictions import OnBad, Progress, run_tasks
 from torchsnow.review.values import standardised
 from torchsnow.source import Source
 from torchsnow.task_file import Task
+from torchsnow.workflows.predictions import OnBad, Progress, run_tasks
 
 
 @dataclass(frozen=True)

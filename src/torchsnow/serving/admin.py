@@ -14,11 +14,11 @@ from starlette.routing import Route
 
 from torchsnow.errors import TaskFileError, TorchsnowError
 from torchsnow.hub import Entry
+from torchsnow.io.shortage import system_refusal
 from torchsnow.serving.logs import log, log_fault, log_trouble
 from torchsnow.serving.refusal import Refusal, refusal_of
 from torchsnow.serving.replies import as_json
 from torchsnow.serving.service import Service
-from torchsnow.shortage import system_refusal
 from torchsnow.task_file import load_task
 
 ADMIN_PATHS = ("/admin/", "/v2/repository/models/")

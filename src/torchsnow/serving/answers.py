@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from torchsnow.live import LiveTask
+from torchsnow.hub.live import LiveTask
 from torchsnow.serving.refusal import Refusal
 
 

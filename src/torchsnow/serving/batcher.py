@@ -21,7 +21,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from torchsnow.live import LiveHub, LiveTask
+from torchsnow.hub.live import LiveHub, LiveTask
+from torchsnow.io.shortage import shortage
 from torchsnow.serving.answers import Answers, TaskAnswer, TaskFailure
 from torchsnow.serving.decoders import Decoded
 from torchsnow.serving.fair_order import FairOrder
@@ -31,7 +32,6 @@ from torchsnow.serving.metrics import Metrics
 from torchsnow.serving.pictures import Picture
 from torchsnow.serving.refusal import Refusal, refusal_of
 from torchsnow.serving.settings import ServeSettings
-from torchsnow.shortage import shortage
 from torchsnow.source import Framing
 
 _IDLE_S = 1.0

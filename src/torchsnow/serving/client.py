@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from torchsnow.errors import ServingError
-from torchsnow.files import clear_os_errors
+from torchsnow.io.files import clear_os_errors
 
 _MAX_REPLY_BYTES = 64 * 2**20
 

@@ -13,10 +13,10 @@ from typing import Any, BinaryIO
 
 from torchsnow.data.cuts import Cut
 from torchsnow.data.images import format_of
+from torchsnow.io.shortage import shortage
 from torchsnow.serving.logs import log_fault, write_logs
 from torchsnow.serving.pictures import Picture, decode
 from torchsnow.serving.refusal import Refusal, refusal_of
-from torchsnow.shortage import shortage
 
 READY = b"ready\n"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from torchsnow.data.transforms import cut_of, scale
+from torchsnow.io.shortage import shortage
 from torchsnow.serving.decode_process import READY
 from torchsnow.serving.logs import log_trouble
 from torchsnow.serving.pictures import Picture
 from torchsnow.serving.refusal import Refusal, refusal_of
 from torchsnow.serving.settings import ServeSettings
-from torchsnow.shortage import shortage
 from torchsnow.source import Framing, InputConfig
 
 _START_S, _END_S = 30.0, 5.0

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchsnow.delta.head import Head, split_by_tap
 from torchsnow.errors import HubError
 from torchsnow.hub import Entry
-from torchsnow.live import LiveHub, LiveTask
+from torchsnow.hub.live import LiveHub, LiveTask
 from torchsnow.serving.answers import Answers, Lead, TaskAnswer
 from torchsnow.serving.refusal import Refusal
 from torchsnow.source import Request, Source

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchsnow.errors import HubError
-from torchsnow.files import Stamp, file_stamp
 from torchsnow.hub import Entry, Hub
+from torchsnow.io.files import Stamp, file_stamp
 from torchsnow.serving.logs import log, log_trouble
 
 

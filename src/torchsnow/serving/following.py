@@ -14,8 +14,7 @@ from typing import TypeVar
 
 from torchsnow.errors import HubError, TorchsnowError
 from torchsnow.hub import Entry
-from torchsnow.live import LiveHub, LiveTask
-from torchsnow.live.hub import Snapshot, TransientError
+from torchsnow.hub.live import LiveHub, LiveTask, Snapshot, TransientError
 from torchsnow.serving.file_watch import FileWatch
 from torchsnow.serving.logs import log, log_trouble
 from torchsnow.serving.loop import Loop

@@ -10,9 +10,9 @@ from torchsnow.data.cuts import Cut, cut
 from torchsnow.data.formats import FORMATS, PREFIX_BYTES, format_of
 from torchsnow.data.images import read_image
 from torchsnow.errors import DataError
+from torchsnow.io.shortage import shortage
 from torchsnow.serving.picture_parts import parts_problem
 from torchsnow.serving.refusal import Refusal, refusal_of
-from torchsnow.shortage import shortage
 
 _MAX_NAME_CHARACTERS = 80
 

@@ -10,8 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from torchsnow.io.shortage import shortage
 from torchsnow.serving.refusal import ClientGone, Refusal, refusal_of
-from torchsnow.shortage import shortage
 
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),

@@ -12,7 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from torchsnow.errors import ServingError
-from torchsnow.live import LiveHub
+from torchsnow.hub.live import LiveHub
 from torchsnow.serving.app import make_app
 from torchsnow.serving.draining import DrainingServer, Served
 from torchsnow.serving.logs import log

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from torchsnow.live import LiveHub, LiveTask
+from torchsnow.hub.live import LiveHub, LiveTask
 from torchsnow.serving.answers import Answers, TaskAnswer, TaskFailure
 from torchsnow.serving.batcher import Batcher
 from torchsnow.serving.bodies import Bodies

@@ -11,7 +11,7 @@ from pathlib import Path
 from torchsnow.data.formats import FORMATS
 from torchsnow.data.images import MAX_PIXELS
 from torchsnow.errors import ServingError
-from torchsnow.files import clear_os_errors
+from torchsnow.io.files import clear_os_errors
 
 MIN_TOKEN_CHARACTERS = 16
 _HOUR_S = 3600.0

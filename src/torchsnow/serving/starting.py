@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from torchsnow.live import LiveHub
+from torchsnow.hub.live import LiveHub
 from torchsnow.serving.app import make_app
 from torchsnow.serving.open_inference import LIVE_PATHS, READY_PATHS
 from torchsnow.serving.replies import as_error, as_json

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchsnow.delta import Delta, DeltaSpec
 from torchsnow.delta.rounding import from_bytes, to_bytes
 from torchsnow.errors import TaskFileError, TorchsnowError
-from torchsnow.files import clear_os_errors, write_atomically
+from torchsnow.io.files import clear_os_errors, write_atomically
 from torchsnow.pooling import Subscription
 from torchsnow.source import Source
 from torchsnow.task_file.json_shape import parse_json

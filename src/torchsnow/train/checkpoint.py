@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from torchsnow.errors import TrainingError
-from torchsnow.files import write_atomically
+from torchsnow.io.files import write_atomically
 from torchsnow.train.history import Epoch
 
 SCHEMA = 2

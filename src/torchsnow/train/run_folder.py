@@ -15,13 +15,13 @@ from typing import Any
 
 import yaml
 
-from torchsnow.csv_cells import plain_row
 from torchsnow.errors import TrainingError
-from torchsnow.files import clear_os_errors, write_atomically
-from torchsnow.lock import LOCK_FILE, OWNER_FILE, FolderLock
+from torchsnow.io.csv_cells import plain_row
+from torchsnow.io.files import clear_os_errors, write_atomically
+from torchsnow.io.lock import LOCK_FILE, OWNER_FILE, FolderLock
+from torchsnow.io.yaml_file import read_yaml
 from torchsnow.train.history import Epoch
 from torchsnow.train.settings import TrainSettings
-from torchsnow.yaml_file import read_yaml
 
 
 class RunFolder:

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from torchsnow.data import Example, ImageSet
 from torchsnow.errors import TrainingError
-from torchsnow.files import clear_os_errors, write_atomically
+from torchsnow.io.files import clear_os_errors, write_atomically
 from torchsnow.source.features import FeatureMaps, Request
 from torchsnow.source.source import Source
 

@@ -1,0 +1,1 @@
+"""A hub's tasks and their source as one graph in a file, for other runtimes."""

@@ -1,5 +1,0 @@
-"""Pictures of what trained tasks subscribe to."""
-
-from torchsnow.visualize.page import Visualization
-
-__all__ = ["Visualization"]

@@ -1,0 +1,368 @@
+"""What the verbs do, without the command line: from a data set to a task in a hub, and how good it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from dataclasses import replace as replaced
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare
+from torchsnow.data.sampling import reduced
+from torchsnow.errors import DivergedError, HubError, TrainingError
+from torchsnow.export.quantize import Measured
+from torchsnow.hub import Entry, Hub, is_hub
+from torchsnow.io.files import refuse_unwritable
+from torchsnow.methods import kind_of, make_method
+from torchsnow.methods.advice import below_probe
+from torchsnow.methods.head import probe_metrics
+from torchsnow.model import SnowModel
+from torchsnow.plots import draw_run, without_harm
+from torchsnow.source import Framing, InputConfig, Source
+from torchsnow.task_file import check_task_name, make_task, refuse_too_large, stored_bytes
+from torchsnow.train import FitResult, Method, Metrics, RunFolder, Stopped, TaskRun, TrainSettings, evaluate, fit_tasks
+from torchsnow.train.auto import auto_sizes
+from torchsnow.train.batches import plain_images, run_images
+from torchsnow.train.range_test import auto_lr
+
+LEAST_PATIENCE = 10  # epochs from stored features
+CALIBRATION_IMAGES, MEASURED_IMAGES = 200, 1000  # of an export to int8, at most
+
+
+@dataclass(frozen=True)
+class TrainedTask:
+    """A finished training: validation and, where the data has one, test metrics; times in seconds.
+
+    `hub` is None for a method whose result no hub can hold: a network of its own, whose weights are in the run folder.
+    `probe_accuracy` is that of a linear probe on the validation split: what the method started as, or otherwise one on
+    the source's last features; `warning` says what to try if the task is worse.
+    """
+
+    name: str
+    hub: Path | None
+    run: Path
+    fit: FitResult
+    test: Metrics | None
+    probe_accuracy: float
+    warning: str | None
+    size_bytes: int
+    seconds: float
+
+    def __repr__(self) -> str:
+        tested = "" if self.test is None else f", test {self.test.accuracy:.1%} of {self.test.num_images} images"
+        return f"TrainedTask({self.name!r}, validation {self.fit.metrics.accuracy:.1%}{tested})"
+
+    @property
+    def alone(self) -> bool:
+        """Whether the delta ended without layers of its own."""
+        model = self.fit.model
+        return isinstance(model, SnowModel) and model.delta.body is None
+
+    def summary(self) -> dict[str, Any]:
+        """The main figures as plain JSON values."""
+        return {
+            "task": self.name,
+            "hub": None if self.hub is None else str(self.hub),
+            "run": str(self.run),
+            "best_epoch": self.fit.best.epoch,
+            "val_accuracy": self.fit.metrics.accuracy,
+            "val_balanced_accuracy": self.fit.metrics.balanced_accuracy,
+            "probe_val_accuracy": self.probe_accuracy,
+            "test_accuracy": None if self.test is None else self.test.accuracy,
+            "test_balanced_accuracy": None if self.test is None else self.test.balanced_accuracy,
+            "test_majority_share": None if self.test is None else self.test.majority_share,
+            "test_images": 0 if self.test is None else self.test.num_images,
+            "size_bytes": self.size_bytes,
+            "head_alone": self.alone,
+            "seconds": round(self.seconds, 1),
+            "warning": self.warning,
+        }
+
+
+def refuse_taken(
+    name: str, hub_path: Path | None, run: RunFolder, *, resume: bool = False, replace: bool = False
+) -> None:
+    """Raise a TorchsnowError for what would otherwise fail when a training begins or is done.
+
+    That is a name that cannot be a task's or is taken, a folder that cannot be written into or become a hub, a run
+    folder that another process owns, that is taken (unless `resume`) or that lies inside the hub.
+    """
+    check_task_name(name)
+    run.refuse_owned()
+    refuse_unwritable(run.path, TrainingError)
+    if not resume:
+        run.refuse_taken()
+    if hub_path is None:
+        return
+    if run.path.resolve().is_relative_to(hub_path.resolve()):
+        raise HubError(f"the run folder {run.path} lies inside the hub {hub_path}; choose another run folder")
+    if not is_hub(hub_path):
+        Hub.refuse_occupied(hub_path)
+    refuse_unwritable(hub_path, HubError)
+    if not is_hub(hub_path):
+        return
+    entry = Hub.open(hub_path).index().tasks.get(name)
+    if entry is not None and not replace and not (resume and entry.sha256 == run.read_shipped()):
+        raise HubError(
+            f"the hub {hub_path} has a task {name!r} already; choose another name, or replace it with --replace"
+        )
+
+
+def refuse_wrong_hub(method: str, preset: str, hub_path: Path | None, *, replace: bool = False) -> None:
+    """Raise TrainingError for a method that does not exist, or one that needs a hub without one, or the reverse."""
+    kind = kind_of(method, preset)
+    if kind.is_delta and hub_path is None:
+        raise TrainingError(f"the method {method!r} trains a task for a hub: name the hub's folder (--hub)")
+    if not kind.is_delta and (hub_path is not None or replace):
+        odd = "the hub" if hub_path is not None else "--replace"
+        raise TrainingError(
+            f"the method {method!r} does not train a delta, and a hub holds nothing else: leave out {odd}; what was "
+            "trained stays in the run folder"
+        )
+
+
+def train_task(
+    data: LoadedData,
+    name: str,
+    hub_path: Path | None,
+    run: RunFolder,
+    settings: TrainSettings,
+    source: Source,
+    *,
+    method: str = "snow",
+    preset: str = "default",
+    resume: bool = False,
+    replace: bool = False,
+    quiet: bool = False,
+    auto: Collection[str] = (),
+    time_s: float | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> TrainedTask:
+    """Train one task and, if the method makes a delta, add it to a hub, which is made if there is none.
+
+    A method that starts as a linear probe adds that at once, as a first stage of the task, and an interruption adds the
+    best model until then; `say` is told so. `time_s` is the time after which no epoch shall go on.
+
+    The split is drawn by the settings' seed and kept in the run folder. Settings that `auto` names (of
+    `torchsnow.train.AUTO`) are chosen anew, the learning rate around the given one; `say` is told what was chosen and
+    why, and a resumed run keeps what it was started with. What can be refused is refused before training starts, with
+    a TorchsnowError, a task too large for its file among it; when only the hub fails in the end, resuming the run adds
+    the task.
+    """
+    start_s = time.monotonic()
+    refuse_wrong_hub(method, preset, hub_path, replace=replace)
+    refuse_taken(name, hub_path, run, resume=resume, replace=replace)
+    if resume:
+        run.refuse_empty()
+    settings, auto = at_own_size(settings, auto, source)
+    hub = None if hub_path is None else Place(hub_path, source, replace=replace)
+    with run.owned():
+        is_drawn = resume and run.splits.exists()
+        splits = Splits.load(run.splits, data) if is_drawn else make_splits(data, seed=settings.seed)
+        make = partial(make_method, method, source, len(splits.classes), preset, settings.seed)
+        learner = make()
+        if isinstance(learner.model, SnowModel):
+            refuse_too_large(source, learner.model.delta.spec, splits.classes)
+        if auto and resume and run.args.exists():
+            settings, chosen = as_started(settings, auto, run)
+        else:
+            settings, chosen = choose_settings(settings, auto, splits, make, source.input_config, say)
+        pool = plain_images(source.input_config, settings.framing)
+        for sentence in (*data.notes, *splits.warnings()):
+            run.log(f"warning: {sentence}")
+        for sentence in splits.warnings():
+            say(f"warning: {sentence}")
+        training = Training(name, data.name, splits, settings, run, method, preset)
+
+        def stage(result: FitResult, what: str) -> None:
+            if hub is not None and (learner.starts_as_probe or result.best.epoch > 0):
+                hub.put(training, result, None)
+                say(f"{what}: {on_validation(result.metrics)}; task {name!r} is in the hub {hub_path}")
+
+        task = TaskRun(
+            learner,
+            splits,
+            settings,
+            run,
+            pool,
+            chosen,
+            on_start=lambda result: stage(result, "usable now"),
+            deadline_s=None if time_s is None else start_s + time_s,
+        )
+        try:
+            (result,) = fit_tasks([task], resume=resume, quiet=quiet)
+        except Stopped as stop:
+            if (best_so_far := stop.best_so_far[0]) is not None:
+                stage(best_so_far(), "the best so far")
+            raise
+        if isinstance(result, DivergedError):
+            raise result
+        return complete(training, learner, result, hub, pool, start_s)
+
+
+def on_validation(metrics: Metrics) -> str:
+    """An accuracy on validation images in words, and what to compare it with."""
+    low, high = metrics.accuracy_interval
+    return (
+        f"{metrics.accuracy:.1%} on {metrics.num_images} validation images (95%: {low:.0%} to {high:.0%}; always "
+        f"naming the largest class: {metrics.majority_share:.0%})"
+    )
+
+
+@dataclass(frozen=True)
+class Training:
+    """What was trained: a task, its data by name and split, and how, with a method and preset by name."""
+
+    name: str
+    data: str
+    splits: Splits
+    settings: TrainSettings
+    run: RunFolder
+    method: str
+    preset: str
+
+
+class Place:
+    """The hub that trained tasks go to, made when the first one comes."""
+
+    def __init__(self, path: Path, source: Source, *, replace: bool) -> None:
+        """With `replace`, tasks of the same names become former versions. Raises HubError for a hub that is on another
+        source."""
+        self.path, self.source, self.replace = path, source, replace
+        self._hub = Hub.open(path, source) if is_hub(path) else None
+
+    def put(self, training: Training, result: FitResult, test: Metrics | None) -> Entry:
+        """Add what was trained; it takes the place of a former stage of the same run. Raises HubError."""
+        run, settings = training.run, training.settings
+        about = {
+            **settings.to_dict(), "method": training.method, "preset": training.preset, "data": training.data
+        }  # fmt: skip
+        metrics = {"val": result.metrics.to_dict(), "test": None if test is None else test.to_dict()}
+        assert isinstance(result.model, SnowModel)
+        task = make_task(
+            self.source,
+            result.model.delta,
+            training.name,
+            training.splits.classes,
+            settings.framing,
+            training=about,
+            metrics=metrics,
+        )
+        try:
+            self._hub = self._hub or Hub.create(self.path, self.source)
+            entry = self._hub.add(task, self.replace, amends=run.read_shipped())
+        except HubError as error:
+            raise HubError(f"{error}. The training is not lost: resume the run (--resume) to add its task") from error
+        run.write_shipped(entry.sha256)
+        return entry
+
+
+def complete(
+    training: Training, learner: Method, result: FitResult, hub: Place | None, pool: ImageSet, start_s: float
+) -> TrainedTask:
+    """What comes after a fit: a probe to compare with, the test split, the hub, and pictures, which may fail.
+
+    `pool` holds the images that were decoded, and `start_s` is when the training began, by the monotonic clock.
+    """
+    splits, settings, run, config = training.splits, training.settings, training.run, learner.input_config
+    if learner.starts_as_probe:
+        probe_accuracy = result.history[0].val_accuracy
+    else:
+        source = next(module for module in learner.model.modules() if isinstance(module, Source))
+        probe_accuracy = probe_metrics(source, run_images(splits, config, settings, pool), settings).accuracy
+    warning = below_probe(result, probe_accuracy, settings, training.method, training.preset)
+    if warning is not None:
+        run.log(f"warning: {warning}")
+    test = _test_metrics(result.model, splits, config, settings)
+    metrics = {"val": result.metrics.to_dict(), "test": None if test is None else test.to_dict()}
+    run.write_metrics({**metrics, "probe": {"val_accuracy": probe_accuracy}})
+    size_bytes = stored_bytes(learner.shipped_state()) if hub is None else hub.put(training, result, test).size_bytes
+    with without_harm(run.log, "the run"):
+        draw_run(run, result.metrics)
+    path = None if hub is None else hub.path
+    seconds = time.monotonic() - start_s
+    return TrainedTask(training.name, path, run.path, result, test, probe_accuracy, warning, size_bytes, seconds)
+
+
+def as_started(settings: TrainSettings, auto: Collection[str], run: RunFolder) -> tuple[TrainSettings, dict[str, str]]:
+    """The settings with those that `auto` names as the run has them, and why it has them."""
+    stored, chosen = run.read_settings()
+    return replaced(settings, **{name: getattr(stored, name) for name in {*auto, *chosen}}), chosen
+
+
+def stores_features(method: Method, settings: TrainSettings) -> bool:
+    """Whether a method trains from stored features, so that an epoch is cheap."""
+    return method.frozen_part(settings.image_size) is not None and settings.store_bytes > 0
+
+
+def at_own_size(
+    settings: TrainSettings, auto: Collection[str], source: Source
+) -> tuple[TrainSettings, Collection[str]]:
+    """The settings, and what is left to be chosen, for a source that may take images of its own size alone.
+
+    Raises SourceError where another size is given.
+    """
+    if not source.has_fixed_size:
+        return settings, auto
+    if "image_size" in auto:
+        settings = replaced(settings, image_size=source.input_config.input_size[1])
+    source.refuse_size((settings.image_size, settings.image_size))
+    return settings, [name for name in auto if name != "image_size"]
+
+
+def choose_settings(
+    settings: TrainSettings,
+    auto: Collection[str],
+    splits: Splits,
+    make: Callable[[], Method],
+    config: InputConfig,
+    say: Callable[[str], None],
+) -> tuple[TrainSettings, dict[str, str]]:
+    """The settings with those that `auto` names chosen, and why by name."""
+    stored = stores_features(make(), settings)
+    settings, chosen = auto_sizes(settings, auto, splits, config.input_size[1], stored)
+    for setting, why in chosen.items():
+        say(f"{setting} {getattr(settings, setting)}: {why}")
+    if stored and "epochs" in auto and settings.patience is None:
+        settings = replaced(settings, patience=max(LEAST_PATIENCE, settings.epochs // 3))
+        chosen["patience"] = "training stops when so many epochs bring nothing better"
+    if "lr" in auto and not stored:  # a grid delta's rate fits all: its features are standardised
+        lr, chosen["lr"] = auto_lr(make, run_images(splits, config, settings), settings)
+        settings = replaced(settings, lr=lr)
+        say(f"lr {lr:g}: {chosen['lr']}")
+    return settings, chosen
+
+
+def _test_metrics(model: nn.Module, splits: Splits, config: InputConfig, settings: TrainSettings) -> Metrics | None:
+    """None where there is no test split. To be looked at once, when nothing is left to choose."""
+    if not splits.test:
+        return None
+    images = _plain_images(splits.test, splits.classes, config, settings.framing)
+    return evaluate(model, images, splits.classes, settings.batch_size, settings.torch_device())
+
+
+def _plain_images(
+    examples: Iterable[Example], classes: Sequence[str], config: InputConfig, framing: Framing
+) -> ImageSet:
+    """Images as they are at evaluation, each read once."""
+    transform = eval_transform(config, framing)
+    return ImageSet(examples, classes, transform, prepare(config, framing), cache_bytes=0)
+
+
+def int8_images(data: LoadedData, config: InputConfig, framing: Framing) -> Measured:
+    """Images of the training split to calibrate on, and of the test split (where there is none, val) to measure with.
+
+    The splits are the data's own, or those that a training with seed 0 draws. Raises what `make_splits` raises.
+    """
+    limits = {"train_images": CALIBRATION_IMAGES, "val_images": MEASURED_IMAGES, "test_images": MEASURED_IMAGES}
+    splits = reduced(make_splits(data), **limits)
+    calibration, held_out = (
+        _plain_images(examples, splits.classes, config, framing)
+        for examples in (splits.train, splits.test or splits.val)
+    )
+    return Measured(data.name, splits.classes, calibration, held_out)
