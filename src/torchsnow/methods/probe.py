@@ -44,8 +44,10 @@ def fit_probe(
     `importance` (N,) the penalty on a value's weights is divided by the square of its importance.
 
     The inverse penalty (scikit-learn's C), if it is not given, is the one of `INVERSE_PENALTIES` with the lowest
-    cross-entropy in cross-validation on these values. By the loss and not by the accuracy, which a few hundred images
-    cannot tell apart, and because the probe's probabilities are weighed against a body's later.
+    cross-entropy in cross-validation on these values, or the strictest that is no worse by more than a standard error
+    (Breiman et al., "Classification and Regression Trees", 1984): more images are fitted in the end. By the loss and
+    not by the accuracy, which a few hundred images cannot tell apart, and because the probe's probabilities are weighed
+    against a body's later.
     """
     y = labels.cpu().numpy()
     scale = torch.ones(values.shape[1]) if importance is None else importance.cpu()
@@ -57,11 +59,11 @@ def fit_probe(
 
 
 def choose_penalty(x: np.ndarray, y: np.ndarray, num_classes: int) -> float:
-    """The inverse penalty with the lowest cross-entropy in cross-validation on values (n, N) and labels (n,)."""
-    losses = np.zeros(len(INVERSE_PENALTIES))
+    """The inverse penalty to take by the cross-entropy in cross-validation on values (n, N) and labels (n,)."""
+    losses = [np.zeros((len(INVERSE_PENALTIES), 0))]
     for fit, held in _folds(y):
-        losses += _losses(x[fit], y[fit], x[held], y[held], num_classes)
-    return INVERSE_PENALTIES[_best(losses)]
+        losses.append(_losses(x[fit], y[fit], x[held], y[held], num_classes))
+    return INVERSE_PENALTIES[_best(np.concatenate(losses, 1))]
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def choose_reading(values: Tensor, labels: Tensor, num_classes: int, nums: Seque
         tried += [(num, True) for num in nums]
     values, labels = _some(values, labels)
     y = labels.cpu().numpy()
-    losses = np.zeros((len(tried), len(INVERSE_PENALTIES)))
+    losses: list[list[np.ndarray]] = [[np.zeros((len(INVERSE_PENALTIES), 0))] for _ in tried]
     for fit, held in _folds(y):
         ranked = {
             by_importance: (probe_importance if by_importance else lasso_strength)(
@@ -106,24 +108,31 @@ def choose_reading(values: Tensor, labels: Tensor, num_classes: int, nums: Seque
             read = (values[:, idx] * (ranked[True][idx] if by_importance else 1)).cpu().numpy()
             x, basis = _in_their_span(read[fit])
             x_held = read[held] if basis is None else read[held] @ basis
-            losses[place] += _losses(x, y[fit], x_held, y[held], num_classes)
-    best = int(losses.min(1).argmin())
-    return Reading(*tried[best], INVERSE_PENALTIES[_best(losses[best])])
+            losses[place].append(_losses(x, y[fit], x_held, y[held], num_classes))
+    of_tried = [np.concatenate(one, 1) for one in losses]
+    best = min(range(len(tried)), key=lambda place: of_tried[place].sum(1).min())
+    return Reading(*tried[best], INVERSE_PENALTIES[_best(of_tried[best])])
 
 
 def _losses(x: np.ndarray, y: np.ndarray, x_held: np.ndarray, y_held: np.ndarray, num_classes: int) -> np.ndarray:
-    """Summed cross-entropy on held-out values for every penalty, the strictest first; each fit starts at the last."""
+    """Cross-entropy on n held-out values for every penalty, the strictest first, (penalties, n); each fit starts at the
+    last."""
     losses, model = [], _regression(INVERSE_PENALTIES[0])
     for inverse_penalty in INVERSE_PENALTIES:
         weight, bias = _regress(model.set_params(C=inverse_penalty), x, y, num_classes)
         logits = from_numpy(x_held).float() @ weight.T + bias
-        losses.append(float(F.cross_entropy(logits, from_numpy(y_held), reduction="sum")))
-    return np.array(losses)
+        losses.append(F.cross_entropy(logits, from_numpy(y_held), reduction="none").numpy())
+    return np.stack(losses)
 
 
 def _best(losses: np.ndarray) -> int:
-    """The place of the lowest loss; where nothing could be held out, the middle."""
-    return int(losses.argmin()) if losses.any() else len(losses) // 2
+    """The first place whose losses (places, n) are no worse than the lowest by more than a standard error of the
+    difference; where nothing could be held out, the middle."""
+    count = losses.shape[1]
+    if count < 2:
+        return len(losses) // 2
+    worse = losses - losses[losses.mean(1).argmin()]
+    return int(np.flatnonzero(worse.mean(1) <= worse.std(1, ddof=1) / count**0.5)[0])
 
 
 def _in_their_span(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
