@@ -94,12 +94,13 @@ def test_bad_input_is_one_sentence(words: list[str], message: str) -> None:
     assert re.search(message, last), last
 
 
-def test_results_of_another_budget_are_refused(experiment: Path, tmp_path: Path) -> None:
+def test_results_of_another_budget_are_left_aside(experiment: Path, tmp_path: Path) -> None:
     assert torchsnow("compare", "--experiment", experiment, "--out", tmp_path / "out").code == 0
     experiment.write_text(experiment.read_text().replace("epochs: 1", "epochs: 2"))
-    outcome = torchsnow("compare", "--experiment", experiment, "--out", tmp_path / "out")
-    assert outcome.code == 2
-    assert "holds results with epochs = 1, not 2" in outcome.err
+    outcome = torchsnow("compare", "--experiment", experiment, "--out", tmp_path / "out", "--json")
+    assert outcome.code == 0, outcome
+    assert "4 other cells in" in outcome.err
+    assert {cell["history"][-1]["epoch"] for cell in outcome.document["cells"]} == {2}
 
 
 def test_half_written_cells_are_named(experiment: Path, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def cell(method: str = "snow", seed: int = 0, accuracy: float = 0.8, **changes: 
     _, stored_bytes, trained_params, _, _ = METHODS[method]
     history = [Epoch(e, 1 / e, 0.9, 1.2 / e, accuracy * (1 - 0.3 / e), 0.005 / e, 400.0, 6.0) for e in range(1, 6)]
     values: dict[str, Any] = {
+        "key": "0" * 64,
         "source": "bundled",
         "data": DATA[0],
         "method": method,

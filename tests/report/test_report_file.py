@@ -28,7 +28,7 @@ def test_file_has_the_keys_of_the_schema() -> None:
     assert set(values) == {
         *("schema", "name", "made", "experiment", "versions", "machine", "cells", "failed", "costs"),
     }
-    assert values["schema"] == 1
+    assert values["schema"] == 2
     assert values["cells"][0]["test"].keys() == {
         *("accuracy", "balanced_accuracy", "calibration_error", "loss", "top5"),
     }
@@ -49,7 +49,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("schema", 2, "its schema is 2, this torchsnow reads 1"),
+        ("schema", 3, "its schema is 3, this torchsnow reads 2"),
         ("schema", None, "does not say its schema"),
         ("cells", {}, r"results\.cells is {}; expected a list"),
         ("cells.0.lr", "fast", r'results\.cells\[0\]\.lr is "fast"; expected a number'),

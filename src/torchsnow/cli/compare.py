@@ -78,12 +78,12 @@ def compare(
 
     torch_device(device or "auto")
     chosen = _experiment(given, experiment, paper, smoke, device)
-    comparison = Comparison(chosen, out)
+    comparison = Comparison(chosen, out, lambda name: load_checked(name, quiet=json))
     cells = chosen.cells()
     with comparison.owned(), _telling_how_to_go_on(comparison), _progress(quiet=json) as report:
         if retry_failed:
             comparison.forget_failed()
-        comparison.run(report, note, lambda name: load_checked(name, quiet=json))
+        comparison.run(report, note)
         report(None, len(cells), len(cells) + 1)  # the costs are the last piece of work
         results = comparison.finish(note)
     if json:
@@ -128,9 +128,8 @@ def _telling_how_to_go_on(comparison: Comparison) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        cells = comparison.experiment.cells()
-        kept = sum(comparison.read(cell) is not None for cell in cells)
-        raise KeyboardInterrupt(f"stopped; {kept} of {len(cells)} cells are kept; the same command goes on") from stop
+        kept = f"{comparison.num_kept} of {len(comparison.experiment.cells())} cells are kept"
+        raise KeyboardInterrupt(f"stopped; {kept}; the same command goes on") from stop
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import re
@@ -17,10 +16,11 @@ from typing import Any
 import torch
 import yaml
 
-from torchsnow.data import LoadedData
+from torchsnow.data import LoadedData, load_data
 from torchsnow.errors import ExperimentError, TorchsnowError
 from torchsnow.experiments.cell import run_cell
 from torchsnow.experiments.costs import measure_costs
+from torchsnow.experiments.key import result_key
 from torchsnow.experiments.material import Material
 from torchsnow.experiments.plan import Cell, Experiment
 from torchsnow.io.files import clear_os_errors, write_atomically
@@ -34,31 +34,31 @@ _ADVICE = "remove the file, and the cell is done again"
 
 
 class Comparison:
-    """The folder of one comparison: `experiment.yaml`, `data.json`, `cells/*.json`, `runs/`, and what is made of them.
+    """The folder of one comparison: `experiment.yaml`, `cells/*.json`, `runs/`, and what is made of them.
 
-    Finished cells are kept whatever happens afterwards, and an experiment may grow: more methods, data sets, sources
-    and seeds under the same budget. Whoever writes there owns the folder meanwhile, by `owned`. Raises ExperimentError
-    when the folder holds cells of another budget.
+    Finished cells are kept whatever happens afterwards. Each has a key, a hash of the code, the data, the source and
+    the settings that made it; cells with other keys are other cells, which may lie in the same folder. `load` turns a
+    data set's name into LoadedData. `num_kept` is the number of this experiment's cells that are done, as far as `run`
+    has looked. Whoever writes there owns the folder meanwhile, by `owned`.
     """
 
-    def __init__(self, experiment: Experiment, path: Path) -> None:
-        self.experiment, self.path = experiment, path
+    def __init__(self, experiment: Experiment, path: Path, load: Callable[[str], LoadedData] = load_data) -> None:
+        self.experiment, self.path, self.num_kept = experiment, path, 0
+        self._material = Material(experiment, load)
+        self._contents: dict[tuple[str, str], str | None] = {}  # what is in data sets and sources
         self._said: set[str] = set()
         self._lock = FolderLock(path, ExperimentError)
-        self._refuse_other_budget()
 
     @contextmanager
     def owned(self) -> Iterator[None]:
         """Make the folder and own it; blocks of one thread may be nested.
 
-        Raises ExperimentError when another process or thread owns it, with who that is, and when it holds cells of
-        another budget by now.
+        Raises ExperimentError when another process or thread owns it, with who that is.
         """
         with self._lock.held():
-            self._refuse_other_budget()
             yield
 
-    def run(self, report: Callable[[Cell, int, int], None], say: Say, load: Callable[[str], LoadedData]) -> None:
+    def run(self, report: Callable[[Cell, int, int], None], say: Say) -> None:
         """Do the cells that are missing.
 
         `report` is called before each cell with it, the number of cells done, and that of all; `say` with what went
@@ -69,33 +69,43 @@ class Comparison:
                 (self.path / "cells").mkdir(exist_ok=True)
             text = yaml.safe_dump(self.experiment.to_dict(), sort_keys=False, allow_unicode=True)
             write_atomically(self.path / "experiment.yaml", text, ExperimentError)
-            material = Material(self.experiment, lambda name: self._unchanged(name, load(name)))
             cells = self.experiment.cells()
             self.refuse_damaged()
+            self.num_kept = sum(self.read(cell) is not None for cell in cells)
+            self._say_of_others(say)
             for done, cell in enumerate(cells):
                 report(cell, done, len(cells))
                 if self.read(cell) is None:
-                    self._do(cell, material, say)
+                    self._do(cell, say)
+                    self.num_kept += 1
 
-    def _unchanged(self, name: str, data: LoadedData) -> LoadedData:
-        """A data set, if its images and labels are those that earlier cells had; otherwise raise ExperimentError."""
-        path = self.path / "data.json"
-        try:
-            known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        except (OSError, ValueError) as error:
-            raise ExperimentError(f"{path} is damaged or only half written: {_ADVICE}") from error
-        if known.setdefault(name, data.fingerprint) != data.fingerprint:
-            raise ExperimentError(
-                f"the data {name} changed since cells of {self.path} were made: images, classes or contents differ; "
-                "bring them back, or choose another folder"
+    def _say_of_others(self, say: Say) -> None:
+        others = {path.name for path in (self.path / "cells").glob("*.json")}
+        others -= {self._path(cell).name for cell in self.experiment.cells()}
+        if others:
+            say(
+                f"{len(others)} other cells in {self.path} were made by other code, data or settings, or for another "
+                "experiment; they are left alone"
             )
-        write_atomically(path, json.dumps(known, indent=1, allow_nan=False) + "\n", ExperimentError)
-        return data
 
-    def _do(self, cell: Cell, material: Material, say: Say) -> None:
-        runs = self.path / "runs" / _file_name(cell)
+    def key(self, cell: Cell) -> str:
+        """A hash of all that the cell's result depends on; of data and a source that cannot be had, by their names."""
+        data = self._content("data", cell.data, lambda: self._material.data(cell.data).fingerprint)
+        source = self._content("source", cell.source, lambda: self._material.source(cell.source).fingerprint)
+        return result_key({"data": data, "source": source, **self.experiment.settings_of(cell)})
+
+    def _content(self, kind: str, name: str, look: Callable[[], str]) -> str | None:
+        if (kind, name) not in self._contents:
+            try:
+                self._contents[kind, name] = look()
+            except TorchsnowError:  # the cells say it
+                self._contents[kind, name] = None
+        return self._contents[kind, name]
+
+    def _do(self, cell: Cell, say: Say) -> None:
+        runs = self._runs(cell)
         try:
-            content = run_cell(cell, self.experiment, material, runs, self._lrs(cell))
+            content = run_cell(cell, self.experiment, self._material, runs, self._lrs(cell))
         except TorchsnowError as error:
             if str(error) not in self._said:  # one data set that is missing is missing for every cell
                 say(f"{cell}: {error}")
@@ -120,7 +130,7 @@ class Comparison:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise ExperimentError(f"{path} is damaged or only half written: {_ADVICE}") from error
-        own = cell.to_dict()
+        own = {**cell.to_dict(), "key": self.key(cell)}
         if not isinstance(content, dict) or {name: content.get(name) for name in own} != own:
             raise ExperimentError(f"{path} is not of the cell that its name says: {_ADVICE}")
         return content
@@ -142,7 +152,7 @@ class Comparison:
             for cell in self.experiment.cells():
                 if "error" in (self.read(cell) or {}):
                     self._path(cell).unlink()
-                    shutil.rmtree(self.path / "runs" / _file_name(cell), ignore_errors=True)
+                    shutil.rmtree(self._runs(cell), ignore_errors=True)
 
     def finish(self, say: Say) -> Results:
         """Measure the costs, and write results.json, results.csv and report.html of all cells that there are.
@@ -175,54 +185,47 @@ class Comparison:
         )
 
     def _costs(self, contents: Sequence[Mapping[str, Any]], say: Say) -> list[dict[str, Any]]:
-        """Measured once, and anew when there are new methods."""
+        """Measured once, and anew when there are new methods, other settings or another code."""
         finished = [content for content in contents if "error" not in content]
-        wanted = {(content["source"], content["method"]) for content in finished}
+        wanted = sorted({(content["source"], content["method"]) for content in finished})
+        num_classes = max((content["num_classes"] for content in finished), default=2)
+        shape = [self.experiment.image_size, self.experiment.batch_size, num_classes, self.experiment.device]
+        key = result_key({"wanted": wanted, "weights": self.experiment.weights, "shape": shape})
         path = self.path / "costs.json"
-        kept = _read_list(path) if path.exists() else []
-        if wanted <= {(cost["source"], cost["method"]) for cost in kept}:
-            return kept
+        kept = _read_object(path)
+        if kept.get("key") == key:
+            return list(kept["costs"])
         costs: list[dict[str, Any]] = []
-        for source in dict.fromkeys(source for source, _ in sorted(wanted)):
+        for source in dict.fromkeys(source for source, _ in wanted):
             methods = [method for method in self.experiment.methods if (source, method) in wanted]
-            num_classes = max(content["num_classes"] for content in finished)
             costs += measure_costs(self.experiment, source, methods, num_classes, say)
-        write_atomically(path, json.dumps(costs, indent=1, allow_nan=False) + "\n", ExperimentError)
+        text = json.dumps({"key": key, "costs": costs}, indent=1, allow_nan=False) + "\n"
+        write_atomically(path, text, ExperimentError)
         return costs
 
+    def _name(self, cell: Cell) -> str:
+        """A readable name that no other cell has."""
+        short = re.sub(r"[^a-z0-9]+", "-", f"{cell.data} {cell.method} {cell.seed}".lower()).strip("-")[-60:]
+        return f"{short}-{self.key(cell)[:16]}"
+
     def _path(self, cell: Cell) -> Path:
-        return self.path / "cells" / f"{_file_name(cell)}.json"
+        return self.path / "cells" / f"{self._name(cell)}.json"
+
+    def _runs(self, cell: Cell) -> Path:
+        return self.path / "runs" / self._name(cell)
 
     def _write(self, cell: Cell, content: Mapping[str, Any]) -> None:
-        write_atomically(self._path(cell), json.dumps(content, indent=1, allow_nan=False) + "\n", ExperimentError)
-
-    def _refuse_other_budget(self) -> None:
-        file = self.path / "experiment.yaml"
-        if not file.exists():
-            return
-        then, now = Experiment.load(file).budget(), self.experiment.budget()
-        odd = [name for name in now if then[name] != now[name]]
-        if odd:
-            raise ExperimentError(
-                f"{self.path} holds results with {odd[0]} = {then[odd[0]]}, not {now[odd[0]]}: results of different "
-                "budgets cannot be compared; choose another folder"
-            )
+        text = json.dumps({"key": self.key(cell), **content}, indent=1, allow_nan=False) + "\n"
+        write_atomically(self._path(cell), text, ExperimentError)
 
 
-def _read_list(path: Path) -> list[dict[str, Any]]:
-    """Costs that were measured before; none if the file is damaged, so that they are measured again."""
+def _read_object(path: Path) -> dict[str, Any]:
+    """The values of a JSON file that can be made again; empty if it is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return []
-    return content if isinstance(content, list) and all(isinstance(row, dict) for row in content) else []
-
-
-def _file_name(cell: Cell) -> str:
-    """A readable name that no other cell has."""
-    text = json.dumps(cell.to_dict(), sort_keys=True, allow_nan=False)
-    short = re.sub(r"[^a-z0-9]+", "-", f"{cell.data} {cell.method} {cell.seed}".lower()).strip("-")[-60:]
-    return f"{short}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _device_name(experiment: Experiment) -> str:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Material:
-    """Loads what is asked for, and keeps it until another source or data set is asked for.
+    """Loads what is asked for; a source and decoded images are kept until others are asked for.
 
     `load` turns a data set's name into LoadedData, with whatever progress the caller shows.
     """
@@ -23,7 +23,7 @@ class Material:
     def __init__(self, experiment: Experiment, load: Callable[[str], LoadedData] = load_data) -> None:
         self.experiment, self.load = experiment, load
         self._source: tuple[str, Source] | None = None
-        self._data: tuple[str, LoadedData] | None = None
+        self._data: dict[str, LoadedData] = {}
         self._pool: tuple[tuple[str, str], ImageSet] | None = None
         self._refused: dict[str, TorchsnowError] = {}  # what cannot be had is not asked for again by every cell
 
@@ -36,9 +36,9 @@ class Material:
 
     def data(self, name: str) -> LoadedData:
         """The data set of this name. Raises DataError."""
-        if self._data is None or self._data[0] != name:
-            self._data = name, self._loaded(f"data {name}", lambda: self.load(name))
-        return self._data[1]
+        if name not in self._data:
+            self._data[name] = self._loaded(f"data {name}", lambda: self.load(name))
+        return self._data[name]
 
     def _loaded(self, key: str, load: Callable[[], T]) -> T:
         if key in self._refused:

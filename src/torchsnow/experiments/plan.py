@@ -16,6 +16,7 @@ from torchsnow.train import TrainSettings
 OF_DATA = ("train_images", "train_share", "shots")  # factors that choose training images; others are of the delta
 _LISTS = ("sources", "data", "methods", "seeds")
 _WHOLE = ("epochs", "image_size", "batch_size", "lr_tries")
+_SPEED = ("num_workers", "store_bytes")  # settings of a training that change its time alone
 _HALF_DECADE = 10**0.5
 
 
@@ -139,10 +140,13 @@ class Experiment:
             )
         ]
 
-    def budget(self) -> dict[str, Any]:
-        """What must be equal for results to be comparable."""
-        grows = {"name", "vary", "augmentations", *_LISTS}
-        return {name: value for name, value in self.to_dict().items() if name not in grows}
+    def settings_of(self, cell: Cell) -> dict[str, Any]:
+        """All that a cell's result depends on beside the code, the data's and the source's content, in JSON values."""
+        training = self.settings(cell.data, 1.0, cell.seed).to_dict()
+        budget = {name: value for name, value in training.items() if name not in ("lr", *_SPEED)}
+        images = {name: getattr(self, name) for name in ("train_images", "val_images", "test_images")}
+        search = {"lrs": self.lrs(cell.method), "first_seed": self.seeds[0]}
+        return {"cell": cell.to_dict(), "budget": budget, **images, **search}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -13,7 +13,7 @@ from torchsnow.io.files import clear_os_errors, write_atomically
 from torchsnow.report.checks import check_values, shape_of
 from torchsnow.train.history import Epoch
 
-SCHEMA = 1
+SCHEMA = 2
 
 Variant = Mapping[str, str | bool | float | None]
 """The swept settings of a cell by name; empty when nothing is swept."""
@@ -42,10 +42,12 @@ class Try:
 class Cell:
     """One finished training: a source, a data set, a variant, a method and a seed.
 
-    `tries` is empty where the learning rate `lr` was taken over from another seed. `stored_bytes` is what has to be
-    kept of the task beside the source, `seconds` what the cell took with its search.
+    `key` is a hash of the code, data, source and settings that made it. `tries` is empty where the learning rate `lr`
+    was taken over from another seed. `stored_bytes` is what has to be kept of the task beside the source, `seconds`
+    what the cell took with its search.
     """
 
+    key: str
     source: str
     data: str
     method: str
@@ -88,6 +90,7 @@ class Failure:
     seed: int
     variant: Variant
     error: str
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,7 @@ class Results:
     @classmethod
     def from_dict(cls, values: Any) -> Self:
         """The results in JSON values. Raises ExperimentError, naming the field, for any that are not as they should."""
+        values = _upgraded(values)
         check_values(values, SCHEMA, _SHAPE)
         parts = {
             "cells": tuple(Cell.from_dict(cell) for cell in values["cells"]),
@@ -166,6 +170,14 @@ class Results:
     def cost(self, source: str, method: str) -> Cost | None:
         """The cost of a method on a source, if it was measured."""
         return next((cost for cost in self.costs if (cost.source, cost.method) == (source, method)), None)
+
+
+def _upgraded(values: Any) -> Any:
+    """Results of schema 1 as those of the present one, in which cells have keys; others as they are."""
+    if not isinstance(values, dict) or values.get("schema") != 1:
+        return values
+    cells = {kind: [{"key": "", **cell} for cell in values[kind]] for kind in ("cells", "failed")}
+    return {**values, "schema": SCHEMA, **cells}
 
 
 _SHAPE = {"schema": int, **shape_of(Results)}
