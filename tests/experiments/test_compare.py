@@ -16,7 +16,9 @@ from torchsnow.experiments import compare as compare_module
 from torchsnow.experiments import key as key_module
 from torchsnow.experiments.compare import Comparison
 from torchsnow.experiments.plan import Experiment
-from torchsnow.report import Results
+from torchsnow.methods.snow import make_snow
+from torchsnow.report import Results, Shipped
+from torchsnow.source import load_source
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +28,7 @@ def _no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     def costs(experiment: Experiment, source: str, methods: Any, num_classes: int, say: Any) -> list[dict[str, Any]]:
         place = {"image_size": 32, "batch_size": 8, "device": "cpu", "source": source}
         times = {"step_s": 1.0, "step_over_full": 0.5, "peak_bytes": 10, "peak_over_full": 0.5}
-        counts = {"first_multiply_adds": 3, "added_multiply_adds": 1, "source_multiply_adds": 2}
-        return [{**place, **times, **counts, "method": method} for method in methods]
+        return [{**place, **times, "method": method} for method in methods]
 
     monkeypatch.setattr(compare_module, "measure_costs", costs)
 
@@ -75,6 +76,27 @@ def test_a_comparison_leaves_results_that_can_be_read(experiment: Experiment, tm
     assert "<!doctype html>" in (tmp_path / "out" / "report.html").read_text()
     assert not list((tmp_path / "out").rglob("*.safetensors"))
     assert len(list((tmp_path / "out" / "runs").glob("*/*/results.csv"))) == 6
+
+
+def test_what_shipped_is_what_is_counted() -> None:
+    """A body that does not count is neither shipped nor counted."""
+    method = make_snow(load_source("test_resnet", "random"), 3)
+    found = {}
+    for name, weights in (("probe", (1.0, 0.0)), ("body", (0.0, 2.0)), ("both", (1.0, 2.0))):
+        method.delta.head.mix(*weights)
+        shipped = Shipped(**cell_module.shipped_task(method, method.shipped_state(), 1))
+        assert (shipped.probe_weight, shipped.body_weight, shipped.has_body) == (*weights, name != "probe")
+        found[name] = shipped
+    for count in ("added_multiply_adds", "num_params"):
+        assert getattr(found["probe"], count) < getattr(found["body"], count) < getattr(found["both"], count)
+
+
+def test_cells_say_what_shipped_and_how_good_the_body_is(experiment: Experiment, tmp_path: Path) -> None:
+    head, snow = Watched(replace(experiment, seeds=(0,), lr_tries=1), tmp_path).run().finish().cells
+    assert snow.history[1].body_val_accuracy is not None
+    assert snow.shipped.probe_weight is not None
+    assert head.history[1].body_val_accuracy is head.shipped.body_weight is head.shipped.probe_weight is None
+    assert head.shipped.num_params > head.shipped.added_multiply_adds > 0
 
 
 def test_the_first_seed_searches_and_the_others_take_its_learning_rate(experiment: Experiment, tmp_path: Path) -> None:

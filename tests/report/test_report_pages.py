@@ -80,10 +80,11 @@ def test_page_says_what_was_run_and_where_snow_loses() -> None:
 def test_tables_hold_the_numbers() -> None:
     accuracy, costs = rows(results_markdown([SMALL]), "snow")
     assert accuracy == [
-        *("snow", "3", "82.0 ± 2.0", "77.0 to 87.0", "79.5", "2.2", "83.0", "123,456", "520 kB", "0.005"),
+        *("snow", "3", "82.0 ± 2.0", "77.0 to 87.0", "79.5", "2.2", "83.0", "body", "123,456", "3.4%", "520 kB"),
+        "0.005",
     ]
     assert costs == ["snow", "0.137", "0.23", "206 MB", "0.23", "103%", "3.4%", "134%"]
-    assert rows(results_markdown([SMALL]), "head")[1] == ["head", *"-------"]
+    assert rows(results_markdown([SMALL]), "head")[1] == ["head", *"----", "100%", "\\<0.1%", "100%"]
 
 
 def test_one_seed_has_dashes() -> None:

@@ -157,7 +157,8 @@ def _show(results: Results, out: Path) -> None:
         "method",
         "test accuracy ± standard deviation",
         "seeds",
-        "trained parameters",
+        "parameters",
+        "a further task",
         "stored, kB",
     ]
     print_table(columns, [_cells(row) for row in summarise(results)])
@@ -167,10 +168,11 @@ def _show(results: Results, out: Path) -> None:
 
 
 def _cells(row: Summary) -> list[Any]:
-    from torchsnow.report import row_words
+    from torchsnow.report import row_words, share_of_source
 
     accuracy = row.accuracy
     width = "" if accuracy.deviation is None else f" ± {100 * accuracy.deviation:.1f}"
     name = row_words(row.method, row.variant)
     shown = f"{percent(accuracy.mean)}{width}"
-    return [row.source, row.data, name, shown, len(row.seeds), f"{row.trained_params:,}", row.stored_bytes // 1000]
+    cost = f"{row.num_params:,}", share_of_source(row.added_share), row.stored_bytes // 1000
+    return [row.source, row.data, name, shown, len(row.seeds), *cost]

@@ -27,6 +27,7 @@ from torchsnow.io.files import clear_os_errors, write_atomically
 from torchsnow.io.lock import FolderLock
 from torchsnow.plots import without_harm
 from torchsnow.report import Results, report_page, write_csv
+from torchsnow.report.results import SCHEMA
 from torchsnow.report.sections import check_finished
 
 Say = Callable[[str], None]
@@ -172,7 +173,7 @@ class Comparison:
         contents = [content for content in map(self.read, self.experiment.cells()) if content is not None]
         return Results.from_dict(
             {
-                "schema": 1,
+                "schema": SCHEMA,
                 "name": self.experiment.name,
                 "made": datetime.now(UTC).isoformat(timespec="seconds"),
                 "experiment": self.experiment.to_dict(),

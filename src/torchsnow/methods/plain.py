@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchsnow.train.contract import Batches
+from torchsnow.train.contract import Batches, MixingWeights
 
 
 class PlainMethod:
@@ -31,6 +31,10 @@ class PlainMethod:
     def subscription(self) -> dict[str, Any]:
         """No channel pooling."""
         return {}
+
+    def mixing_weights(self) -> MixingWeights:
+        """There are no parts."""
+        return MixingWeights()
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Everything that training changes, by name."""

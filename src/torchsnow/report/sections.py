@@ -22,8 +22,9 @@ _CAUTION = (
 _COLUMNS = (
     "Accuracy on the test split is the mean over the seeds ± their standard deviation, with the 95% t-interval of the "
     "mean. Balanced is the mean of the accuracies of the classes, calibration error that of the test split, validation "
-    "the accuracy on the images that choices were made by; all three are means over the seeds. Stored is what one task "
-    "keeps on disk beside the source."
+    "the accuracy on the images that choices were made by; all three are means over the seeds. Shipped says which "
+    "parts of a delta count in the logits; parameters, the multiply-adds of a further task (of the source's own) and "
+    "stored bytes are those of the task that shipped."
 )
 
 
