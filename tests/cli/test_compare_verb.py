@@ -75,6 +75,9 @@ def test_data_and_options_describe_an_experiment(photos: Path, tmp_path: Path, m
         (["--smoke", "--epochs", "3"], "--smoke is a whole experiment, and --epochs contradicts it"),
         (["elpv", "--smoke"], "--smoke is a whole experiment, and DATA contradicts it"),
         (["--paper", "--source", "resnet18"], "--paper is a whole experiment, and --source contradicts it"),
+        (["elpv", "--shard", "3/2"], "the shard is 3/2; expected I/N with I from 1 to N"),
+        (["elpv", "--shard", "1"], "--shard is '1'; expected I/N, such as 1/4"),
+        (["elpv", "--shard", "1/2", "--merge"], "--shard and --merge contradict each other"),
         (["--experiment", "missing.yaml"], "cannot read the experiment missing.yaml: no such file"),
         (["elpv", "--methods", "rain:x"], "there is no method 'rain'"),
         (["elpv", "--methods", "snow:wet"], "'snow' has no preset 'wet'"),
@@ -101,6 +104,19 @@ def test_results_of_another_budget_are_left_aside(experiment: Path, tmp_path: Pa
     assert outcome.code == 0, outcome
     assert "4 other cells in" in outcome.err
     assert {cell["history"][-1]["epoch"] for cell in outcome.document["cells"]} == {2}
+
+
+def test_shards_are_merged(experiment: Path, tmp_path: Path) -> None:
+    words = ["compare", "--experiment", experiment, "--out", tmp_path / "out"]
+    first = torchsnow(*words, "--shard", "1/2")
+    assert "2 cells of shard 1/2 are done" in first.out
+    half = torchsnow(*words, "--merge")
+    assert half.code == 2
+    assert "2 of 4 cells are missing, such as snow on" in half.err
+    assert torchsnow(*words, "--shard", "2/2").code == 0
+    whole = torchsnow(*words, "--merge", "--json")
+    assert whole.code == 0, whole
+    assert len(whole.document["cells"]) == 4
 
 
 def test_half_written_cells_are_named(experiment: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -235,6 +236,40 @@ def test_learning_rates_that_break_down_are_only_lost_tries(
     results = Watched(replace(experiment, methods=("snow",)), tmp_path).run().finish()
     assert [tried.val_accuracy is None for tried in results.cells[0].tries] == [False, True]
     assert not results.failed
+
+
+def _do_shard(experiment: Experiment, path: Path, number: int, count: int, done: Any) -> None:
+    """In a process of its own; tells the cells that it trained."""
+    run_cell = compare_module.run_cell
+
+    def watched(cell: Any, *rest: Any) -> Any:
+        done.put(str(cell))
+        return run_cell(cell, *rest)
+
+    compare_module.run_cell = watched
+    Comparison(experiment, path, load_data).run(lambda *place: None, print, (number, count))
+
+
+@pytest.mark.parametrize("shards", [((1, 2), (2, 2)), ((1, 1), (1, 1))], ids=["apart", "the same twice"])
+def test_two_processes_do_every_cell_once(
+    experiment: Experiment, tmp_path: Path, shards: tuple[tuple[int, int], ...]
+) -> None:
+    """Whoever finds a cell with another process leaves it; a third pass finds nothing that was lost."""
+    context = multiprocessing.get_context("fork")
+    done = context.SimpleQueue()
+    processes = [context.Process(target=_do_shard, args=(experiment, tmp_path, *shard, done)) for shard in shards]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    trained = []
+    while not done.empty():
+        trained.append(done.get())
+    assert sorted(trained) == sorted(map(str, experiment.cells()))
+    merged = Watched(experiment, tmp_path)
+    assert merged.comparison.missing() == []
+    assert [len(cell.tries) for cell in merged.finish().cells] == [2, 2, 0, 0]
 
 
 def test_a_damaged_cell_is_named_and_nothing_else_is_lost(experiment: Experiment, tmp_path: Path) -> None:

@@ -46,6 +46,11 @@ def compare(
     train_images: Annotated[int | None, typer.Option(help="Train on a subsample of so many images.")] = None,
     test_images: Annotated[int | None, typer.Option(help="Test on a subsample of so many images.")] = None,
     device: Annotated[str | None, typer.Option(help="'auto', 'cpu', 'cuda' or 'cuda:1'.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="I/N: do the I-th of N parts alone, as other processes or machines do the others."),
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Train nothing: write the results of the shards.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells that failed once more.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")] = False,
 ) -> None:
@@ -77,24 +82,47 @@ def compare(
     from torchsnow.train import torch_device
 
     torch_device(device or "auto")
+    part = _shard(shard, [name for name, given in (("--merge", merge), ("--retry-failed", retry_failed)) if given])
     chosen = _experiment(given, experiment, paper, smoke, device)
     comparison = Comparison(chosen, out, lambda name: load_checked(name, quiet=json))
     cells = chosen.cells()
+    if part is not None:
+        with _telling_how_to_go_on(comparison), _progress(quiet=json) as report:
+            comparison.run(report, note, part)
+        say(f"{comparison.num_kept} cells of shard {shard} are done in {out}; when all are, --merge writes the results")
+        return
     with comparison.owned(), _telling_how_to_go_on(comparison), _progress(quiet=json) as report:
         if retry_failed:
             comparison.forget_failed()
-        comparison.run(report, note)
+        if not merge:
+            comparison.run(report, note)
         report(None, len(cells), len(cells) + 1)  # the costs are the last piece of work
-        results = comparison.finish(note)
+        results, missing = comparison.finish(note), comparison.missing()
     if json:
         print_json(results.to_dict())
     else:
         _show(results, out)
+    if missing:
+        raise ExperimentError(
+            f"{len(missing)} of {len(cells)} cells are missing, such as {missing[0]}; the same command without --merge "
+            "does them"
+        )
     if results.failed:
         raise ExperimentError(
             f"{len(results.failed)} of {len(cells)} cells failed; report.html says why, the others are kept, and "
             "--retry-failed tries the failed ones again"
         )
+
+
+def _shard(text: str | None, others: list[str]) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    if others:
+        raise ExperimentError(f"--shard and {others[0]} contradict each other: {others[0]} is about all cells")
+    number, _, count = text.partition("/")
+    if not (number.isascii() and number.isdigit() and count.isascii() and count.isdigit()):
+        raise ExperimentError(f"--shard is {text!r}; expected I/N, such as 1/4")
+    return int(number), int(count)
 
 
 def _split(text: str | None) -> list[str] | None:

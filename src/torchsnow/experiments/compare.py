@@ -7,7 +7,8 @@ import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -59,26 +60,44 @@ class Comparison:
         with self._lock.held():
             yield
 
-    def run(self, report: Callable[[Cell, int, int], None], say: Say) -> None:
-        """Do the cells that are missing.
+    def run(self, report: Callable[[Cell, int, int], None], say: Say, shard: tuple[int, int] | None = None) -> None:
+        """Do the cells that are missing, or those of one shard, (number, count).
 
         `report` is called before each cell with it, the number of cells done, and that of all; `say` with what went
-        wrong. A cell that fails is noted, and the others go on.
+        wrong. A cell that fails is noted, and the others go on. Several processes may do shards in one folder; what
+        another one is at work on is left to it.
         """
-        with self.owned():
+        with nullcontext() if shard else self.owned():
             with clear_os_errors("create the folder", self.path, ExperimentError):
-                (self.path / "cells").mkdir(exist_ok=True)
+                (self.path / "cells").mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(self.experiment.to_dict(), sort_keys=False, allow_unicode=True)
             write_atomically(self.path / "experiment.yaml", text, ExperimentError)
-            cells = self.experiment.cells()
+            cells = self.experiment.shard(*shard or (1, 1))
             self.refuse_damaged()
             self.num_kept = sum(self.read(cell) is not None for cell in cells)
             self._say_of_others(say)
             for done, cell in enumerate(cells):
                 report(cell, done, len(cells))
                 if self.read(cell) is None:
-                    self._do(cell, say)
-                    self.num_kept += 1
+                    self._claim(cell, say)
+                    self.num_kept += self.read(cell) is not None
+
+    def _claim(self, cell: Cell, say: Say) -> None:
+        """Do a cell, and before it the one that searches for its learning rate, unless another process does."""
+        first = replace(cell, seed=self.experiment.seeds[0])
+        with ExitStack() as claimed:
+            try:
+                claimed.enter_context(FolderLock(self._runs(first), ExperimentError).held())
+            except ExperimentError as error:
+                say(f"{cell} is left to another process: {error}")
+                return
+            for one in (first, cell):
+                if self.read(one) is None:  # looked at again: another process may have done it meanwhile
+                    self._do(one, say)
+
+    def missing(self) -> list[Cell]:
+        """The cells that are neither finished nor failed."""
+        return [cell for cell in self.experiment.cells() if self.read(cell) is None]
 
     def _say_of_others(self, say: Say) -> None:
         others = {path.name for path in (self.path / "cells").glob("*.json")}
@@ -118,7 +137,7 @@ class Comparison:
 
     def _lrs(self, cell: Cell) -> list[float]:
         """All learning rates for the first seed; what it found, for the others."""
-        first = Cell(cell.source, cell.data, cell.method, self.experiment.seeds[0], cell.variant)
+        first = replace(cell, seed=self.experiment.seeds[0])
         found = None if cell == first else self.read(first)
         return [found["lr"]] if found and "lr" in found else self.experiment.lrs(cell.method)
 

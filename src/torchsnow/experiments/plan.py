@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,15 @@ class Experiment:
                 self.sources, self.data, self.seeds, variants, self.methods
             )
         ]
+
+    def shard(self, number: int, count: int) -> list[Cell]:
+        """The cells of one of `count` machines, numbered from 1. All seeds of a method on a data set are in one shard:
+        they share a search. Raises ExperimentError for a shard that there is not."""
+        if not 1 <= number <= count:
+            raise ExperimentError(f"the shard is {number}/{count}; expected I/N with I from 1 to N")
+        groups: dict[str, int] = {}
+        places = [groups.setdefault(str(replace(cell, seed=0)), len(groups)) for cell in self.cells()]
+        return [cell for cell, place in zip(self.cells(), places, strict=True) if place % count == number - 1]
 
     def settings_of(self, cell: Cell) -> dict[str, Any]:
         """All that a cell's result depends on beside the code, the data's and the source's content, in JSON values."""
