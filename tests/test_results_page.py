@@ -37,7 +37,7 @@ def test_every_stored_comparison_is_on_the_page(script: ModuleType) -> None:
 def test_stored_comparisons_are_of_the_stored_experiments(file: Path) -> None:
     """Same budget, and cells of it; an experiment that takes days may be stored before it is done."""
     results, experiment = Results.load(file), Experiment.load(ROOT / "experiments" / f"{file.stem}.yaml")
-    assert results.experiment == experiment.to_dict()
+    assert Experiment.from_dict(results.experiment) == experiment
     expected = [(cell.source, cell.data, cell.method, cell.seed, dict(cell.variant)) for cell in experiment.cells()]
     stored = [(cell.source, cell.data, cell.method, cell.seed, dict(cell.variant)) for cell in results.cells]
     assert stored == [cell for cell in expected if cell in stored] != []

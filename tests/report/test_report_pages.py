@@ -77,6 +77,12 @@ def test_page_says_what_was_run_and_where_snow_loses() -> None:
     assert "lora on bundled: no layer takes it (hf:beans, seed 0; hf:beans, seed 1)" in listed
 
 
+def test_a_remark_stands_on_top() -> None:
+    text = "its figures mean nothing"
+    page = report_page(replace(SMALL, experiment={**SMALL.experiment, "remark": text})).html()
+    assert page.index(text) < page.index("What was run")
+
+
 def test_tables_hold_the_numbers() -> None:
     accuracy, costs = rows(results_markdown([SMALL]), "snow")
     assert accuracy == [

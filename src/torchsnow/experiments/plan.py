@@ -50,6 +50,7 @@ class Experiment:
     - `lr_tries`: learning rates that are tried for every method, with the first seed, around the method's own, half a
       decade apart; the best on the validation split is kept for the other seeds.
     - `train_images`, `val_images`, `test_images`: subsamples; None takes all.
+    - `remark`: a sentence that stands on top of the report.
     - `vary`: values of factors. Those of `OF_DATA` choose training images, the others are settings of a delta.
     """
 
@@ -70,6 +71,7 @@ class Experiment:
     test_images: int | None = None
     vary: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     device: str = "auto"
+    remark: str = ""
 
     def __post_init__(self) -> None:
         for name in _LISTS:

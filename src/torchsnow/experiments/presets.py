@@ -39,4 +39,5 @@ def smoke_experiment(device: str = "auto") -> Experiment:
         val_images=40,
         test_images=60,
         device=device,
+        remark="A trial run on a few tiny images: its figures mean nothing.",
     )

@@ -69,6 +69,8 @@ def write_report(sheet: Sheet, results: Results, place: Callable[[Drawing], None
 
 
 def _write_run(sheet: Sheet, results: Results) -> None:
+    if results.experiment.get("remark"):
+        sheet.paragraph(str(results.experiment["remark"]))
     sheet.heading("What was run")
     seeds = sorted({cell.seed for cell in results.cells})
     sheet.paragraph(
