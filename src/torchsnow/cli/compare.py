@@ -45,6 +45,14 @@ def compare(
     lr_tries: Annotated[int | None, typer.Option(help="Learning rates tried for each method; 3 by default.")] = None,
     train_images: Annotated[int | None, typer.Option(help="Train on a subsample of so many images.")] = None,
     test_images: Annotated[int | None, typer.Option(help="Test on a subsample of so many images.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="'adamw' (default) or 'sgd'.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="0.05 by default.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Of the source pass: 'fp32' (default) or 'bf16'.")] = None,
+    amp: Annotated[bool, typer.Option("--amp", help="bfloat16 autocast of the trained part, on CUDA.")] = False,
+    num_workers: Annotated[int | None, typer.Option(help="Processes that load images beside the main one.")] = None,
+    image_cache_mb: Annotated[
+        int | None, typer.Option(help="Most MB of decoded images in memory; 1074 by default.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="'auto', 'cpu', 'cuda' or 'cuda:1'.")] = None,
     shard: Annotated[
         str | None,
@@ -59,6 +67,7 @@ def compare(
     Every method gets the same epochs, images and number of learning rates,
     chosen on the validation split. Each finished cell is kept: the same command
     goes on where it was stopped, and may name more methods, data sets or seeds.
+    Options change what --experiment, --paper or --smoke says, DATA too.
     Writes results.json, results.csv and report.html.
 
     Example: torchsnow compare photos/ --methods full,head,snow --out comparison
@@ -75,6 +84,13 @@ def compare(
         "lr_tries": lr_tries,
         "train_images": train_images,
         "test_images": test_images,
+        "optimizer": optimizer,
+        "weight_decay": weight_decay,
+        "precision": precision,
+        "amp": amp or None,
+        "num_workers": num_workers,
+        "image_cache_bytes": None if image_cache_mb is None else 1_000_000 * image_cache_mb,
+        "device": device,
     }
     given = {name: value for name, value in given.items() if value is not None}
 
@@ -83,9 +99,12 @@ def compare(
 
     torch_device(device or "auto")
     part = _shard(shard, [name for name, given in (("--merge", merge), ("--retry-failed", retry_failed)) if given])
-    chosen = _experiment(given, experiment, paper, smoke, device)
+    chosen = _experiment(given, experiment, paper, smoke)
     comparison = Comparison(chosen, out, lambda name: load_checked(name, quiet=json))
     cells = chosen.cells()
+    if not (json or merge):
+        comparison.refuse_damaged()
+        _say_plan(comparison, part)
     if part is not None:
         with _telling_how_to_go_on(comparison), _progress(quiet=json) as report:
             comparison.run(report, note, part)
@@ -129,26 +148,28 @@ def _split(text: str | None) -> list[str] | None:
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _experiment(given: dict[str, Any], file: Path | None, paper: bool, smoke: bool, device: str | None) -> Experiment:
+def _experiment(given: dict[str, Any], file: Path | None, paper: bool, smoke: bool) -> Experiment:
     from torchsnow.experiments.plan import Experiment
     from torchsnow.experiments.presets import paper_experiment, smoke_experiment
 
     ready = [name for name, wanted in (("--experiment", file), ("--paper", paper), ("--smoke", smoke)) if wanted]
     if len(ready) > 1:
         raise ExperimentError(f"{ready[0]} and {ready[1]} contradict each other: each is a whole experiment")
-    if ready and given:
-        first = next(iter(given))
-        option = "DATA" if first == "data" else "--" + {"sources": "source"}.get(first, first).replace("_", "-")
-        raise ExperimentError(f"{ready[0]} is a whole experiment, and {option} contradicts it: leave one of them out")
     if file is not None:
-        described = Experiment.load(file)
-        return Experiment.from_dict({**described.to_dict(), "device": device or described.device})
+        return Experiment.load(file).changed(given)
     if paper or smoke:
-        return (paper_experiment if paper else smoke_experiment)(device or "auto")
+        return (paper_experiment() if paper else smoke_experiment()).changed(given)
     if "data" not in given:
         raise ExperimentError("name at least one data set, or --experiment FILE, --paper or --smoke")
-    start = {"name": "comparison", "methods": _split(_METHODS), "device": device or "auto"}
-    return Experiment.from_dict({**start, **given})
+    return Experiment.from_dict({"name": "comparison", "methods": _split(_METHODS), **given})
+
+
+def _say_plan(comparison: Comparison, part: tuple[int, int] | None) -> None:
+    from torchsnow.experiments.estimate import plan_words
+
+    cells = [cell for cell in comparison.experiment.shard(*part or (1, 1)) if comparison.read(cell) is None]
+    if cells:
+        note(plan_words(cells, comparison.experiment, comparison.material))
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from torchsnow.report.results import SCHEMA
 from torchsnow.report.sections import check_finished
 
 Say = Callable[[str], None]
+_OF_COSTS = ("weights", "image_size", "batch_size", "device", "precision")  # settings of an experiment
 _ADVICE = "remove the file, and the cell is done again"
 
 
@@ -46,7 +47,7 @@ class Comparison:
 
     def __init__(self, experiment: Experiment, path: Path, load: Callable[[str], LoadedData] = load_data) -> None:
         self.experiment, self.path, self.num_kept = experiment, path, 0
-        self._material = Material(experiment, load)
+        self.material = Material(experiment, load)
         self._contents: dict[tuple[str, str], str | None] = {}  # what is in data sets and sources
         self._said: set[str] = set()
         self._lock = FolderLock(path, ExperimentError)
@@ -110,8 +111,8 @@ class Comparison:
 
     def key(self, cell: Cell) -> str:
         """A hash of all that the cell's result depends on; of data and a source that cannot be had, by their names."""
-        data = self._content("data", cell.data, lambda: self._material.data(cell.data).fingerprint)
-        source = self._content("source", cell.source, lambda: self._material.source(cell.source).fingerprint)
+        data = self._content("data", cell.data, lambda: self.material.data(cell.data).fingerprint)
+        source = self._content("source", cell.source, lambda: self.material.source(cell.source).fingerprint)
         return result_key({"data": data, "source": source, **self.experiment.settings_of(cell)})
 
     def _content(self, kind: str, name: str, look: Callable[[], str]) -> str | None:
@@ -125,7 +126,7 @@ class Comparison:
     def _do(self, cell: Cell, say: Say) -> None:
         runs = self._runs(cell)
         try:
-            content = run_cell(cell, self.experiment, self._material, runs, self._lrs(cell))
+            content = run_cell(cell, self.experiment, self.material, runs, self._lrs(cell))
         except TorchsnowError as error:
             if str(error) not in self._said:  # one data set that is missing is missing for every cell
                 say(f"{cell}: {error}")
@@ -209,8 +210,8 @@ class Comparison:
         finished = [content for content in contents if "error" not in content]
         wanted = sorted({(content["source"], content["method"]) for content in finished})
         num_classes = max((content["num_classes"] for content in finished), default=2)
-        shape = [self.experiment.image_size, self.experiment.batch_size, num_classes, self.experiment.device]
-        key = result_key({"wanted": wanted, "weights": self.experiment.weights, "shape": shape})
+        settings = {name: getattr(self.experiment, name) for name in _OF_COSTS}
+        key = result_key({"wanted": wanted, "num_classes": num_classes, **settings})
         path = self.path / "costs.json"
         kept = _read_object(path)
         if kept.get("key") == key:

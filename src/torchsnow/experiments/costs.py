@@ -29,6 +29,7 @@ def measure_costs(
         batch_size=experiment.batch_size,
         rounds=_ROUNDS,
         device=device.type,
+        precision=experiment.precision,
         num_classes=num_classes,
         say=say,
     )

@@ -31,7 +31,10 @@ class Material:
         """The source of this name. Raises SourceError."""
         if self._source is None or self._source[0] != name:
             weights = "pretrained" if name in PACKAGES else self.experiment.weights
-            self._source = name, self._loaded(f"source {name}", lambda: load_source(name, weights))
+            self._source = (
+                name,
+                self._loaded(f"source {name}", lambda: load_source(name, weights, self.experiment.precision)),
+            )
         return self._source[1]
 
     def data(self, name: str) -> LoadedData:
@@ -54,5 +57,8 @@ class Material:
         key = cell.source, cell.data
         if self._pool is None or self._pool[0] != key:
             config = self.source(cell.source).input_config
-            self._pool = key, plain_images(config, Framing(self.experiment.image_size))
+            self._pool = (
+                key,
+                plain_images(config, Framing(self.experiment.image_size), self.experiment.image_cache_bytes),
+            )
         return self._pool[1]

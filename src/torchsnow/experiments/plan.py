@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from torchsnow.data.datasets import CACHE_BYTES
 from torchsnow.errors import ExperimentError
 from torchsnow.io.yaml_file import read_yaml
 from torchsnow.methods import METHODS, PRESETS, split_name
+from torchsnow.source import Precision
 from torchsnow.train import TrainSettings
 
 OF_DATA = ("train_images", "train_share", "shots")  # factors that choose training images; others are of the delta
@@ -50,6 +52,8 @@ class Experiment:
     - `lr_tries`: learning rates that are tried for every method, with the first seed, around the method's own, half a
       decade apart; the best on the validation split is kept for the other seeds.
     - `train_images`, `val_images`, `test_images`: subsamples; None takes all.
+    - `optimizer`, `weight_decay`, `precision` (of the source pass), `amp`: as in `TrainSettings`.
+    - `num_workers`: processes that load images; `image_cache_bytes`: most memory for decoded images, in each of them.
     - `remark`: a sentence that stands on top of the report.
     - `vary`: values of factors. Those of `OF_DATA` choose training images, the others are settings of a delta.
     """
@@ -70,7 +74,13 @@ class Experiment:
     val_images: int | None = None
     test_images: int | None = None
     vary: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    optimizer: str = "adamw"
+    weight_decay: float = 0.05
+    precision: Precision = "fp32"
+    amp: bool = False
     device: str = "auto"
+    num_workers: int = 0
+    image_cache_bytes: int = CACHE_BYTES
     remark: str = ""
 
     def __post_init__(self) -> None:
@@ -84,6 +94,9 @@ class Experiment:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ExperimentError(f"{name} is {value!r}; expected a whole number of 1 or more")
+        cache = self.image_cache_bytes
+        if not isinstance(cache, int) or isinstance(cache, bool) or cache < 0:
+            raise ExperimentError(f"image_cache_bytes is {cache!r}; expected a whole number of 0 or more")
         self._check_vary()
         unknown = sorted(set(self.augmentations) - set(self.data))
         if unknown:
@@ -124,7 +137,12 @@ class Experiment:
             warmup_epochs=min(1, self.epochs - 1),
             augmentation=self.augmentations.get(data, self.augmentation),
             seed=seed,
+            optimizer=self.optimizer,  # type: ignore[arg-type] # checked by the settings
+            weight_decay=self.weight_decay,
+            precision=self.precision,
+            amp=self.amp,
             device=self.device,  # type: ignore[arg-type] # checked by the settings
+            num_workers=self.num_workers,
         )
 
     def lrs(self, method: str) -> list[float]:
@@ -158,6 +176,14 @@ class Experiment:
         images = {name: getattr(self, name) for name in ("train_images", "val_images", "test_images")}
         search = {"lrs": self.lrs(cell.method), "first_seed": self.seeds[0]}
         return {"cell": cell.to_dict(), "budget": budget, **images, **search}
+
+    def changed(self, changes: Mapping[str, Any]) -> Experiment:
+        """The same with other values of some names, as `from_dict` takes them."""
+        values = {**self.to_dict(), **changes}
+        values["augmentations"] = {
+            name: value for name, value in values["augmentations"].items() if name in values["data"]
+        }
+        return Experiment.from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
