@@ -16,6 +16,7 @@ from torchsnow.report import (
     report_page,
     results_markdown,
     save_pictures,
+    summary_markdown,
     where_snow_loses,
     where_snow_wins,
 )
@@ -91,6 +92,17 @@ def test_tables_hold_the_numbers() -> None:
     ]
     assert costs == ["snow", "0.137", "0.23", "206 MB", "0.23", "103%", "3.4%", "134%"]
     assert rows(results_markdown([SMALL]), "head")[1] == ["head", *"----", "100%", "\\<0.1%", "100%"]
+
+
+def test_a_summary_has_a_row_per_method_and_a_column_per_data_set() -> None:
+    made = whole_comparison(("bundled",))
+    text = summary_markdown([results([one for one in made.cells if (one.data, one.method) != ("hf:beans", "full")])])
+    (full,), (snow,) = rows(text, "full"), rows(text, "snow")
+    assert len(full) == len(snow) == 1 + 4 + 3
+    assert full[4:] == ["-", "100%", "13.6 MB", "31 s"]
+    assert snow[5:] == ["3.4%", "520 kB", "31 s"]
+    assert "comparisons of test accuracy" in text
+    assert all(line in text for line in where_snow_wins(made)[:1])
 
 
 def test_one_seed_has_dashes() -> None:

@@ -2,7 +2,7 @@
 
 from torchsnow.report.comparison import Comparison, compare_with_snow, where_snow_loses, where_snow_wins
 from torchsnow.report.html import report_page
-from torchsnow.report.markdown import results_markdown, save_pictures
+from torchsnow.report.markdown import results_markdown, save_pictures, summary_markdown
 from torchsnow.report.results import Cell, Cost, Failure, Results, Scores, Shipped, Try
 from torchsnow.report.spreadsheet import write_csv
 from torchsnow.report.summary import Estimate, Summary, estimate, summarise
@@ -28,6 +28,7 @@ __all__ = [
     "share_of_source",
     "size",
     "summarise",
+    "summary_markdown",
     "where_snow_loses",
     "where_snow_wins",
     "write_csv",

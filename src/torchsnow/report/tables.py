@@ -17,6 +17,10 @@ _INFERENCE = (
     "mean over data sets and seeds."
 )
 
+_SUMMARY = (
+    "Test accuracy in %, mean over the seeds; multiply-adds of a further task, of the source's own pass, and stored "
+    "bytes, as shipped; time to train, with the search for a learning rate. Costs are means over data sets and seeds."
+)
 _ACCURACY = (
     *("method", "seeds", "accuracy, %", "95% interval", "balanced, %", "calibration error, %"),
     *("validation, %", "shipped", "parameters", "a further task", "stored", "learning rate"),
@@ -34,6 +38,27 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str
+
+
+def summary_tables(results: Results) -> Iterator[tuple[str, Table]]:
+    """A heading and a table for every source: a row per method and variant, a column per data set, then the costs."""
+    rows = summarise(results)
+    for source in dict.fromkeys(row.source for row in rows):
+        here = [row for row in rows if row.source == source]
+        data = list(dict.fromkeys(row.data for row in here))
+        methods: dict[str, list[Summary]] = {}
+        for row in here:
+            methods.setdefault(row_words(row.method, row.variant), []).append(row)
+        columns = ["method", *data, "a further task", "stored", "trained in"]
+        lines = [[name, *_summary_row(of_method, data)] for name, of_method in methods.items()]
+        yield f"Source {source}", Table(columns, lines, _SUMMARY)
+
+
+def _summary_row(rows: Sequence[Summary], data: Sequence[str]) -> list[str]:
+    accuracies = {row.data: percent(row.accuracy.mean) for row in rows}
+    seconds = fmean(cell.seconds for row in rows for cell in row.cells)
+    costs = share_of_source(fmean(row.added_share for row in rows)), size(fmean(row.stored_bytes for row in rows))
+    return [*(accuracies.get(name, NOTHING) for name in data), *costs, f"{seconds:.0f} s"]
 
 
 def accuracy_tables(results: Results) -> Iterator[tuple[str, Table]]:
