@@ -101,14 +101,23 @@ def compare(
     part = _shard(shard, [name for name, given in (("--merge", merge), ("--retry-failed", retry_failed)) if given])
     chosen = _experiment(given, experiment, paper, smoke)
     comparison = Comparison(chosen, out, lambda name: load_checked(name, quiet=json))
-    cells = chosen.cells()
+    _carry_out(comparison, part, merge, retry_failed, json)
+
+
+def _carry_out(
+    comparison: Comparison, part: tuple[int, int] | None, merge: bool, retry_failed: bool, json: bool
+) -> None:
+    cells = comparison.experiment.cells()
     if not (json or merge):
         comparison.refuse_damaged()
         _say_plan(comparison, part)
     if part is not None:
         with _telling_how_to_go_on(comparison), _progress(quiet=json) as report:
             comparison.run(report, note, part)
-        say(f"{comparison.num_kept} cells of shard {shard} are done in {out}; when all are, --merge writes the results")
+        say(
+            f"{comparison.num_kept} cells of shard {part[0]}/{part[1]} are done in {comparison.path}; when all "
+            "are, --merge writes the results"
+        )
         return
     with comparison.owned(), _telling_how_to_go_on(comparison), _progress(quiet=json) as report:
         if retry_failed:
@@ -120,7 +129,7 @@ def compare(
     if json:
         print_json(results.to_dict())
     else:
-        _show(results, out)
+        _show(results, comparison.path)
     if missing:
         raise ExperimentError(
             f"{len(missing)} of {len(cells)} cells are missing, such as {missing[0]}; the same command without --merge "
