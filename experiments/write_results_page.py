@@ -1,4 +1,4 @@
-"""Write docs/results.md, and its pictures, from the comparisons in experiments/results.
+"""Write docs/results.md, the tables behind it in docs/results-tables.md, and its pictures, from experiments/results.
 
 python experiments/write_results_page.py
 """
@@ -8,23 +8,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torchsnow.report import Results, results_markdown, save_pictures
+from torchsnow.report import Results, results_markdown, save_pictures, summary_markdown
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
+TABLES = PAGE.with_name("results-tables.md")
 PICTURES = PAGE.parent / "images" / "results"
 ORDER = ("five-sets", "offline-lite0")
 INTRODUCTION = """# Results
 
-What the methods of this package reached. This page is written by `python experiments/write_results_page.py` from the JSON
-files in `experiments/results`, which `torchsnow compare` wrote from the YAML files beside them; [compare.md](compare.md)
-says how to make such files and what is equal for all methods.
+What SNOW gives, what it costs, and where it loses. Seeds, intervals, settings and pictures are in
+[results-tables.md](results-tables.md); [compare.md](compare.md) says what is equal for all methods. cars196 (Stanford Cars),
+birds200 (CUB-200-2010), plankton121, seedlings12 and cifar10 are class folders, which are no part of this repository.
 
-**five-sets** is five sets of some thousand images: cars196 (196 kinds of cars, crops of Stanford Cars), birds200
-(CUB-200-2010), plankton121 (121 kinds of plankton, grey), seedlings12 (seedlings of 12 plants) and cifar10. They are no part
-of this repository. Only the seeds that are listed were run so far, and only methods that share the source's pass; full
-fine-tuning and last-stage tuning at this size are still to be measured.
-
+"""
+END = """
 ## Beside the publications
 
 | | best test accuracy |
@@ -33,10 +31,17 @@ fine-tuning and last-stage tuning at this size are still to be measured.
 | a student reproduction on the same data sets | 1 to 30% |
 | this package on the same data sets | not run yet: `torchsnow compare --paper` needs the data and ResNet-50's weights |
 
-The student reproduction failed by ordinary mistakes: its pooling weights were never parameters, so the choice of channels
-could not be learned; the batch norms of its frozen source went on following the training images; its learning rate
-was 1. It pooled outputs of convolutions before their batch norm, where the delta's own batch norm removes any scale, so
-that the pooling weights would have had no gradient either. Each of these has a test here.
+The student reproduction failed by ordinary mistakes: its pooling weights were never parameters, the batch norms of its
+frozen source went on following the training images, and its learning rate was 1. It pooled outputs of convolutions before
+their batch norm, where the delta's own batch norm removes any scale, so that the pooling weights would have had no gradient
+either. Each of these has a test here.
+
+This page is written by `python experiments/write_results_page.py` from what `torchsnow compare` left in
+`experiments/results`, by the YAML files beside them.
+"""
+TABLES_INTRODUCTION = """# Tables behind the results
+
+All that the comparisons of [results.md](results.md) have measured, written by the same script.
 
 """
 
@@ -46,13 +51,18 @@ def results_files() -> list[Path]:
     return [HERE / "results" / f"{name}.json" for name in ORDER if (HERE / "results" / f"{name}.json").exists()]
 
 
-def page_text() -> str:
-    """The whole page."""
-    return INTRODUCTION + results_markdown([Results.load(file) for file in results_files()], "images/results")
+def pages() -> dict[Path, str]:
+    """The text of every page."""
+    results = [Results.load(file) for file in results_files()]
+    return {
+        PAGE: INTRODUCTION + summary_markdown(results) + END,
+        TABLES: TABLES_INTRODUCTION + results_markdown(results, "images/results"),
+    }
 
 
 if __name__ == "__main__":
     PICTURES.mkdir(parents=True, exist_ok=True)
     for file in results_files():
         save_pictures(Results.load(file), PICTURES)
-    PAGE.write_text(page_text(), encoding="utf-8")
+    for page, text in pages().items():
+        page.write_text(text, encoding="utf-8")

@@ -26,7 +26,14 @@ def script() -> ModuleType:
 
 
 def test_the_page_is_the_one_that_the_script_writes(script: ModuleType) -> None:
-    assert script.PAGE.read_text() == script.page_text()
+    for page, text in script.pages().items():
+        assert page.read_text() == text
+
+
+def test_a_reader_finds_what_snow_gives_and_costs_on_one_screen(script: ModuleType) -> None:
+    screen = "\n".join(script.PAGE.read_text().splitlines()[:40])
+    assert "a further task" in screen
+    assert "Where SNOW wins and loses" in screen
 
 
 def test_every_stored_comparison_is_on_the_page(script: ModuleType) -> None:
@@ -37,7 +44,7 @@ def test_every_stored_comparison_is_on_the_page(script: ModuleType) -> None:
 def test_stored_comparisons_are_of_the_stored_experiments(file: Path) -> None:
     """Same budget, and cells of it; an experiment that takes days may be stored before it is done."""
     results, experiment = Results.load(file), Experiment.load(ROOT / "experiments" / f"{file.stem}.yaml")
-    assert results.experiment == experiment.to_dict()
+    assert Experiment.from_dict(results.experiment) == experiment
     expected = [(cell.source, cell.data, cell.method, cell.seed, dict(cell.variant)) for cell in experiment.cells()]
     stored = [(cell.source, cell.data, cell.method, cell.seed, dict(cell.variant)) for cell in results.cells]
     assert stored == [cell for cell in expected if cell in stored] != []

@@ -35,6 +35,7 @@ def test_a_comparison_is_shown_and_stored(experiment: Path, tmp_path: Path) -> N
     assert outcome.code == 0, outcome
     assert "±" in outcome.out
     assert "4 cells are in" in outcome.out
+    assert "4 cells to do (2 methods, 1 data sets, 1 sources, 2 seeds) in 4 trainings" in outcome.err
     with (tmp_path / "out" / "results.csv").open(newline="") as file:
         assert [row["method"] for row in csv.DictReader(file)] == ["head", "snow", "head", "snow"]
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").iterdir()}
@@ -67,14 +68,32 @@ def test_data_and_options_describe_an_experiment(photos: Path, tmp_path: Path, m
     assert (experiment.train_images, experiment.test_images) == (9, None)
 
 
+def test_the_paper_may_be_trimmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(compare_module.Comparison, "run", lambda self, *rest: seen.append(self.experiment))
+    monkeypatch.setattr(compare_module.Comparison, "finish", lambda self, say: (_ for _ in ()).throw(SystemExit(0)))
+    options = ["--seeds", "1", "--epochs", "2", "--methods", "full:probe,snow", "--num-workers", "3", "--amp"]
+    torchsnow("compare", "dtd", "--paper", *options, "--image-cache-mb", "5", "--out", tmp_path / "out", "--json")
+    (experiment,) = seen
+    assert (experiment.data, experiment.seeds, experiment.epochs) == (("dtd",), (0,), 2)
+    assert (experiment.methods, experiment.sources) == (("full:probe", "snow"), ("resnet50.tv_in1k",))
+    assert (experiment.num_workers, experiment.image_cache_bytes, experiment.amp) == (3, 5_000_000, True)
+    settings = experiment.settings("dtd", 1.0, 0)
+    assert (settings.num_workers, settings.amp, settings.optimizer) == (3, True, "adamw")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ([], "name at least one data set, or --experiment FILE, --paper or --smoke"),
         (["--paper", "--smoke"], "--paper and --smoke contradict each other"),
-        (["--smoke", "--epochs", "3"], "--smoke is a whole experiment, and --epochs contradicts it"),
-        (["elpv", "--smoke"], "--smoke is a whole experiment, and DATA contradicts it"),
-        (["--paper", "--source", "resnet18"], "--paper is a whole experiment, and --source contradicts it"),
+        (["--smoke", "--epochs", "0"], "epochs is 0; expected a whole number of 1 or more"),
+        (["--paper", "--optimizer", "adam"], "optimizer is 'adam'; expected one of adamw, sgd"),
+        (["elpv", "--image-cache-mb", "-1"], "image_cache_bytes is -1000000; expected a whole number of 0 or more"),
+        (["elpv", "--precision", "fp8"], "precision is 'fp8'; expected one of fp32, bf16"),
+        (["elpv", "--shard", "3/2"], "the shard is 3/2; expected I/N with I from 1 to N"),
+        (["elpv", "--shard", "1"], "--shard is '1'; expected I/N, such as 1/4"),
+        (["elpv", "--shard", "1/2", "--merge"], "--shard and --merge contradict each other"),
         (["--experiment", "missing.yaml"], "cannot read the experiment missing.yaml: no such file"),
         (["elpv", "--methods", "rain:x"], "there is no method 'rain'"),
         (["elpv", "--methods", "snow:wet"], "'snow' has no preset 'wet'"),
@@ -94,12 +113,26 @@ def test_bad_input_is_one_sentence(words: list[str], message: str) -> None:
     assert re.search(message, last), last
 
 
-def test_results_of_another_budget_are_refused(experiment: Path, tmp_path: Path) -> None:
+def test_results_of_another_budget_are_left_aside(experiment: Path, tmp_path: Path) -> None:
     assert torchsnow("compare", "--experiment", experiment, "--out", tmp_path / "out").code == 0
     experiment.write_text(experiment.read_text().replace("epochs: 1", "epochs: 2"))
-    outcome = torchsnow("compare", "--experiment", experiment, "--out", tmp_path / "out")
-    assert outcome.code == 2
-    assert "holds results with epochs = 1, not 2" in outcome.err
+    outcome = torchsnow("compare", "--experiment", experiment, "--out", tmp_path / "out", "--json")
+    assert outcome.code == 0, outcome
+    assert "4 other cells in" in outcome.err
+    assert {cell["history"][-1]["epoch"] for cell in outcome.document["cells"]} == {2}
+
+
+def test_shards_are_merged(experiment: Path, tmp_path: Path) -> None:
+    words = ["compare", "--experiment", experiment, "--out", tmp_path / "out"]
+    first = torchsnow(*words, "--shard", "1/2")
+    assert "2 cells of shard 1/2 are done" in first.out
+    half = torchsnow(*words, "--merge")
+    assert half.code == 2
+    assert "2 of 4 cells are missing, such as snow on" in half.err
+    assert torchsnow(*words, "--shard", "2/2").code == 0
+    whole = torchsnow(*words, "--merge", "--json")
+    assert whole.code == 0, whole
+    assert len(whole.document["cells"]) == 4
 
 
 def test_half_written_cells_are_named(experiment: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,12 @@ from torchsnow.data import load_data
 from torchsnow.errors import ExperimentError, TrainingError
 from torchsnow.experiments import cell as cell_module
 from torchsnow.experiments import compare as compare_module
+from torchsnow.experiments import key as key_module
 from torchsnow.experiments.compare import Comparison
 from torchsnow.experiments.plan import Experiment
-from torchsnow.report import Results
+from torchsnow.methods.snow import make_snow
+from torchsnow.report import Results, Shipped
+from torchsnow.source import load_source
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +29,7 @@ def _no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     def costs(experiment: Experiment, source: str, methods: Any, num_classes: int, say: Any) -> list[dict[str, Any]]:
         place = {"image_size": 32, "batch_size": 8, "device": "cpu", "source": source}
         times = {"step_s": 1.0, "step_over_full": 0.5, "peak_bytes": 10, "peak_over_full": 0.5}
-        counts = {"first_multiply_adds": 3, "added_multiply_adds": 1, "source_multiply_adds": 2}
-        return [{**place, **times, **counts, "method": method} for method in methods]
+        return [{**place, **times, "method": method} for method in methods]
 
     monkeypatch.setattr(compare_module, "measure_costs", costs)
 
@@ -35,14 +38,12 @@ class Watched:
     """A comparison with what it said and which cells it came to."""
 
     def __init__(self, experiment: Experiment, path: Path) -> None:
-        self.comparison = Comparison(experiment, path)
+        self.comparison = Comparison(experiment, path, load_data)
         self.said: list[str] = []
         self.cells: list[str] = []
 
     def run(self) -> Watched:
-        self.comparison.run(
-            lambda cell, done, total: self.cells.append(f"{done}/{total} {cell}"), self.said.append, load_data
-        )
+        self.comparison.run(lambda cell, done, total: self.cells.append(f"{done}/{total} {cell}"), self.said.append)
         return self
 
     def finish(self) -> Results:
@@ -76,6 +77,27 @@ def test_a_comparison_leaves_results_that_can_be_read(experiment: Experiment, tm
     assert "<!doctype html>" in (tmp_path / "out" / "report.html").read_text()
     assert not list((tmp_path / "out").rglob("*.safetensors"))
     assert len(list((tmp_path / "out" / "runs").glob("*/*/results.csv"))) == 6
+
+
+def test_what_shipped_is_what_is_counted() -> None:
+    """A body that does not count is neither shipped nor counted."""
+    method = make_snow(load_source("test_resnet", "random"), 3)
+    found = {}
+    for name, weights in (("probe", (1.0, 0.0)), ("body", (0.0, 2.0)), ("both", (1.0, 2.0))):
+        method.delta.head.mix(*weights)
+        shipped = Shipped(**cell_module.shipped_task(method, method.shipped_state(), 1))
+        assert (shipped.probe_weight, shipped.body_weight, shipped.has_body) == (*weights, name != "probe")
+        found[name] = shipped
+    for count in ("added_multiply_adds", "num_params"):
+        assert getattr(found["probe"], count) < getattr(found["body"], count) < getattr(found["both"], count)
+
+
+def test_cells_say_what_shipped_and_how_good_the_body_is(experiment: Experiment, tmp_path: Path) -> None:
+    head, snow = Watched(replace(experiment, seeds=(0,), lr_tries=1), tmp_path).run().finish().cells
+    assert snow.history[1].body_val_accuracy is not None
+    assert snow.shipped.probe_weight is not None
+    assert head.history[1].body_val_accuracy is head.shipped.body_weight is head.shipped.probe_weight is None
+    assert head.shipped.num_params > head.shipped.added_multiply_adds > 0
 
 
 def test_the_first_seed_searches_and_the_others_take_its_learning_rate(experiment: Experiment, tmp_path: Path) -> None:
@@ -114,20 +136,49 @@ def test_finished_cells_are_not_done_again(
     assert set(trained) == {"snow"}
 
 
-def test_data_that_changed_is_not_compared_with_what_it_was(experiment: Experiment, tmp_path: Path) -> None:
+def test_changed_data_settings_and_code_never_show_old_results(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     photos = make_photos(tmp_path / "photos")
-    growing = replace(experiment, data=(str(photos),), seeds=(0,), methods=("head",), lr_tries=1)
-    assert len(Watched(growing, tmp_path / "out").run().finish().cells) == 1
+    tiny = replace(experiment, data=(str(photos),), seeds=(0,), methods=("head",), lr_tries=1)
+
+    def key(experiment: Experiment = tiny) -> str:
+        watched = Watched(experiment, tmp_path / "out").run()
+        (cell,) = watched.finish().cells
+        others = len(list((tmp_path / "out" / "cells").iterdir())) - 1
+        assert others == 0 or watched.said[0].startswith(f"{others} other cells in ")
+        return cell.key
+
+    keys = [key(), key(replace(tiny, epochs=2)), key(replace(tiny, seeds=(1,))), key(replace(tiny, test_images=5))]
     one, other = photos / "red" / "0.png", photos / "green" / "0.png"
     one.rename(photos / "swap")
     other.rename(one)
     (photos / "swap").rename(other)
-    more = Watched(replace(growing, methods=("head", "snow")), tmp_path / "out").run().finish()
-    assert [(cell.method, cell.seed) for cell in more.cells] == [("head", 0)]
-    assert "changed since cells of" in more.failed[0].error
-    (tmp_path / "out" / "data.json").write_text("{")
-    (tmp_path / "out" / "cells").rename(tmp_path / "away")
-    assert "data.json is damaged" in Watched(growing, tmp_path / "out").run().said[0]
+    keys.append(key())
+    monkeypatch.setattr(key_module, "code_digest", lambda: "of another version")
+    keys.append(key())
+    assert len(set(keys)) == len(keys) == len(list((tmp_path / "out" / "cells").iterdir()))
+
+
+def test_a_cell_of_another_working_directory_is_not_taken_for_one_of_this(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = replace(experiment, data=("photos",), seeds=(0,), methods=("head",), lr_tries=1)
+    found = []
+    for place, size in (("here", 10), ("there", 20)):
+        make_photos(tmp_path / place / "photos", size)
+        monkeypatch.chdir(tmp_path / place)
+        found.append(Watched(named, tmp_path / "out").run().finish().cells[0])
+    assert found[0].key != found[1].key
+    assert found[0].train_images < found[1].train_images
+
+
+def test_a_cell_in_the_place_of_another_is_refused(experiment: Experiment, tmp_path: Path) -> None:
+    watched = Watched(replace(experiment, methods=("head",)), tmp_path).run()
+    one, other = sorted((tmp_path / "cells").iterdir())
+    one.write_bytes(other.read_bytes())
+    with pytest.raises(ExperimentError, match="is not of the cell that its name says"):
+        watched.finish()
 
 
 def test_a_stopped_comparison_goes_on_to_the_same_results(
@@ -187,11 +238,38 @@ def test_learning_rates_that_break_down_are_only_lost_tries(
     assert not results.failed
 
 
-def test_another_budget_is_refused_and_a_larger_table_is_not(experiment: Experiment, tmp_path: Path) -> None:
-    Watched(replace(experiment, methods=("head",), seeds=(0,)), tmp_path).run()
-    with pytest.raises(ExperimentError, match=r"holds results with epochs = 1, not 2: .*choose another folder"):
-        Comparison(replace(experiment, epochs=2), tmp_path)
-    Comparison(experiment, tmp_path)
+def _do_shard(experiment: Experiment, path: Path, number: int, count: int, done: Any) -> None:
+    """In a process of its own; tells the cells that it trained."""
+    run_cell = compare_module.run_cell
+
+    def watched(cell: Any, *rest: Any) -> Any:
+        done.put(str(cell))
+        return run_cell(cell, *rest)
+
+    compare_module.run_cell = watched
+    Comparison(experiment, path, load_data).run(lambda *place: None, print, (number, count))
+
+
+@pytest.mark.parametrize("shards", [((1, 2), (2, 2)), ((1, 1), (1, 1))], ids=["apart", "the same twice"])
+def test_two_processes_do_every_cell_once(
+    experiment: Experiment, tmp_path: Path, shards: tuple[tuple[int, int], ...]
+) -> None:
+    """Whoever finds a cell with another process leaves it; a third pass finds nothing that was lost."""
+    context = multiprocessing.get_context("fork")
+    done = context.SimpleQueue()
+    processes = [context.Process(target=_do_shard, args=(experiment, tmp_path, *shard, done)) for shard in shards]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    trained = []
+    while not done.empty():
+        trained.append(done.get())
+    assert sorted(trained) == sorted(map(str, experiment.cells()))
+    merged = Watched(experiment, tmp_path)
+    assert merged.comparison.missing() == []
+    assert [len(cell.tries) for cell in merged.finish().cells] == [2, 2, 0, 0]
 
 
 def test_a_damaged_cell_is_named_and_nothing_else_is_lost(experiment: Experiment, tmp_path: Path) -> None:
@@ -221,7 +299,7 @@ def test_costs_are_measured_once(experiment: Experiment, tmp_path: Path, monkeyp
     assert {cost.method for cost in watched.finish().costs} == {"head", "snow"}
     monkeypatch.setattr(compare_module, "measure_costs", None)
     assert len(watched.finish().costs) == 2
-    (tmp_path / "costs.json").write_text("[{")
+    (tmp_path / "costs.json").write_text("{")
     with pytest.raises(TypeError):
         watched.finish()
 
@@ -247,7 +325,8 @@ def test_what_cannot_be_had_is_asked_for_and_named_once(experiment: Experiment, 
         asked.append(name)
         return load_data(name)
 
-    watched.comparison.run(lambda *place: None, watched.said.append, load)
+    watched.comparison = Comparison(watched.comparison.experiment, tmp_path, load)
+    watched.run()
     assert asked.count("missing") == 1
     assert [line for line in watched.said if "'missing' does not exist" in line] == watched.said
     assert len(watched.said) == 1

@@ -115,5 +115,6 @@ def test_there_are_stored_experiments() -> None:
 
 def test_ready_made_experiments() -> None:
     assert smoke_experiment().data == ("digits",)  # offline
+    assert "its figures mean nothing" in smoke_experiment().remark
     assert paper_experiment().data == ("food101", "dtd", "action40", "cars", "cub200")
     assert paper_experiment().sources == ("resnet50.tv_in1k",)

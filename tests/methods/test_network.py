@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torchsnow.errors import TrainingError
 from torchsnow.methods import make_method
 from torchsnow.methods.features import make_features
 from torchsnow.methods.full import make_full
+from torchsnow.methods.head import make_head
 from torchsnow.methods.lora import lora_layers, make_lora
 from torchsnow.methods.network import NetworkMethod
 from torchsnow.source import Source, load_source
@@ -37,6 +39,28 @@ def test_features_change_the_last_stage_alone(source: Source, batches: Batches) 
     names = changed(method, batches)
     assert names == {name for name in method.model.body.state_dict() if name.startswith("layer4.")}
     assert any(name.endswith("running_mean") for name in names)
+
+
+@pytest.mark.parametrize("preset", ["frozen-bn", "probe"])
+@pytest.mark.parametrize("make", [make_full, make_features])
+def test_frozen_statistics_are_all_that_stays(
+    make: Callable[..., NetworkMethod], preset: str, source: Source, batches: Batches
+) -> None:
+    names = [changed(make(source, 3, seed=0, preset=name), batches) for name in ("default", preset)]
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    assert names[0] - names[1] == {name for name in names[0] if name.endswith(statistics)} != set()
+
+
+@pytest.mark.parametrize("make", [make_full, make_features])
+def test_a_network_can_start_as_the_probe(make: Callable[..., NetworkMethod], source: Source, batches: Batches) -> None:
+    probe, method = make_head(source, 3, probe=True), make(source, 3, seed=0, preset="probe")
+    for one in (probe, method):
+        one.start(batches, torch.device("cpu"))
+    images = batches[0][0]
+    with torch.no_grad():
+        torch.testing.assert_close(method.model.eval()(images), probe.model.eval()(images), rtol=1e-3, atol=1e-3)
+    assert method.starts_as_probe
+    assert not make(source, 3, seed=0).starts_as_probe
 
 
 @pytest.mark.parametrize(

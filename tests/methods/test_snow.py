@@ -254,16 +254,17 @@ def test_tune_sets_the_shares_that_the_validation_images_favour(snow: Snow, batc
     head.mix(0.3, 0.7)
     frozen, rest = snow.frozen_part(64) or pytest.fail("no frozen part")
     if stored:
-        snow.tune(rest, [(values_of(frozen, images), labels) for images, labels in batches], CPU)
+        of_body = snow.tune(rest, [(values_of(frozen, images), labels) for images, labels in batches], CPU)
     else:
-        snow.tune(model, batches, CPU)
+        of_body = snow.tune(model, batches, CPU)
+    assert of_body == pytest.approx(float((logits[1].argmax(1) == labels).float().mean()))
     assert (float(head.read_share), float(head.share)) == best_shares(*logits, labels)
 
 
 def test_without_a_head_apart_nothing_is_tuned(source: Source, batches: Batches) -> None:
     snow = make_snow(source, 3, changes={"head": "together"})
     snow.start(batches, CPU)
-    snow.tune(snow.model, batches, CPU)
+    assert snow.tune(snow.model, batches, CPU) is None
     assert (float(snow.delta.head.read_share), float(snow.delta.head.share)) == (1.0, 1.0)
 
 

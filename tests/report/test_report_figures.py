@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from synthetic_results import METHODS, cell, cost, from_accuracies, results, sweep, whole_comparison
+from synthetic_results import METHODS, SOURCE, cell, cost, from_accuracies, results, shipped, sweep, whole_comparison
 
 from torchsnow.methods import METHODS as KNOWN
 from torchsnow.plots import png_bytes
@@ -31,20 +31,14 @@ def test_pictures_of_a_comparison() -> None:
     assert names(whole_comparison()) == [
         f"{what}-{source}" for source in ("bundled", "resnet50") for what in ("cost", "accuracy", "curves")
     ]
-    assert names(SMALL) == ["accuracy-bundled", "curves-bundled"]
+    assert names(SMALL) == ["cost-bundled", "accuracy-bundled", "curves-bundled"]
 
 
 def test_pictures_of_a_sweep() -> None:
     assert names(sweep()) == ["sweep-train_share-bundled"]
     assert names(sweep("width_divisor", (2, 4))) == ["sweep-width_divisor-bundled"]
     plain = results([*SMALL.cells, cell(variant={"sigma": 0.1})])
-    assert names(plain) == ["accuracy-bundled", "curves-bundled", "sweep-sigma-bundled"]
-
-
-def test_methods_without_costs_are_named() -> None:
-    drawing = drawings(results(SMALL.cells, costs=(cost("snow"), cost("full"))))[0]
-    assert drawing.caption.endswith("Not shown, as their cost was not measured: head.")
-    assert legend(drawing.draw()) == ["snow", "full"]
+    assert names(plain) == ["cost-bundled", "accuracy-bundled", "curves-bundled", "sweep-sigma-bundled"]
 
 
 def test_looks_differ_and_presets_are_kin() -> None:
@@ -56,22 +50,36 @@ def test_looks_differ_and_presets_are_kin() -> None:
     assert look("of another version")["marker"] == "*"
 
 
+def cost_points(**shares: float) -> list[tuple[float, float]]:
+    """Where a picture shows methods that differ in the multiply-adds of a further task."""
+    cells = [
+        replace(one, shipped=shipped(one.method, added_multiply_adds=round(shares[one.method] * SOURCE)))
+        for one in SMALL.cells
+    ]
+    (axes,) = cost_figure("bundled", summarise(results(cells))).axes
+    low, high = axes.get_xlim()
+    assert low < 2e-4 < 1 < high
+    return [tuple(line.get_xydata()[0]) for line in axes.lines if line.get_marker() in "osv"]
+
+
 def test_cost_is_where_it_belongs() -> None:
-    shares = {"snow": 0.034, "full": 1.0, "head": 1e-6}
-    (axes,) = cost_figure("bundled", summarise(SMALL), shares).axes
-    points = [line.get_xydata()[0] for line in axes.lines if line.get_marker() in "osv"]
+    points = cost_points(snow=0.034, full=1.0, head=1e-6)
     assert [point[0] for point in points] == pytest.approx([0.034, 1.0, 2e-4])
     assert [point[1] for point in points] == pytest.approx([0.82, 0.91, 0.71])
-    assert axes.get_xlim()[0] < 2e-4
-    assert axes.get_xlim()[1] > 1
 
 
 def test_methods_of_one_cost_are_set_apart() -> None:
-    shares = {"snow": 1.0, "full": 1.0, "head": 0.5}
-    (axes,) = cost_figure("bundled", summarise(SMALL), shares).axes
-    snow, full, head = (line.get_xdata()[0] for line in axes.lines if line.get_marker() in "osv")
+    (snow, _), (full, _), (head, _) = cost_points(snow=1.0, full=1.0, head=0.5)
     assert snow < 1 < full
     assert head == pytest.approx(0.5)
+
+
+def test_the_body_has_a_curve_of_its_own() -> None:
+    start, *trained = [Epoch(e, 1.0, 0.5, 1.0, 0.9, 0.1, 1.0, 1.0, body) for e, body in enumerate((None, 0.3, 0.6))]
+    cells = [cell(history=(start, *trained)), cell(seed=1, history=(start, replace(trained[0], body_val_accuracy=0.5)))]
+    whole, body = curves_figure("bundled", summarise(results(cells))).axes[0].lines
+    assert list(whole.get_ydata()) == pytest.approx([0.9, 0.9])
+    assert (list(body.get_xdata()), list(body.get_ydata())) == ([1], [pytest.approx(0.4)])
 
 
 def test_accuracies_have_their_intervals_and_seeds() -> None:

@@ -12,7 +12,7 @@ import pytest
 from synthetic_results import cell, cost, results, scores, sweep, whole_comparison
 
 from torchsnow.errors import ExperimentError
-from torchsnow.report import Results, write_csv
+from torchsnow.report import Results, Shipped, write_csv
 
 
 def test_saved_results_load_as_they_were(tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_file_has_the_keys_of_the_schema() -> None:
     assert set(values) == {
         *("schema", "name", "made", "experiment", "versions", "machine", "cells", "failed", "costs"),
     }
-    assert values["schema"] == 1
+    assert values["schema"] == 2
     assert values["cells"][0]["test"].keys() == {
         *("accuracy", "balanced_accuracy", "calibration_error", "loss", "top5"),
     }
@@ -49,7 +49,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("schema", 2, "its schema is 2, this torchsnow reads 1"),
+        ("schema", 3, "its schema is 3, this torchsnow reads 2"),
         ("schema", None, "does not say its schema"),
         ("cells", {}, r"results\.cells is {}; expected a list"),
         ("cells.0.lr", "fast", r'results\.cells\[0\]\.lr is "fast"; expected a number'),
@@ -60,7 +60,8 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("cells.0.stored_bytes", -1, "stored_bytes is -1; expected 0 or more"),
         ("cells.0.variant", {"width_divisor": [4]}, r"variant\.width_divisor is \[4\]"),
         ("cells.0.extra", 1, r"results\.cells\[0\] has an unknown key \"extra\""),
-        ("costs.0.source_multiply_adds", 0, r"costs\[0\]\.source_multiply_adds is 0; expected more than 0"),
+        ("cells.0.shipped.source_multiply_adds", 0, r"shipped\.source_multiply_adds is 0; expected more than 0"),
+        ("cells.0.shipped.body_weight", "x", r"shipped\.body_weight is \"x\"; expected a number"),
         ("failed", [{"source": "bundled"}], r"results\.failed\[0\] lacks 'data'"),
     ],
 )
@@ -70,6 +71,29 @@ def test_wrong_values_are_named(tmp_path: Path, path: str, value: Any, message: 
     with pytest.raises(ExperimentError, match=message) as caught:
         Results.load(file)
     assert str(file) in str(caught.value)
+
+
+def first_schema(made: Results) -> dict[str, Any]:
+    """The same results as they were written before cells knew what shipped."""
+    values = made.to_dict()
+    counts = {"first_multiply_adds": 7, "added_multiply_adds": 3, "source_multiply_adds": 4}
+    for one in (*values["cells"], *values["failed"]):
+        del one["key"]
+    for one in values["cells"]:
+        del one["shipped"]
+        for epoch in one["history"]:
+            del epoch["body_val_accuracy"]
+    return {**values, "schema": 1, "costs": [{**one, **counts} for one in values["costs"]]}
+
+
+def test_results_of_the_first_schema_are_read() -> None:
+    made = results([cell(), cell(seed=1)], costs=(cost(),))
+    read = Results.from_dict(first_schema(made))
+    assert read.costs == made.costs
+    assert [one.shipped for one in read.cells] == [Shipped(None, None, 123_456, 7, 3, 4)] * 2
+    assert read.cells[0].history == made.cells[0].history
+    with pytest.raises(ExperimentError, match="it is of schema 1, and lacks the costs of snow"):
+        Results.from_dict(first_schema(results([cell()])))
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
@@ -127,6 +151,7 @@ def test_table_has_a_row_per_cell_and_flat_columns(tmp_path: Path) -> None:
         *("snow", "0.75", "", ""),
     )
     assert (second["seed"], second["variant.train_share"], second["note"]) == ("1", "0.1", "one, two\nthree")
+    assert (first["shipped.body_weight"], first["shipped.probe_weight"]) == ("1.0", "0.0")
     assert "tries" not in first
     assert "history" not in first
 

@@ -16,6 +16,7 @@ from torchsnow.report import (
     report_page,
     results_markdown,
     save_pictures,
+    summary_markdown,
     where_snow_loses,
     where_snow_wins,
 )
@@ -77,13 +78,31 @@ def test_page_says_what_was_run_and_where_snow_loses() -> None:
     assert "lora on bundled: no layer takes it (hf:beans, seed 0; hf:beans, seed 1)" in listed
 
 
+def test_a_remark_stands_on_top() -> None:
+    text = "its figures mean nothing"
+    page = report_page(replace(SMALL, experiment={**SMALL.experiment, "remark": text})).html()
+    assert page.index(text) < page.index("What was run")
+
+
 def test_tables_hold_the_numbers() -> None:
     accuracy, costs = rows(results_markdown([SMALL]), "snow")
     assert accuracy == [
-        *("snow", "3", "82.0 ± 2.0", "77.0 to 87.0", "79.5", "2.2", "83.0", "123,456", "520 kB", "0.005"),
+        *("snow", "3", "82.0 ± 2.0", "77.0 to 87.0", "79.5", "2.2", "83.0", "body", "123,456", "3.4%", "520 kB"),
+        "0.005",
     ]
     assert costs == ["snow", "0.137", "0.23", "206 MB", "0.23", "103%", "3.4%", "134%"]
-    assert rows(results_markdown([SMALL]), "head")[1] == ["head", *"-------"]
+    assert rows(results_markdown([SMALL]), "head")[1] == ["head", *"----", "100%", "\\<0.1%", "100%"]
+
+
+def test_a_summary_has_a_row_per_method_and_a_column_per_data_set() -> None:
+    made = whole_comparison(("bundled",))
+    text = summary_markdown([results([one for one in made.cells if (one.data, one.method) != ("hf:beans", "full")])])
+    (full,), (snow,) = rows(text, "full"), rows(text, "snow")
+    assert len(full) == len(snow) == 1 + 4 + 3
+    assert full[4:] == ["-", "100%", "13.6 MB", "31 s"]
+    assert snow[5:] == ["3.4%", "520 kB", "31 s"]
+    assert "comparisons of test accuracy" in text
+    assert all(line in text for line in where_snow_wins(made)[:1])
 
 
 def test_one_seed_has_dashes() -> None:

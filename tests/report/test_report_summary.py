@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import stats
-from synthetic_results import cell, cost, from_accuracies, results, sweep, whole_comparison
+from synthetic_results import cell, cost, from_accuracies, results, shipped, sweep, whole_comparison
 
 from torchsnow.report import compare_with_snow, estimate, summarise, where_snow_loses, where_snow_wins
 from torchsnow.report.comparison import tally
@@ -30,13 +30,16 @@ def test_seeds_become_one_row() -> None:
 
 
 def test_row_holds_the_means() -> None:
-    cells = [cell(accuracy=0.7, trained_params=100), cell(seed=1, accuracy=0.8, trained_params=201, lr=0.01)]
+    cells = [
+        cell(accuracy=0.7, shipped=shipped("snow", num_params=100)),
+        cell(seed=1, accuracy=0.8, shipped=shipped("snow", num_params=201), lr=0.01),
+    ]
     (row,) = summarise(results(cells))
     assert row.accuracy.mean == pytest.approx(0.75)
     assert row.balanced_accuracy == pytest.approx(0.75 * 0.97)
     assert row.calibration_error == pytest.approx(0.12 * 0.25)
     assert row.val_accuracy == pytest.approx(0.76)
-    assert (row.trained_params, row.stored_bytes, row.lrs) == (150, 520_000, (0.005, 0.01))
+    assert (row.num_params, row.stored_bytes, row.lrs) == (150, 520_000, (0.005, 0.01))
 
 
 def test_variants_are_rows_of_their_own() -> None:
@@ -53,7 +56,7 @@ def test_clear_loss_with_its_costs() -> None:
     assert where_snow_loses(made) == [
         "On elpv:binary (bundled): full fine-tuning is 3.3 points better than SNOW (82.2% against 78.9%; 3 seeds, "
         f"paired difference 95% interval {100 * low:.1f} to {100 * high:.1f}), a clear difference. SNOW stores 520 kB "
-        "against 13.6 MB and trains 123,456 parameters against 3,400,000; a further task adds 3.4% of the source's "
+        "against 13.6 MB, with 123,456 parameters against 3,400,000; a further task adds 3.4% of the source's "
         "multiply-adds against 100%."
     ]
     assert where_snow_wins(made) == []
@@ -114,11 +117,14 @@ def test_variants_are_compared_with_their_like() -> None:
     assert divided[0].place == "elpv:binary (bundled, width_divisor=4)"
 
 
-def test_costs_of_variants_are_not_made_up() -> None:
-    cells = [cell("snow", 0, 0.7, variant={"width_divisor": 2}), cell("full", 0, 0.8)]
-    (loss,) = where_snow_loses(results(cells, costs=(cost("snow"), cost("full"))))
-    assert "stores 520 kB" in loss
-    assert "multiply-adds" not in loss
+def test_costs_are_those_of_what_shipped() -> None:
+    """Of a variant too, and the mean where the body shipped with some seeds alone."""
+    half = [
+        cell(seed=seed, accuracy=0.7, variant={"width_divisor": 2}, shipped=shipped("snow", added_multiply_adds=cost))
+        for seed, cost in enumerate((78_000_000, 0))
+    ]
+    (loss,) = where_snow_loses(results([*half, cell("full", 0, 0.8)]))
+    assert "a further task adds 10% of the source's multiply-adds against 100%" in loss
 
 
 def test_tally_counts_every_comparison() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torchsnow.source import InputConfig
-from torchsnow.train.contract import TaskCost
+from torchsnow.train.contract import MixingWeights, TaskCost
 
 
 class Tiny:
@@ -58,6 +58,9 @@ class Tiny:
 
     def shipped_state(self) -> dict[str, Tensor]:
         return self.trainable_state()
+
+    def mixing_weights(self) -> MixingWeights:
+        return MixingWeights()
 
     def multiply_adds(self) -> TaskCost:
         return TaskCost(24, 24)

@@ -45,7 +45,20 @@ def compare(
     lr_tries: Annotated[int | None, typer.Option(help="Learning rates tried for each method; 3 by default.")] = None,
     train_images: Annotated[int | None, typer.Option(help="Train on a subsample of so many images.")] = None,
     test_images: Annotated[int | None, typer.Option(help="Test on a subsample of so many images.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="'adamw' (default) or 'sgd'.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="0.05 by default.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Of the source pass: 'fp32' (default) or 'bf16'.")] = None,
+    amp: Annotated[bool, typer.Option("--amp", help="bfloat16 autocast of the trained part, on CUDA.")] = False,
+    num_workers: Annotated[int | None, typer.Option(help="Processes that load images beside the main one.")] = None,
+    image_cache_mb: Annotated[
+        int | None, typer.Option(help="Most MB of decoded images in memory; 1074 by default.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="'auto', 'cpu', 'cuda' or 'cuda:1'.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="I/N: do the I-th of N parts alone, as other processes or machines do the others."),
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Train nothing: write the results of the shards.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells that failed once more.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")] = False,
 ) -> None:
@@ -54,6 +67,7 @@ def compare(
     Every method gets the same epochs, images and number of learning rates,
     chosen on the validation split. Each finished cell is kept: the same command
     goes on where it was stopped, and may name more methods, data sets or seeds.
+    Options change what --experiment, --paper or --smoke says, DATA too.
     Writes results.json, results.csv and report.html.
 
     Example: torchsnow compare photos/ --methods full,head,snow --out comparison
@@ -70,6 +84,13 @@ def compare(
         "lr_tries": lr_tries,
         "train_images": train_images,
         "test_images": test_images,
+        "optimizer": optimizer,
+        "weight_decay": weight_decay,
+        "precision": precision,
+        "amp": amp or None,
+        "num_workers": num_workers,
+        "image_cache_bytes": None if image_cache_mb is None else 1_000_000 * image_cache_mb,
+        "device": device,
     }
     given = {name: value for name, value in given.items() if value is not None}
 
@@ -77,19 +98,43 @@ def compare(
     from torchsnow.train import torch_device
 
     torch_device(device or "auto")
-    chosen = _experiment(given, experiment, paper, smoke, device)
-    comparison = Comparison(chosen, out)
-    cells = chosen.cells()
+    part = _shard(shard, [name for name, given in (("--merge", merge), ("--retry-failed", retry_failed)) if given])
+    chosen = _experiment(given, experiment, paper, smoke)
+    comparison = Comparison(chosen, out, lambda name: load_checked(name, quiet=json))
+    _carry_out(comparison, part, merge, retry_failed, json)
+
+
+def _carry_out(
+    comparison: Comparison, part: tuple[int, int] | None, merge: bool, retry_failed: bool, json: bool
+) -> None:
+    cells = comparison.experiment.cells()
+    if not (json or merge):
+        comparison.refuse_damaged()
+        _say_plan(comparison, part)
+    if part is not None:
+        with _telling_how_to_go_on(comparison), _progress(quiet=json) as report:
+            comparison.run(report, note, part)
+        say(
+            f"{comparison.num_kept} cells of shard {part[0]}/{part[1]} are done in {comparison.path}; when all "
+            "are, --merge writes the results"
+        )
+        return
     with comparison.owned(), _telling_how_to_go_on(comparison), _progress(quiet=json) as report:
         if retry_failed:
             comparison.forget_failed()
-        comparison.run(report, note, lambda name: load_checked(name, quiet=json))
+        if not merge:
+            comparison.run(report, note)
         report(None, len(cells), len(cells) + 1)  # the costs are the last piece of work
-        results = comparison.finish(note)
+        results, missing = comparison.finish(note), comparison.missing()
     if json:
         print_json(results.to_dict())
     else:
-        _show(results, out)
+        _show(results, comparison.path)
+    if missing:
+        raise ExperimentError(
+            f"{len(missing)} of {len(cells)} cells are missing, such as {missing[0]}; the same command without --merge "
+            "does them"
+        )
     if results.failed:
         raise ExperimentError(
             f"{len(results.failed)} of {len(cells)} cells failed; report.html says why, the others are kept, and "
@@ -97,30 +142,43 @@ def compare(
         )
 
 
+def _shard(text: str | None, others: list[str]) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    if others:
+        raise ExperimentError(f"--shard and {others[0]} contradict each other: {others[0]} is about all cells")
+    number, _, count = text.partition("/")
+    if not (number.isascii() and number.isdigit() and count.isascii() and count.isdigit()):
+        raise ExperimentError(f"--shard is {text!r}; expected I/N, such as 1/4")
+    return int(number), int(count)
+
+
 def _split(text: str | None) -> list[str] | None:
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _experiment(given: dict[str, Any], file: Path | None, paper: bool, smoke: bool, device: str | None) -> Experiment:
+def _experiment(given: dict[str, Any], file: Path | None, paper: bool, smoke: bool) -> Experiment:
     from torchsnow.experiments.plan import Experiment
     from torchsnow.experiments.presets import paper_experiment, smoke_experiment
 
     ready = [name for name, wanted in (("--experiment", file), ("--paper", paper), ("--smoke", smoke)) if wanted]
     if len(ready) > 1:
         raise ExperimentError(f"{ready[0]} and {ready[1]} contradict each other: each is a whole experiment")
-    if ready and given:
-        first = next(iter(given))
-        option = "DATA" if first == "data" else "--" + {"sources": "source"}.get(first, first).replace("_", "-")
-        raise ExperimentError(f"{ready[0]} is a whole experiment, and {option} contradicts it: leave one of them out")
     if file is not None:
-        described = Experiment.load(file)
-        return Experiment.from_dict({**described.to_dict(), "device": device or described.device})
+        return Experiment.load(file).changed(given)
     if paper or smoke:
-        return (paper_experiment if paper else smoke_experiment)(device or "auto")
+        return (paper_experiment() if paper else smoke_experiment()).changed(given)
     if "data" not in given:
         raise ExperimentError("name at least one data set, or --experiment FILE, --paper or --smoke")
-    start = {"name": "comparison", "methods": _split(_METHODS), "device": device or "auto"}
-    return Experiment.from_dict({**start, **given})
+    return Experiment.from_dict({"name": "comparison", "methods": _split(_METHODS), **given})
+
+
+def _say_plan(comparison: Comparison, part: tuple[int, int] | None) -> None:
+    from torchsnow.experiments.estimate import plan_words
+
+    cells = [cell for cell in comparison.experiment.shard(*part or (1, 1)) if comparison.read(cell) is None]
+    if cells:
+        note(plan_words(cells, comparison.experiment, comparison.material))
 
 
 @contextmanager
@@ -128,9 +186,8 @@ def _telling_how_to_go_on(comparison: Comparison) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        cells = comparison.experiment.cells()
-        kept = sum(comparison.read(cell) is not None for cell in cells)
-        raise KeyboardInterrupt(f"stopped; {kept} of {len(cells)} cells are kept; the same command goes on") from stop
+        kept = f"{comparison.num_kept} of {len(comparison.experiment.cells())} cells are kept"
+        raise KeyboardInterrupt(f"stopped; {kept}; the same command goes on") from stop
 
 
 @contextmanager
@@ -158,7 +215,8 @@ def _show(results: Results, out: Path) -> None:
         "method",
         "test accuracy ± standard deviation",
         "seeds",
-        "trained parameters",
+        "parameters",
+        "a further task",
         "stored, kB",
     ]
     print_table(columns, [_cells(row) for row in summarise(results)])
@@ -168,10 +226,11 @@ def _show(results: Results, out: Path) -> None:
 
 
 def _cells(row: Summary) -> list[Any]:
-    from torchsnow.report import row_words
+    from torchsnow.report import row_words, share_of_source
 
     accuracy = row.accuracy
     width = "" if accuracy.deviation is None else f" ± {100 * accuracy.deviation:.1f}"
     name = row_words(row.method, row.variant)
     shown = f"{percent(accuracy.mean)}{width}"
-    return [row.source, row.data, name, shown, len(row.seeds), f"{row.trained_params:,}", row.stored_bytes // 1000]
+    cost = f"{row.num_params:,}", share_of_source(row.added_share), row.stored_bytes // 1000
+    return [row.source, row.data, name, shown, len(row.seeds), *cost]

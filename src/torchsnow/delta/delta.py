@@ -141,6 +141,17 @@ class Delta(nn.Module):
             return True, True
         return float(self.head.share) != 0, float(self.head.read_share) != 0
 
+    def shipped_spec(self) -> DeltaSpec:
+        """The shape of what `settle` would give: without the parts that count nothing."""
+        spec, counts_body, counts_read = self.spec, *self._counts()
+        if not counts_body:
+            spec = replace(spec, width_divisor=None, grid_width=None)
+        if not counts_read:
+            return replace(spec, head_last=False, head_taps=(), head_divisor=1)
+        if isinstance(self.head, Head):
+            spec = replace(spec, head_divisor=_head_divisor(spec, self.head))
+        return spec
+
     def settle(self, source: Source) -> Delta:
         """The same delta with its choice of channels fixed, for evaluation, storage and further training.
 
@@ -150,14 +161,8 @@ class Delta(nn.Module):
         """
         if self.fixed:
             raise DeltaError("this delta is settled already")
-        spec, counts_body, counts_read = self.spec, *self._counts()
-        if not counts_body:
-            spec = replace(spec, width_divisor=None, grid_width=None)
-        if not counts_read:
-            spec = replace(spec, head_last=False, head_taps=(), head_divisor=1)
-        elif isinstance(self.head, Head):
-            spec = replace(spec, head_divisor=_head_divisor(spec, self.head))
-        settled = Delta(source, spec, fixed=True).to(next(self.parameters()).device)
+        counts_body, counts_read = self._counts()
+        settled = Delta(source, self.shipped_spec(), fixed=True).to(next(self.parameters()).device)
         state = _settled_state(self)
         if not counts_body:
             state = {key: tensor for key, tensor in state.items() if key.startswith("head.")}

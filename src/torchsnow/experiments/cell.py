@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from torchsnow.data import ImageSet, Splits, make_splits
 from torchsnow.data.sampling import reduced
+from torchsnow.delta.cost import source_cost
 from torchsnow.errors import TrainingError
 from torchsnow.experiments.material import Material
 from torchsnow.experiments.plan import OF_DATA, Cell, Experiment
@@ -56,7 +59,7 @@ def run_cell(
             failure = tried
     if best is None:
         raise failure
-    test = _test(best, splits, material.pool(cell))
+    test, shipped_state = _test(best, splits, material.pool(cell)), best.method.shipped_state()
     return {
         **cell.to_dict(),
         "train_images": len(splits.train),
@@ -70,7 +73,8 @@ def run_cell(
         "test": _kept(test),
         "history": [asdict(row) for row in best.result.history],
         "trained_params": _num_params(best.method),
-        "stored_bytes": stored_bytes(best.method.shipped_state()),
+        "stored_bytes": stored_bytes(shipped_state),
+        "shipped": shipped_task(best.method, shipped_state, source_cost(material.source(cell.source)).multiply_adds),
         "note": splits.note,
         "seconds": round(time.monotonic() - start, 2),
     }
@@ -114,6 +118,19 @@ def _test(best: _Try, splits: Splits, pool: ImageSet) -> Metrics:
 
 def _kept(metrics: Metrics) -> dict[str, Any]:
     return {name: getattr(metrics, name) for name in _KEPT}
+
+
+def shipped_task(method: Method, state: Mapping[str, Tensor], source_multiply_adds: int) -> dict[str, Any]:
+    """What a task is that ships with this state; its parameters are all its numbers, statistics included."""
+    cost, weights = method.multiply_adds(), method.mixing_weights()
+    return {
+        "probe_weight": weights.probe,
+        "body_weight": weights.body,
+        "num_params": sum(tensor.numel() for tensor in state.values() if tensor.is_floating_point()),
+        "first_multiply_adds": cost.first,
+        "added_multiply_adds": cost.added,
+        "source_multiply_adds": source_multiply_adds,
+    }
 
 
 def _num_params(method: Method) -> int:

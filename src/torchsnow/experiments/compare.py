@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,85 +17,116 @@ from typing import Any
 import torch
 import yaml
 
-from torchsnow.data import LoadedData
+from torchsnow.data import LoadedData, load_data
 from torchsnow.errors import ExperimentError, TorchsnowError
 from torchsnow.experiments.cell import run_cell
 from torchsnow.experiments.costs import measure_costs
+from torchsnow.experiments.key import result_key
 from torchsnow.experiments.material import Material
 from torchsnow.experiments.plan import Cell, Experiment
 from torchsnow.io.files import clear_os_errors, write_atomically
 from torchsnow.io.lock import FolderLock
 from torchsnow.plots import without_harm
 from torchsnow.report import Results, report_page, write_csv
+from torchsnow.report.results import SCHEMA
 from torchsnow.report.sections import check_finished
 
 Say = Callable[[str], None]
+_OF_COSTS = ("weights", "image_size", "batch_size", "device", "precision")  # settings of an experiment
 _ADVICE = "remove the file, and the cell is done again"
 
 
 class Comparison:
-    """The folder of one comparison: `experiment.yaml`, `data.json`, `cells/*.json`, `runs/`, and what is made of them.
+    """The folder of one comparison: `experiment.yaml`, `cells/*.json`, `runs/`, and what is made of them.
 
-    Finished cells are kept whatever happens afterwards, and an experiment may grow: more methods, data sets, sources
-    and seeds under the same budget. Whoever writes there owns the folder meanwhile, by `owned`. Raises ExperimentError
-    when the folder holds cells of another budget.
+    Finished cells are kept whatever happens afterwards. Each has a key, a hash of the code, the data, the source and
+    the settings that made it; cells with other keys are other cells, which may lie in the same folder. `load` turns a
+    data set's name into LoadedData. `num_kept` is the number of this experiment's cells that are done, as far as `run`
+    has looked. Whoever writes there owns the folder meanwhile, by `owned`.
     """
 
-    def __init__(self, experiment: Experiment, path: Path) -> None:
-        self.experiment, self.path = experiment, path
+    def __init__(self, experiment: Experiment, path: Path, load: Callable[[str], LoadedData] = load_data) -> None:
+        self.experiment, self.path, self.num_kept = experiment, path, 0
+        self.material = Material(experiment, load)
+        self._contents: dict[tuple[str, str], str | None] = {}  # what is in data sets and sources
         self._said: set[str] = set()
         self._lock = FolderLock(path, ExperimentError)
-        self._refuse_other_budget()
 
     @contextmanager
     def owned(self) -> Iterator[None]:
         """Make the folder and own it; blocks of one thread may be nested.
 
-        Raises ExperimentError when another process or thread owns it, with who that is, and when it holds cells of
-        another budget by now.
+        Raises ExperimentError when another process or thread owns it, with who that is.
         """
         with self._lock.held():
-            self._refuse_other_budget()
             yield
 
-    def run(self, report: Callable[[Cell, int, int], None], say: Say, load: Callable[[str], LoadedData]) -> None:
-        """Do the cells that are missing.
+    def run(self, report: Callable[[Cell, int, int], None], say: Say, shard: tuple[int, int] | None = None) -> None:
+        """Do the cells that are missing, or those of one shard, (number, count).
 
         `report` is called before each cell with it, the number of cells done, and that of all; `say` with what went
-        wrong. A cell that fails is noted, and the others go on.
+        wrong. A cell that fails is noted, and the others go on. Several processes may do shards in one folder; what
+        another one is at work on is left to it.
         """
-        with self.owned():
+        with nullcontext() if shard else self.owned():
             with clear_os_errors("create the folder", self.path, ExperimentError):
-                (self.path / "cells").mkdir(exist_ok=True)
+                (self.path / "cells").mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(self.experiment.to_dict(), sort_keys=False, allow_unicode=True)
             write_atomically(self.path / "experiment.yaml", text, ExperimentError)
-            material = Material(self.experiment, lambda name: self._unchanged(name, load(name)))
-            cells = self.experiment.cells()
+            cells = self.experiment.shard(*shard or (1, 1))
             self.refuse_damaged()
+            self.num_kept = sum(self.read(cell) is not None for cell in cells)
+            self._say_of_others(say)
             for done, cell in enumerate(cells):
                 report(cell, done, len(cells))
                 if self.read(cell) is None:
-                    self._do(cell, material, say)
+                    self._claim(cell, say)
+                    self.num_kept += self.read(cell) is not None
 
-    def _unchanged(self, name: str, data: LoadedData) -> LoadedData:
-        """A data set, if its images and labels are those that earlier cells had; otherwise raise ExperimentError."""
-        path = self.path / "data.json"
-        try:
-            known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        except (OSError, ValueError) as error:
-            raise ExperimentError(f"{path} is damaged or only half written: {_ADVICE}") from error
-        if known.setdefault(name, data.fingerprint) != data.fingerprint:
-            raise ExperimentError(
-                f"the data {name} changed since cells of {self.path} were made: images, classes or contents differ; "
-                "bring them back, or choose another folder"
+    def _claim(self, cell: Cell, say: Say) -> None:
+        """Do a cell, and before it the one that searches for its learning rate, unless another process does."""
+        first = replace(cell, seed=self.experiment.seeds[0])
+        with ExitStack() as claimed:
+            try:
+                claimed.enter_context(FolderLock(self._runs(first), ExperimentError).held())
+            except ExperimentError as error:
+                say(f"{cell} is left to another process: {error}")
+                return
+            for one in (first, cell):
+                if self.read(one) is None:  # looked at again: another process may have done it meanwhile
+                    self._do(one, say)
+
+    def missing(self) -> list[Cell]:
+        """The cells that are neither finished nor failed."""
+        return [cell for cell in self.experiment.cells() if self.read(cell) is None]
+
+    def _say_of_others(self, say: Say) -> None:
+        others = {path.name for path in (self.path / "cells").glob("*.json")}
+        others -= {self._path(cell).name for cell in self.experiment.cells()}
+        if others:
+            say(
+                f"{len(others)} other cells in {self.path} were made by other code, data or settings, or for another "
+                "experiment; they are left alone"
             )
-        write_atomically(path, json.dumps(known, indent=1, allow_nan=False) + "\n", ExperimentError)
-        return data
 
-    def _do(self, cell: Cell, material: Material, say: Say) -> None:
-        runs = self.path / "runs" / _file_name(cell)
+    def key(self, cell: Cell) -> str:
+        """A hash of all that the cell's result depends on; of data and a source that cannot be had, by their names."""
+        data = self._content("data", cell.data, lambda: self.material.data(cell.data).fingerprint)
+        source = self._content("source", cell.source, lambda: self.material.source(cell.source).fingerprint)
+        return result_key({"data": data, "source": source, **self.experiment.settings_of(cell)})
+
+    def _content(self, kind: str, name: str, look: Callable[[], str]) -> str | None:
+        if (kind, name) not in self._contents:
+            try:
+                self._contents[kind, name] = look()
+            except TorchsnowError:  # the cells say it
+                self._contents[kind, name] = None
+        return self._contents[kind, name]
+
+    def _do(self, cell: Cell, say: Say) -> None:
+        runs = self._runs(cell)
         try:
-            content = run_cell(cell, self.experiment, material, runs, self._lrs(cell))
+            content = run_cell(cell, self.experiment, self.material, runs, self._lrs(cell))
         except TorchsnowError as error:
             if str(error) not in self._said:  # one data set that is missing is missing for every cell
                 say(f"{cell}: {error}")
@@ -107,7 +138,7 @@ class Comparison:
 
     def _lrs(self, cell: Cell) -> list[float]:
         """All learning rates for the first seed; what it found, for the others."""
-        first = Cell(cell.source, cell.data, cell.method, self.experiment.seeds[0], cell.variant)
+        first = replace(cell, seed=self.experiment.seeds[0])
         found = None if cell == first else self.read(first)
         return [found["lr"]] if found and "lr" in found else self.experiment.lrs(cell.method)
 
@@ -120,7 +151,7 @@ class Comparison:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise ExperimentError(f"{path} is damaged or only half written: {_ADVICE}") from error
-        own = cell.to_dict()
+        own = {**cell.to_dict(), "key": self.key(cell)}
         if not isinstance(content, dict) or {name: content.get(name) for name in own} != own:
             raise ExperimentError(f"{path} is not of the cell that its name says: {_ADVICE}")
         return content
@@ -142,7 +173,7 @@ class Comparison:
             for cell in self.experiment.cells():
                 if "error" in (self.read(cell) or {}):
                     self._path(cell).unlink()
-                    shutil.rmtree(self.path / "runs" / _file_name(cell), ignore_errors=True)
+                    shutil.rmtree(self._runs(cell), ignore_errors=True)
 
     def finish(self, say: Say) -> Results:
         """Measure the costs, and write results.json, results.csv and report.html of all cells that there are.
@@ -162,7 +193,7 @@ class Comparison:
         contents = [content for content in map(self.read, self.experiment.cells()) if content is not None]
         return Results.from_dict(
             {
-                "schema": 1,
+                "schema": SCHEMA,
                 "name": self.experiment.name,
                 "made": datetime.now(UTC).isoformat(timespec="seconds"),
                 "experiment": self.experiment.to_dict(),
@@ -175,54 +206,47 @@ class Comparison:
         )
 
     def _costs(self, contents: Sequence[Mapping[str, Any]], say: Say) -> list[dict[str, Any]]:
-        """Measured once, and anew when there are new methods."""
+        """Measured once, and anew when there are new methods, other settings or another code."""
         finished = [content for content in contents if "error" not in content]
-        wanted = {(content["source"], content["method"]) for content in finished}
+        wanted = sorted({(content["source"], content["method"]) for content in finished})
+        num_classes = max((content["num_classes"] for content in finished), default=2)
+        settings = {name: getattr(self.experiment, name) for name in _OF_COSTS}
+        key = result_key({"wanted": wanted, "num_classes": num_classes, **settings})
         path = self.path / "costs.json"
-        kept = _read_list(path) if path.exists() else []
-        if wanted <= {(cost["source"], cost["method"]) for cost in kept}:
-            return kept
+        kept = _read_object(path)
+        if kept.get("key") == key:
+            return list(kept["costs"])
         costs: list[dict[str, Any]] = []
-        for source in dict.fromkeys(source for source, _ in sorted(wanted)):
+        for source in dict.fromkeys(source for source, _ in wanted):
             methods = [method for method in self.experiment.methods if (source, method) in wanted]
-            num_classes = max(content["num_classes"] for content in finished)
             costs += measure_costs(self.experiment, source, methods, num_classes, say)
-        write_atomically(path, json.dumps(costs, indent=1, allow_nan=False) + "\n", ExperimentError)
+        text = json.dumps({"key": key, "costs": costs}, indent=1, allow_nan=False) + "\n"
+        write_atomically(path, text, ExperimentError)
         return costs
 
+    def _name(self, cell: Cell) -> str:
+        """A readable name that no other cell has."""
+        short = re.sub(r"[^a-z0-9]+", "-", f"{cell.data} {cell.method} {cell.seed}".lower()).strip("-")[-60:]
+        return f"{short}-{self.key(cell)[:16]}"
+
     def _path(self, cell: Cell) -> Path:
-        return self.path / "cells" / f"{_file_name(cell)}.json"
+        return self.path / "cells" / f"{self._name(cell)}.json"
+
+    def _runs(self, cell: Cell) -> Path:
+        return self.path / "runs" / self._name(cell)
 
     def _write(self, cell: Cell, content: Mapping[str, Any]) -> None:
-        write_atomically(self._path(cell), json.dumps(content, indent=1, allow_nan=False) + "\n", ExperimentError)
-
-    def _refuse_other_budget(self) -> None:
-        file = self.path / "experiment.yaml"
-        if not file.exists():
-            return
-        then, now = Experiment.load(file).budget(), self.experiment.budget()
-        odd = [name for name in now if then[name] != now[name]]
-        if odd:
-            raise ExperimentError(
-                f"{self.path} holds results with {odd[0]} = {then[odd[0]]}, not {now[odd[0]]}: results of different "
-                "budgets cannot be compared; choose another folder"
-            )
+        text = json.dumps({"key": self.key(cell), **content}, indent=1, allow_nan=False) + "\n"
+        write_atomically(self._path(cell), text, ExperimentError)
 
 
-def _read_list(path: Path) -> list[dict[str, Any]]:
-    """Costs that were measured before; none if the file is damaged, so that they are measured again."""
+def _read_object(path: Path) -> dict[str, Any]:
+    """The values of a JSON file that can be made again; empty if it is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return []
-    return content if isinstance(content, list) and all(isinstance(row, dict) for row in content) else []
-
-
-def _file_name(cell: Cell) -> str:
-    """A readable name that no other cell has."""
-    text = json.dumps(cell.to_dict(), sort_keys=True, allow_nan=False)
-    short = re.sub(r"[^a-z0-9]+", "-", f"{cell.data} {cell.method} {cell.seed}".lower()).strip("-")[-60:]
-    return f"{short}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _device_name(experiment: Experiment) -> str:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Material:
-    """Loads what is asked for, and keeps it until another source or data set is asked for.
+    """Loads what is asked for; a source and decoded images are kept until others are asked for.
 
     `load` turns a data set's name into LoadedData, with whatever progress the caller shows.
     """
@@ -23,7 +23,7 @@ class Material:
     def __init__(self, experiment: Experiment, load: Callable[[str], LoadedData] = load_data) -> None:
         self.experiment, self.load = experiment, load
         self._source: tuple[str, Source] | None = None
-        self._data: tuple[str, LoadedData] | None = None
+        self._data: dict[str, LoadedData] = {}
         self._pool: tuple[tuple[str, str], ImageSet] | None = None
         self._refused: dict[str, TorchsnowError] = {}  # what cannot be had is not asked for again by every cell
 
@@ -31,14 +31,17 @@ class Material:
         """The source of this name. Raises SourceError."""
         if self._source is None or self._source[0] != name:
             weights = "pretrained" if name in PACKAGES else self.experiment.weights
-            self._source = name, self._loaded(f"source {name}", lambda: load_source(name, weights))
+            self._source = (
+                name,
+                self._loaded(f"source {name}", lambda: load_source(name, weights, self.experiment.precision)),
+            )
         return self._source[1]
 
     def data(self, name: str) -> LoadedData:
         """The data set of this name. Raises DataError."""
-        if self._data is None or self._data[0] != name:
-            self._data = name, self._loaded(f"data {name}", lambda: self.load(name))
-        return self._data[1]
+        if name not in self._data:
+            self._data[name] = self._loaded(f"data {name}", lambda: self.load(name))
+        return self._data[name]
 
     def _loaded(self, key: str, load: Callable[[], T]) -> T:
         if key in self._refused:
@@ -54,5 +57,8 @@ class Material:
         key = cell.source, cell.data
         if self._pool is None or self._pool[0] != key:
             config = self.source(cell.source).input_config
-            self._pool = key, plain_images(config, Framing(self.experiment.image_size))
+            self._pool = (
+                key,
+                plain_images(config, Framing(self.experiment.image_size), self.experiment.image_cache_bytes),
+            )
         return self._pool[1]

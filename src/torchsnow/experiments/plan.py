@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from torchsnow.data.datasets import CACHE_BYTES
 from torchsnow.errors import ExperimentError
 from torchsnow.io.yaml_file import read_yaml
 from torchsnow.methods import METHODS, PRESETS, split_name
+from torchsnow.source import Precision
 from torchsnow.train import TrainSettings
 
 OF_DATA = ("train_images", "train_share", "shots")  # factors that choose training images; others are of the delta
 _LISTS = ("sources", "data", "methods", "seeds")
 _WHOLE = ("epochs", "image_size", "batch_size", "lr_tries")
+_SPEED = ("num_workers", "store_bytes")  # settings of a training that change its time alone
 _HALF_DECADE = 10**0.5
 
 
@@ -49,6 +52,9 @@ class Experiment:
     - `lr_tries`: learning rates that are tried for every method, with the first seed, around the method's own, half a
       decade apart; the best on the validation split is kept for the other seeds.
     - `train_images`, `val_images`, `test_images`: subsamples; None takes all.
+    - `optimizer`, `weight_decay`, `precision` (of the source pass), `amp`: as in `TrainSettings`.
+    - `num_workers`: processes that load images; `image_cache_bytes`: most memory for decoded images, in each of them.
+    - `remark`: a sentence that stands on top of the report.
     - `vary`: values of factors. Those of `OF_DATA` choose training images, the others are settings of a delta.
     """
 
@@ -68,7 +74,14 @@ class Experiment:
     val_images: int | None = None
     test_images: int | None = None
     vary: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    optimizer: str = "adamw"
+    weight_decay: float = 0.05
+    precision: Precision = "fp32"
+    amp: bool = False
     device: str = "auto"
+    num_workers: int = 0
+    image_cache_bytes: int = CACHE_BYTES
+    remark: str = ""
 
     def __post_init__(self) -> None:
         for name in _LISTS:
@@ -81,6 +94,9 @@ class Experiment:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ExperimentError(f"{name} is {value!r}; expected a whole number of 1 or more")
+        cache = self.image_cache_bytes
+        if not isinstance(cache, int) or isinstance(cache, bool) or cache < 0:
+            raise ExperimentError(f"image_cache_bytes is {cache!r}; expected a whole number of 0 or more")
         self._check_vary()
         unknown = sorted(set(self.augmentations) - set(self.data))
         if unknown:
@@ -121,7 +137,12 @@ class Experiment:
             warmup_epochs=min(1, self.epochs - 1),
             augmentation=self.augmentations.get(data, self.augmentation),
             seed=seed,
+            optimizer=self.optimizer,  # type: ignore[arg-type] # checked by the settings
+            weight_decay=self.weight_decay,
+            precision=self.precision,
+            amp=self.amp,
             device=self.device,  # type: ignore[arg-type] # checked by the settings
+            num_workers=self.num_workers,
         )
 
     def lrs(self, method: str) -> list[float]:
@@ -139,10 +160,30 @@ class Experiment:
             )
         ]
 
-    def budget(self) -> dict[str, Any]:
-        """What must be equal for results to be comparable."""
-        grows = {"name", "vary", "augmentations", *_LISTS}
-        return {name: value for name, value in self.to_dict().items() if name not in grows}
+    def shard(self, number: int, count: int) -> list[Cell]:
+        """The cells of one of `count` machines, numbered from 1. All seeds of a method on a data set are in one shard:
+        they share a search. Raises ExperimentError for a shard that there is not."""
+        if not 1 <= number <= count:
+            raise ExperimentError(f"the shard is {number}/{count}; expected I/N with I from 1 to N")
+        groups: dict[str, int] = {}
+        places = [groups.setdefault(str(replace(cell, seed=0)), len(groups)) for cell in self.cells()]
+        return [cell for cell, place in zip(self.cells(), places, strict=True) if place % count == number - 1]
+
+    def settings_of(self, cell: Cell) -> dict[str, Any]:
+        """All that a cell's result depends on beside the code, the data's and the source's content, in JSON values."""
+        training = self.settings(cell.data, 1.0, cell.seed).to_dict()
+        budget = {name: value for name, value in training.items() if name not in ("lr", *_SPEED)}
+        images = {name: getattr(self, name) for name in ("train_images", "val_images", "test_images")}
+        search = {"lrs": self.lrs(cell.method), "first_seed": self.seeds[0]}
+        return {"cell": cell.to_dict(), "budget": budget, **images, **search}
+
+    def changed(self, changes: Mapping[str, Any]) -> Experiment:
+        """The same with other values of some names, as `from_dict` takes them."""
+        values = {**self.to_dict(), **changes}
+        values["augmentations"] = {
+            name: value for name, value in values["augmentations"].items() if name in values["data"]
+        }
+        return Experiment.from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

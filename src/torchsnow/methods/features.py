@@ -14,10 +14,10 @@ from torchsnow.source.source import Source
 from torchsnow.train.contract import TaskCost
 
 
-def make_features(source: Source, num_classes: int, seed: int) -> NetworkMethod:
+def make_features(source: Source, num_classes: int, seed: int, preset: str = "default") -> NetworkMethod:
     """The stages of timm's `feature_info` but the last are frozen: of the usual four, the first three.
 
-    Raises TrainingError for a network whose stages are not known.
+    See `NetworkMethod` for the presets. Raises TrainingError for a network whose stages are not known.
     """
     frozen = _before_last_stage(source)
     whole = source_cost(source).multiply_adds
@@ -26,7 +26,7 @@ def make_features(source: Source, num_classes: int, seed: int) -> NetworkMethod:
     def lives(name: str) -> bool:
         return not any(name == part or name.startswith(f"{part}.") for part in frozen)
 
-    return NetworkMethod("features", source, num_classes, seed, lives, cost=cost)
+    return NetworkMethod("features", source, num_classes, seed, lives, cost=cost, preset=preset)
 
 
 def _before_last_stage(source: Source) -> set[str]:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torchsnow.delta.cost import source_cost
-from torchsnow.methods.network import decayed_groups, load_living
-from torchsnow.methods.plain import PlainMethod
+from torchsnow.methods.plain import PlainMethod, decayed_groups, load_living
 from torchsnow.methods.probe import MAX_IMAGES, fit_probe
 from torchsnow.methods.statistics import ClassSums
 from torchsnow.source.features import FeatureMaps, Request

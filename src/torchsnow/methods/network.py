@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from torchsnow.delta.cost import source_cost
 from torchsnow.errors import TrainingError
-from torchsnow.methods.plain import PlainMethod
+from torchsnow.methods.linear import LinearMethod
+from torchsnow.methods.plain import PlainMethod, decayed_groups, load_living
 from torchsnow.source.source import Source
 from torchsnow.train.contract import Batches, TaskCost
 
@@ -22,17 +23,18 @@ Lives = Callable[[str], bool]
 class Network(nn.Module):
     """Images (B, 3, H, W), normalised -> logits (B, num_classes): a network's pooled features and a linear layer.
 
-    Parts that do not live get no gradient, and stay in eval mode: a frozen batch norm keeps its statistics.
+    Parts that do not live get no gradient, and stay in eval mode: a frozen batch norm keeps its statistics. With
+    `frozen_norms` all batch norms keep theirs, though their scales and shifts may train.
     """
 
-    def __init__(self, body: nn.Module, num_features: int, num_classes: int, lives: Lives, channels_last: bool) -> None:
+    def __init__(self, body: nn.Module, source: Source, num_classes: int, lives: Lives, frozen_norms: bool) -> None:
         super().__init__()
-        layout = torch.channels_last if channels_last else torch.contiguous_format
+        layout = torch.channels_last if source.prefers_channels_last else torch.contiguous_format
         self.body: nn.Module = body.to(memory_format=layout)
-        self.fc = nn.Linear(num_features, num_classes)
+        self.fc = nn.Linear(source.num_features, num_classes)
         nn.init.normal_(self.fc.weight, std=0.01)
         nn.init.zeros_(self.fc.bias)
-        self._lives, self._layout = lives, layout
+        self._lives, self._layout, self._frozen_norms = lives, layout, frozen_norms
         for name, parameter in body.named_parameters():
             parameter.requires_grad_(lives(name.rpartition(".")[0]))
         self.train()
@@ -41,7 +43,8 @@ class Network(nn.Module):
         """Train mode for the parts that live, and eval mode for the rest."""
         super().train(mode)
         for name, part in self.body.named_modules():
-            part.training = mode and self._lives(name)
+            frozen = self._frozen_norms and isinstance(part, nn.modules.batchnorm._BatchNorm)
+            part.training = mode and self._lives(name) and not frozen
         return self
 
     def forward(self, images: Tensor) -> Tensor:
@@ -61,7 +64,10 @@ class NetworkMethod(PlainMethod):
     """A method of transfer learning that trains parts of the network itself, behind `torchsnow.train.Method`.
 
     `prepare` changes the copy of the network, where a method needs that, before it is asked which parts `lives`.
-    `cost` is what a first and a further task cost; None: all of the network each.
+    `cost` is what a first and a further task cost; None: all of the network each. The preset "frozen-bn" keeps the
+    statistics of all batch norms, and "probe" does too and starts with a linear probe as the last layer, so that
+    training begins with features that it has no cause to distort (LP-FT: Kumar et al., "Fine-Tuning can Distort
+    Pretrained Features and Underperform Out-of-Distribution", ICLR 2022).
     """
 
     def __init__(
@@ -73,28 +79,44 @@ class NetworkMethod(PlainMethod):
         lives: Lives,
         prepare: Callable[[nn.Module], Any] | None = None,
         cost: TaskCost | None = None,
+        preset: str = "default",
     ) -> None:
         if source.precision != "fp32":
             raise TrainingError(
                 f"the source was loaded in {source.precision}, which is for methods that keep it frozen; {name!r} "
                 "trains the network itself: use fp32, and on CUDA --amp"
             )
-        self.name, self.source, self.seed = name, source, seed
+        self.name, self.source, self.seed, self.preset = name, source, seed, preset
         self.input_config = source.input_config
         body = copy.deepcopy(source.model)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if prepare is not None:
                 prepare(body)
-            self.model = Network(body, source.num_features, num_classes, lives, source.prefers_channels_last)
+            self.model = Network(body, source, num_classes, lives, preset in ("frozen-bn", "probe"))
         self._cost = cost
 
     def config(self) -> dict[str, Any]:
         """The source that the network is a copy of."""
-        return {"name": self.name, "source": self.source.identity(), "seed": self.seed}
+        return {"name": self.name, "source": self.source.identity(), "seed": self.seed, "preset": self.preset}
+
+    @property
+    def starts_as_probe(self) -> bool:
+        """Whether its preset says so."""
+        return self.preset == "probe"
 
     def start(self, images: Batches, device: torch.device) -> None:
-        """Nothing to be looked at."""
+        """With the preset "probe" one source pass, and the last layer as the logistic regression over the features."""
+        if not self.starts_as_probe:
+            return
+        probe = LinearMethod("head", self.source, self.model.fc.out_features, probe=True)
+        probe.model.to(device)
+        probe.start(images, device)
+        values, layer = probe.values, probe.model.layer
+        weight = layer.weight.detach() * values.scale / values.spread
+        with torch.no_grad():
+            self.model.fc.weight.copy_(weight)
+            self.model.fc.bias.copy_(layer.bias - weight @ values.center)
 
     def frozen_part(self, image_size: int) -> None:
         """None: the trained part has no fixed values before it that are worth keeping."""
@@ -120,20 +142,3 @@ class NetworkMethod(PlainMethod):
     def finish(self) -> nn.Module:
         """The network in eval mode."""
         return self.model.eval()
-
-
-def decayed_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """The parameters that need gradients in two groups: with weight decay, and vectors (norms, biases) without."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [([p for p in trained if p.ndim > 1], weight_decay), ([p for p in trained if p.ndim <= 1], 0.0)]
-    return [{"params": group, "lr": lr, "weight_decay": decay} for group, decay in groups if group]
-
-
-def load_living(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Copy `state` over the tensors `own` of a model. Raises TrainingError unless names and shapes are equal."""
-    odd = sorted(set(own) ^ set(state)) or sorted(name for name in own if own[name].shape != state[name].shape)
-    if odd:
-        raise TrainingError(f"the saved state does not fit this model: {odd[0]!r} differs ({len(odd)} tensors in all)")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(state[name])

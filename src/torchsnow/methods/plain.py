@@ -1,13 +1,15 @@
-"""What methods without channel pooling answer to the parts of the contract that are about choosing."""
+"""What methods without channel pooling have in common: answers about choosing, and how their state is kept."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torchsnow.train.contract import Batches
+from torchsnow.errors import TrainingError
+from torchsnow.train.contract import Batches, MixingWeights
 
 
 class PlainMethod:
@@ -32,6 +34,10 @@ class PlainMethod:
         """No channel pooling."""
         return {}
 
+    def mixing_weights(self) -> MixingWeights:
+        """There are no parts."""
+        return MixingWeights()
+
     def trainable_state(self) -> dict[str, Tensor]:
         """Everything that training changes, by name."""
         raise NotImplementedError
@@ -39,3 +45,20 @@ class PlainMethod:
     def shipped_state(self) -> dict[str, Tensor]:
         """What was trained."""
         return self.trainable_state()
+
+
+def decayed_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """The parameters that need gradients in two groups: with weight decay, and vectors (norms, biases) without."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [([p for p in trained if p.ndim > 1], weight_decay), ([p for p in trained if p.ndim <= 1], 0.0)]
+    return [{"params": group, "lr": lr, "weight_decay": decay} for group, decay in groups if group]
+
+
+def load_living(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Copy `state` over the tensors `own` of a model. Raises TrainingError unless names and shapes are equal."""
+    odd = sorted(set(own) ^ set(state)) or sorted(name for name in own if own[name].shape != state[name].shape)
+    if odd:
+        raise TrainingError(f"the saved state does not fit this model: {odd[0]!r} differs ({len(odd)} tensors in all)")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])

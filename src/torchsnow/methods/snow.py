@@ -25,7 +25,7 @@ from torchsnow.model import SnowModel
 from torchsnow.pooling import ChannelPooling, Subscription, num_pooled
 from torchsnow.source.grid import ONE_CELL
 from torchsnow.source.source import Source
-from torchsnow.train.contract import Batches, TaskCost
+from torchsnow.train.contract import Batches, MixingWeights, TaskCost
 
 _SHARES = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the body's logits beside the probe's
 _TEMPERATURES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # at which sums are compared
@@ -145,10 +145,13 @@ class Snow:
             raise TrainingError("head is 'apart', and this delta's head reads nothing of the source; use 'together'")
         return head
 
-    def tune(self, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> None:
-        """With the head apart: how much the probe and the body count, by the cross-entropy on the validation images."""
+    def tune(self, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> float | None:
+        """With the head apart: how much the probe and the body count, by the cross-entropy on the validation images.
+
+        Returns the body's own accuracy; None with the head together, where it cannot be told.
+        """
         if self.pools.head != "apart":
-            return
+            return None
         head = self._head()
         logits: tuple[list[Tensor], list[Tensor]] = ([], [])
         labels: list[Tensor] = []
@@ -159,7 +162,9 @@ class Snow:
                 for part, shares in zip(logits, ((1.0, 0.0), (0.0, 1.0)), strict=True):
                     head.mix(*shares)
                     part.append(model(batch.to(device)).float().cpu())
-        head.mix(*best_shares(torch.cat(logits[0]), torch.cat(logits[1]), torch.cat(labels)))
+        probe, body, truth = torch.cat(logits[0]), torch.cat(logits[1]), torch.cat(labels)
+        head.mix(*best_shares(probe, body, truth))
+        return float((body.argmax(1) == truth).float().mean())
 
     @property
     def starts_as_probe(self) -> bool:
@@ -239,9 +244,17 @@ class Snow:
         """The delta with its choice of channels fixed."""
         return dict(self.delta.settle(self.source).state_dict())
 
+    def mixing_weights(self) -> MixingWeights:
+        """Those of the head; a delta that is its body or its head alone has nothing of the other."""
+        head, has_body = self.delta.head, self.delta.body is not None
+        if not isinstance(head, Head):
+            return MixingWeights(body=1.0)
+        return MixingWeights(float(head.read_share), float(head.share) if has_body else None)
+
     def multiply_adds(self) -> TaskCost:
-        """One source pass, and a delta for each task; a delta that reads nothing of the source needs no pass."""
-        own = delta_cost(self.source, self.spec).multiply_adds
+        """One source pass, and what ships of the delta for each task; a delta that reads nothing of the source needs no
+        pass."""
+        own = delta_cost(self.source, self.delta.shipped_spec()).multiply_adds
         reads = bool(self.delta.pools) or isinstance(self.delta.head, Head)
         return TaskCost(reads * source_cost(self.source).multiply_adds + own, own)
 

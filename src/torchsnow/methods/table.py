@@ -22,6 +22,7 @@ from torchsnow.methods.taps import make_taps
 from torchsnow.source.source import Source
 from torchsnow.train.contract import Method
 
+FINE_TUNING = ("default", "frozen-bn", "probe")
 Make = Callable[[Source, int, int, str, Mapping[str, Any]], Method]
 
 
@@ -50,8 +51,18 @@ def _delta(make: Callable[[Source, int, int, Mapping[str, Any]], Method]) -> Mak
 
 
 METHODS: Mapping[str, Kind] = {
-    "full": Kind("every weight of the network, and a new last layer (FT)", _plain(make_full), 5e-4),
-    "features": Kind("the last stage of the network; those before are frozen (FE)", _plain(make_features), 1e-3),
+    "full": Kind(
+        "every weight of the network, and a new last layer (FT)",
+        lambda source, num_classes, seed, preset, changes: make_full(source, num_classes, seed, preset),
+        5e-4,
+        presets=FINE_TUNING,
+    ),
+    "features": Kind(
+        "the last stage of the network; those before are frozen (FE)",
+        lambda source, num_classes, seed, preset, changes: make_features(source, num_classes, seed, preset),
+        1e-3,
+        presets=FINE_TUNING,
+    ),
     "head": Kind(
         "the last linear layer alone (FO)",
         lambda source, num_classes, seed, preset, changes: make_head(source, num_classes, preset == "probe"),

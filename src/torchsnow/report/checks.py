@@ -12,7 +12,15 @@ from typing import Any, get_args, get_origin, get_type_hints
 from torchsnow.errors import ExperimentError
 from torchsnow.task_file.json_shape import check_shape
 
-_SHARES = {"accuracy", "balanced_accuracy", "calibration_error", "top5", "val_accuracy", "train_accuracy"}
+_SHARES = {
+    "accuracy",
+    "balanced_accuracy",
+    "calibration_error",
+    "top5",
+    "val_accuracy",
+    "train_accuracy",
+    "body_val_accuracy",
+}
 _POSITIVE = {"lr", "source_multiply_adds", "num_classes"}
 _CELL = ("source", "data", "method", "seed", "variant")
 

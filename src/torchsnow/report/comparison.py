@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from torchsnow.report.results import Cost, Results
+from torchsnow.report.results import Results
 from torchsnow.report.summary import Estimate, Summary, estimate, summarise
 from torchsnow.report.words import method_words, percent, share_of_source, size, variant_words
 
@@ -63,7 +63,7 @@ def compare_with_snow(results: Results) -> list[Comparison]:
 
 def where_snow_loses(results: Results) -> list[str]:
     """One statement for every method that is better than SNOW on the mean, and what both cost."""
-    return [_loss(one, results) for one in compare_with_snow(results) if one.is_loss]
+    return [_loss(one) for one in compare_with_snow(results) if one.is_loss]
 
 
 def where_snow_wins(results: Results) -> list[str]:
@@ -116,28 +116,22 @@ def _compare(snow: Summary, other: Summary) -> Comparison:
     return Comparison(snow, other, estimate([theirs[seed] - ours[seed] for seed in seeds]), *means)
 
 
-def _loss(one: Comparison, results: Results) -> str:
+def _loss(one: Comparison) -> str:
     verdict = "a clear difference" if one.is_clear else "within noise"
     return (
         f"On {one.place}: {method_words(one.other.method)} is {_points(one.difference.mean)} better than "
         f"{method_words(one.snow.method)} ({percent(one.other_accuracy)}% against {percent(one.snow_accuracy)}%; "
-        f"{_certainty(one.difference)}), {verdict}. {_costs(one.snow, one.other, results)}"
+        f"{_certainty(one.difference)}), {verdict}. {_costs(one.snow, one.other)}"
     )
 
 
-def _costs(snow: Summary, other: Summary, results: Results) -> str:
-    text = (
-        f"{method_words(snow.method)} stores {size(snow.stored_bytes)} against {size(other.stored_bytes)} and trains "
-        f"{snow.trained_params:,} parameters against {other.trained_params:,}"
+def _costs(snow: Summary, other: Summary) -> str:
+    return (
+        f"{method_words(snow.method)} stores {size(snow.stored_bytes)} against {size(other.stored_bytes)}, with "
+        f"{snow.num_params:,} parameters against {other.num_params:,}; a further task adds "
+        f"{share_of_source(snow.added_share)} of the source's multiply-adds against "
+        f"{share_of_source(other.added_share)}."
     )
-    ours, theirs = (results.cost(row.source, row.method) for row in (snow, other))
-    if snow.variant or ours is None or theirs is None:  # costs are measured without any variant
-        return f"{text}."
-    return f"{text}; a further task adds {_added(ours)} of the source's multiply-adds against {_added(theirs)}."
-
-
-def _added(cost: Cost) -> str:
-    return share_of_source(cost.added_multiply_adds, cost.source_multiply_adds)
 
 
 def _wins(place: str, wins: Sequence[Comparison]) -> str:

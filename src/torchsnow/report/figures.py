@@ -41,28 +41,22 @@ def drawings(results: Results) -> list[Drawing]:
     found: list[Drawing] = []
     for source in dict.fromkeys(row.source for row in rows):
         here = [row for row in rows if row.source == source]
-        found += _of_plain_rows(results, source, here)
+        found += _of_plain_rows(source, here)
         found += [_sweep(source, factor, here) for factor in dict.fromkeys(f for row in here for f in row.variant)]
     return found
 
 
-def _of_plain_rows(results: Results, source: str, rows: Sequence[Summary]) -> list[Drawing]:
+def _of_plain_rows(source: str, rows: Sequence[Summary]) -> list[Drawing]:
     plain = [row for row in rows if not row.variant]
     if {row.method for row in plain} != {row.method for row in rows}:
         return []  # where methods were only run with a swept setting, the sweep is the picture
-    shares = {
-        cost.method: cost.added_multiply_adds / cost.source_multiply_adds
-        for cost in results.costs
-        if cost.source == source
-    }
-    priced = [row for row in plain if row.method in shares]
     cost = Drawing(
         f"cost-{source}",
         f"Test accuracy over the cost of a further task, one panel per data set, source {source}",
-        "Up is better, left is cheaper: multiply-adds that a further task adds once the source has run, as a share of "
-        "the source's; ~0 is less than 0.1%. Methods of the same cost are set side by side. Bars are 95% t-intervals "
-        "over the seeds." + _left_out(plain, shares),
-        partial(cost_figure, source, priced, shares),
+        "Up is better, left is cheaper: multiply-adds that a further task, as shipped, adds once the source has run, "
+        "as a share of the source's; ~0 is less than 0.1%. Methods of the same cost are set side by side. Bars are 95% "
+        "t-intervals over the seeds.",
+        partial(cost_figure, source, plain),
     )
     methods = Drawing(
         f"accuracy-{source}",
@@ -73,10 +67,10 @@ def _of_plain_rows(results: Results, source: str, rows: Sequence[Summary]) -> li
     curves = Drawing(
         f"curves-{source}",
         f"Validation accuracy over the epochs, one panel per data set, source {source}",
-        "Means over the seeds, as far as all seeds of a method were trained.",
+        "Means over the seeds, as far as all seeds of a method were trained. Thin lines are a delta's body alone.",
         partial(curves_figure, source, plain),
     )
-    return [*([cost] if priced else []), methods, curves]
+    return [cost, methods, curves]
 
 
 def _sweep(source: str, factor: str, rows: Sequence[Summary]) -> Drawing:
@@ -89,14 +83,13 @@ def _sweep(source: str, factor: str, rows: Sequence[Summary]) -> Drawing:
     )
 
 
-def cost_figure(source: str, rows: Sequence[Summary], shares: dict[str, float]) -> Figure:
-    """Test accuracy over what a further task costs; `shares` are its multiply-adds by method, of the source's."""
+def cost_figure(source: str, rows: Sequence[Summary]) -> Figure:
+    """Test accuracy over the multiply-adds of a further task, of the source's."""
     data, methods = _names(rows)
     figure, grid = panels("Test accuracy over the cost of a further task", source, data)
-    places = _side_by_side(
-        {method: shares[method] if shares[method] >= _LEAST else _NEARLY_NOTHING for method in methods}
-    )
     for axes, name in zip(grid, data, strict=True):
+        shares = {row.method: row.added_share for row in _of(rows, name)}
+        places = _side_by_side({m: share if share >= _LEAST else _NEARLY_NOTHING for m, share in shares.items()})
         for row in _of(rows, name):
             _point(axes, places[row.method], row)
         _cost_axis(axes)
@@ -128,16 +121,13 @@ def curves_figure(source: str, rows: Sequence[Summary]) -> Figure:
         for row in _of(rows, name):
             curve = [fmean(epoch.val_accuracy for epoch in epochs) for epochs in _common_epochs(row)]
             numbers = [epochs[0].epoch for epochs in _common_epochs(row)]
-            axes.plot(numbers, curve, **{**line_look(row.method), "markersize": 4})
+            style = {**line_look(row.method), "markersize": 4}
+            axes.plot(numbers, curve, **style)
+            axes.plot(*_body_curve(row), **{**style, "marker": "", "linewidth": 0.8})
         whole_numbers(axes, "epoch")
         accuracy_axis(axes, "validation accuracy")
     methods_legend(figure, methods, joined=True)
     return figure
-
-
-def _left_out(rows: Sequence[Summary], shares: Mapping[str, float]) -> str:
-    missing = [method for method in _names(rows)[1] if method not in shares]
-    return f" Not shown, as their cost was not measured: {', '.join(missing)}." if missing else ""
 
 
 def _names(rows: Sequence[Summary]) -> tuple[list[str], list[str]]:
@@ -176,6 +166,16 @@ def _cost_axis(axes: Axes) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(_NEARLY_NOTHING / 2.5, max(4.0, axes.get_xlim()[1]))
     axes.set_xlabel("multiply-adds of a further task, of the source's", fontsize=9)
+
+
+def _body_curve(row: Summary) -> tuple[list[int], list[float]]:
+    """Epochs, and the mean accuracy of the body alone in each, where all seeds tell it."""
+    known = [
+        (epochs[0].epoch, [epoch.body_val_accuracy for epoch in epochs])
+        for epochs in _common_epochs(row)
+        if all(epoch.body_val_accuracy is not None for epoch in epochs)
+    ]
+    return [number for number, _ in known], [fmean(values) for _, values in known]
 
 
 def _common_epochs(row: Summary) -> Iterable[tuple[Any, ...]]:

@@ -133,7 +133,7 @@ def growth_rows(results: Results) -> list[list[str]]:
     """What a task adds, on average over the sequence."""
     learners = results["learners"].values()
     source = results["source_multiply_adds"]
-    adds = [share_of_source(_mean(learner["added_multiply_adds"]), source) for learner in learners]
+    adds = [share_of_source(_mean(learner["added_multiply_adds"]) / source) for learner in learners]
     growth = [_slope(learner["pass_s"]) for learner in learners]
     return [
         ["kept per task", *[size(_mean(learner["stored_bytes"])) for learner in learners]],

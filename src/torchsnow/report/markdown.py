@@ -12,7 +12,7 @@ from torchsnow.io.files import write_atomically
 from torchsnow.plots import png_bytes
 from torchsnow.report.figures import Drawing, drawings
 from torchsnow.report.results import Results
-from torchsnow.report.sections import check_finished, write_report
+from torchsnow.report.sections import check_finished, write_report, write_summary
 
 
 def results_markdown(results_list: Sequence[Results], pictures: str | None = None) -> str:
@@ -26,6 +26,20 @@ def results_markdown(results_list: Sequence[Results], pictures: str | None = Non
         check_finished(results)
         sheet = _MarkdownSheet(results.name, pictures)
         write_report(sheet, results, sheet.picture if pictures is not None else None)
+        sheets.append(sheet.text())
+    return "\n".join(sheets)
+
+
+def summary_markdown(results_list: Sequence[Results]) -> str:
+    """The same in short: of each comparison the accuracies and costs in one table, and where SNOW wins and loses.
+
+    Raises ExperimentError when one of the comparisons has finished nothing.
+    """
+    sheets = []
+    for results in results_list:
+        check_finished(results)
+        sheet = _MarkdownSheet(results.name, None)
+        write_summary(sheet, results)
         sheets.append(sheet.text())
     return "\n".join(sheets)
 

@@ -13,7 +13,7 @@ from torchsnow.io.files import clear_os_errors, write_atomically
 from torchsnow.report.checks import check_values, shape_of
 from torchsnow.train.history import Epoch
 
-SCHEMA = 1
+SCHEMA = 2
 
 Variant = Mapping[str, str | bool | float | None]
 """The swept settings of a cell by name; empty when nothing is swept."""
@@ -39,13 +39,38 @@ class Try:
 
 
 @dataclass(frozen=True)
+class Shipped:
+    """A task as it shipped.
+
+    `probe_weight` and `body_weight` are how much a linear probe over the source's values and a delta's body count in
+    the logits; 0 for a part that did not ship, None where the method has none. `num_params` are the numbers that are
+    kept of the task. Multiply-adds are of one image: `first` of the way from the image to the logits of one task,
+    `added` what each further task adds to the pass that has run, and `source` the source's own.
+    """
+
+    probe_weight: float | None
+    body_weight: float | None
+    num_params: int
+    first_multiply_adds: int
+    added_multiply_adds: int
+    source_multiply_adds: int
+
+    @property
+    def has_body(self) -> bool:
+        """Whether a delta's body shipped."""
+        return bool(self.body_weight)
+
+
+@dataclass(frozen=True)
 class Cell:
     """One finished training: a source, a data set, a variant, a method and a seed.
 
-    `tries` is empty where the learning rate `lr` was taken over from another seed. `stored_bytes` is what has to be
-    kept of the task beside the source, `seconds` what the cell took with its search.
+    `key` is a hash of the code, data, source and settings that made it. `tries` is empty where the learning rate `lr`
+    was taken over from another seed. `stored_bytes` is what has to be kept of the task beside the source, `seconds`
+    what the cell took with its search.
     """
 
+    key: str
     source: str
     data: str
     method: str
@@ -63,6 +88,7 @@ class Cell:
     history: tuple[Epoch, ...]
     trained_params: int
     stored_bytes: int
+    shipped: Shipped
     note: str
     seconds: float
 
@@ -73,6 +99,7 @@ class Cell:
             "tries": tuple(Try(**row) for row in values["tries"]),
             "val": Scores(**values["val"]),
             "test": Scores(**values["test"]),
+            "shipped": Shipped(**values["shipped"]),
             "history": tuple(Epoch(**row) for row in values["history"]),
         }
         return cls(**{**values, **parts})
@@ -88,15 +115,12 @@ class Failure:
     seed: int
     variant: Variant
     error: str
+    key: str = ""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a method costs on a source: a training step in seconds and bytes, inference in multiply-adds of one image.
-
-    `first_multiply_adds` is the way from the image to the logits of one task, `added_multiply_adds` what each further
-    task adds to the pass that has run. Times and memory are None where they could not be measured.
-    """
+    """What a training step of a method costs on a source, in seconds and bytes; None where it was not measured."""
 
     source: str
     method: str
@@ -104,9 +128,6 @@ class Cost:
     step_over_full: float | None
     peak_bytes: int | None
     peak_over_full: float | None
-    first_multiply_adds: int
-    added_multiply_adds: int
-    source_multiply_adds: int
     image_size: int
     batch_size: int
     device: str
@@ -144,6 +165,10 @@ class Results:
     @classmethod
     def from_dict(cls, values: Any) -> Self:
         """The results in JSON values. Raises ExperimentError, naming the field, for any that are not as they should."""
+        try:
+            values = _upgraded(values)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ExperimentError(f"it says that its schema is 1, and is not of that shape ({error})") from error
         check_values(values, SCHEMA, _SHAPE)
         parts = {
             "cells": tuple(Cell.from_dict(cell) for cell in values["cells"]),
@@ -166,6 +191,28 @@ class Results:
     def cost(self, source: str, method: str) -> Cost | None:
         """The cost of a method on a source, if it was measured."""
         return next((cost for cost in self.costs if (cost.source, cost.method) == (source, method)), None)
+
+
+def _upgraded(values: Any) -> Any:
+    """Results of schema 1 as those of the present one; others as they are.
+
+    Their cells have no keys, and say nothing of mixing weights; multiply-adds were with the costs of a method.
+    """
+    if not isinstance(values, dict) or values.get("schema") != 1:
+        return values
+    counts = ("first_multiply_adds", "added_multiply_adds", "source_multiply_adds")
+    of_method = {(cost["source"], cost["method"]): {name: cost[name] for name in counts} for cost in values["costs"]}
+    cells = []
+    for cell in values["cells"]:
+        cost = of_method.get((cell["source"], cell["method"]))
+        if cost is None:
+            raise ExperimentError(f"it is of schema 1, and lacks the costs of {cell['method']}; make them again")
+        shipped = {"probe_weight": None, "body_weight": None, "num_params": cell["trained_params"], **cost}
+        history = [{"body_val_accuracy": None, **epoch} for epoch in cell["history"]]
+        cells.append({**cell, "key": "", "shipped": shipped, "history": history})
+    costs = [{name: value for name, value in cost.items() if name not in counts} for cost in values["costs"]]
+    failed = [{"key": "", **failure} for failure in values["failed"]]
+    return {**values, "schema": SCHEMA, "cells": cells, "failed": failed, "costs": costs}
 
 
 _SHAPE = {"schema": int, **shape_of(Results)}

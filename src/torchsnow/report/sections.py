@@ -11,7 +11,7 @@ from torchsnow.methods import METHODS
 from torchsnow.report.comparison import tally, where_snow_loses, where_snow_wins
 from torchsnow.report.figures import Drawing, drawings
 from torchsnow.report.results import Cell, Results
-from torchsnow.report.tables import Table, accuracy_tables, cost_tables
+from torchsnow.report.tables import Table, accuracy_tables, cost_tables, summary_tables
 from torchsnow.report.words import method_words, variant_words
 
 _CAUTION = (
@@ -22,8 +22,9 @@ _CAUTION = (
 _COLUMNS = (
     "Accuracy on the test split is the mean over the seeds ± their standard deviation, with the 95% t-interval of the "
     "mean. Balanced is the mean of the accuracies of the classes, calibration error that of the test split, validation "
-    "the accuracy on the images that choices were made by; all three are means over the seeds. Stored is what one task "
-    "keeps on disk beside the source."
+    "the accuracy on the images that choices were made by; all three are means over the seeds. Shipped says which "
+    "parts of a delta count in the logits; parameters, the multiply-adds of a further task (of the source's own) and "
+    "stored bytes are those of the task that shipped."
 )
 
 
@@ -67,7 +68,21 @@ def write_report(sheet: Sheet, results: Results, place: Callable[[Drawing], None
         sheet.listing(_failures(results))
 
 
+def write_summary(sheet: Sheet, results: Results) -> None:
+    """Write what a reader wants first: what every method reaches and costs, and where SNOW wins and loses."""
+    seeds = sorted({cell.seed for cell in results.cells})
+    sheet.paragraph(f"{len(results.cells)} trainings, with the seeds {', '.join(map(str, seeds))}.")
+    _write_tables(sheet, summary_tables(results), 2)
+    sheet.heading("Where SNOW wins and loses")
+    sheet.paragraph(tally(results))
+    statements = [*where_snow_wins(results), *where_snow_loses(results)]
+    if statements:
+        sheet.listing(statements)
+
+
 def _write_run(sheet: Sheet, results: Results) -> None:
+    if results.experiment.get("remark"):
+        sheet.paragraph(str(results.experiment["remark"]))
     sheet.heading("What was run")
     seeds = sorted({cell.seed for cell in results.cells})
     sheet.paragraph(
@@ -106,9 +121,9 @@ def _write_comparison(sheet: Sheet, results: Results) -> None:
         sheet.listing(wins)
 
 
-def _write_tables(sheet: Sheet, tables: Iterable[tuple[str, Table]]) -> None:
+def _write_tables(sheet: Sheet, tables: Iterable[tuple[str, Table]], level: int = 3) -> None:
     for heading, table in tables:
-        sheet.heading(heading, 3)
+        sheet.heading(heading, level)
         sheet.table(table.columns, table.rows, table.caption)
 
 

@@ -21,13 +21,14 @@ _PLAIN = (
 
 
 def write_csv(results: Results, path: Path) -> None:
-    """One row per cell; swept settings are columns "variant.NAME", scores "val.NAME" and "test.NAME".
+    """One row per cell; swept settings are columns "variant.NAME", scores "val.NAME" and "test.NAME",
+    and the task as it shipped "shipped.NAME".
 
     What a cell does not have is empty. Raises ExperimentError when the disk refuses.
     """
     rows = [_row(cell) for cell in results.cells]
     variants = dict.fromkeys(key for row in rows for key in row if key.startswith("variant."))
-    scores = dict.fromkeys(key for row in rows for key in row if key.startswith(("val.", "test.")))
+    scores = dict.fromkeys(key for row in rows for key in row if key.startswith(("val.", "test.", "shipped.")))
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, [*_PLACE, *variants, *scores, *_PLAIN], lineterminator="\n")
     writer.writeheader()
@@ -37,6 +38,7 @@ def write_csv(results: Results, path: Path) -> None:
 
 def _row(cell: Cell) -> dict[str, Any]:
     row = {key: getattr(cell, key) for key in (*_PLACE, *_PLAIN)}
-    for prefix, values in {"variant": cell.variant, "val": asdict(cell.val), "test": asdict(cell.test)}.items():
+    parts = {"val": asdict(cell.val), "test": asdict(cell.test), "shipped": asdict(cell.shipped)}
+    for prefix, values in {"variant": cell.variant, **parts}.items():
         row.update({f"{prefix}.{key}": value for key, value in values.items()})
     return row

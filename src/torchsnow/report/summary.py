@@ -82,9 +82,19 @@ class Summary:
         return fmean(cell.val.accuracy for cell in self.cells)
 
     @property
-    def trained_params(self) -> int:
-        """Mean over the seeds: methods that choose what they train may end with other numbers."""
-        return round(fmean(cell.trained_params for cell in self.cells))
+    def num_params(self) -> int:
+        """Of the shipped task, mean over the seeds: methods that choose what they train may end with other numbers."""
+        return round(fmean(cell.shipped.num_params for cell in self.cells))
+
+    @property
+    def added_share(self) -> float:
+        """The multiply-adds of a further task as it shipped, of the source's; mean over the seeds."""
+        return fmean(cell.shipped.added_multiply_adds / cell.shipped.source_multiply_adds for cell in self.cells)
+
+    @property
+    def first_share(self) -> float:
+        """The same of the first task, source pass included."""
+        return fmean(cell.shipped.first_multiply_adds / cell.shipped.source_multiply_adds for cell in self.cells)
 
     @property
     def stored_bytes(self) -> int:

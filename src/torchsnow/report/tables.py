@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
-from torchsnow.report.results import Cost, Results
+from torchsnow.report.results import Cell, Cost, Results, Shipped
 from torchsnow.report.summary import Estimate, Summary, summarise
 from torchsnow.report.words import NOTHING, percent, row_words, share_of_source, size
 
 MANY_TASKS = 10
+_INFERENCE = (
+    "inference in multiply-adds of one image, relative to the source's own pass, of the tasks as they shipped: the "
+    "mean over data sets and seeds."
+)
 
+_SUMMARY = (
+    "Test accuracy in %, mean over the seeds; multiply-adds of a further task, of the source's own pass, and stored "
+    "bytes, as shipped; time to train, with the search for a learning rate. Costs are means over data sets and seeds."
+)
 _ACCURACY = (
     *("method", "seeds", "accuracy, %", "95% interval", "balanced, %", "calibration error, %"),
-    *("validation, %", "trained parameters", "stored", "learning rate"),
+    *("validation, %", "shipped", "parameters", "a further task", "stored", "learning rate"),
 )
 _COSTS = (
     *("method", "step, s", "step, of full", "peak memory", "memory, of full"),
@@ -30,6 +40,27 @@ class Table:
     caption: str
 
 
+def summary_tables(results: Results) -> Iterator[tuple[str, Table]]:
+    """A heading and a table for every source: a row per method and variant, a column per data set, then the costs."""
+    rows = summarise(results)
+    for source in dict.fromkeys(row.source for row in rows):
+        here = [row for row in rows if row.source == source]
+        data = list(dict.fromkeys(row.data for row in here))
+        methods: dict[str, list[Summary]] = {}
+        for row in here:
+            methods.setdefault(row_words(row.method, row.variant), []).append(row)
+        columns = ["method", *data, "a further task", "stored", "trained in"]
+        lines = [[name, *_summary_row(of_method, data)] for name, of_method in methods.items()]
+        yield f"Source {source}", Table(columns, lines, _SUMMARY)
+
+
+def _summary_row(rows: Sequence[Summary], data: Sequence[str]) -> list[str]:
+    accuracies = {row.data: percent(row.accuracy.mean) for row in rows}
+    seconds = fmean(cell.seconds for row in rows for cell in row.cells)
+    costs = share_of_source(fmean(row.added_share for row in rows)), size(fmean(row.stored_bytes for row in rows))
+    return [*(accuracies.get(name, NOTHING) for name in data), *costs, f"{seconds:.0f} s"]
+
+
 def accuracy_tables(results: Results) -> Iterator[tuple[str, Table]]:
     """A heading and a table for every source and data set."""
     rows = summarise(results)
@@ -42,8 +73,9 @@ def cost_tables(results: Results) -> Iterator[tuple[str, Table]]:
     """A heading and a table for every source; methods whose costs were not measured have a row of dashes."""
     places = dict.fromkeys((cell.source, cell.method) for cell in results.cells)
     for source in dict.fromkeys(source for source, _ in places):
+        here = [row for row in summarise(results) if row.source == source]
         costs = {method: results.cost(source, method) for place, method in places if place == source}
-        rows = [[method, *_cost_row(cost)] for method, cost in costs.items()]
+        rows = [_cost_row(cost, [row for row in here if row.method == method]) for method, cost in costs.items()]
         yield f"Costs on {source}", Table(_COSTS, rows, _measured([cost for cost in costs.values() if cost]))
 
 
@@ -56,7 +88,9 @@ def _accuracy_row(row: Summary) -> list[str]:
         percent(row.balanced_accuracy),
         percent(row.calibration_error),
         percent(row.val_accuracy),
-        f"{row.trained_params:,}",
+        shipped_parts(row.cells),
+        f"{row.num_params:,}",
+        share_of_source(row.added_share),
         size(row.stored_bytes),
         ", ".join(f"{lr:.2g}" for lr in row.lrs),
     ]
@@ -88,17 +122,27 @@ def _range(numbers: set[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _cost_row(cost: Cost | None) -> list[str]:
-    if cost is None:
-        return [NOTHING] * (len(_COSTS) - 1)
-    first, added = cost.first_multiply_adds, cost.added_multiply_adds
-    return [
-        _number(cost.step_s, 3),
-        _number(cost.step_over_full, 2),
-        size(cost.peak_bytes),
-        _number(cost.peak_over_full, 2),
-        *(share_of_source(m, cost.source_multiply_adds) for m in (first, added, first + (MANY_TASKS - 1) * added)),
-    ]
+def shipped_parts(cells: Sequence[Cell]) -> str:
+    """What the tasks of a method are made of: "body", "probe", "body + probe", each with the number of seeds if they
+    differ; "-" for methods without such parts."""
+    counts = Counter(_parts(cell.shipped) for cell in cells)
+    return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{parts} ({n})" for parts, n in counts.items())
+
+
+def _parts(shipped: Shipped) -> str:
+    weights = {"body": shipped.body_weight, "probe": shipped.probe_weight}
+    return " + ".join(name for name, weight in weights.items() if weight) or NOTHING
+
+
+def _cost_row(cost: Cost | None, rows: Sequence[Summary]) -> list[str]:
+    """What a step of a method costs, and its tasks, by the mean of `rows`, which are all of this method."""
+    step = [NOTHING] * 4
+    if cost is not None:
+        numbers = _number(cost.step_s, 3), _number(cost.step_over_full, 2), _number(cost.peak_over_full, 2)
+        step = [numbers[0], numbers[1], size(cost.peak_bytes), numbers[2]]
+    first, added = fmean(row.first_share for row in rows), fmean(row.added_share for row in rows)
+    shares = first, added, first + (MANY_TASKS - 1) * added
+    return [rows[0].method, *step, *map(share_of_source, shares)]
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -107,9 +151,9 @@ def _number(value: float | None, digits: int) -> str:
 
 def _measured(costs: Sequence[Cost]) -> str:
     if not costs:
-        return "Not measured."
+        return f"Training steps were not measured; {_INFERENCE}"
     how = dict.fromkeys(f"batch {c.batch_size} at {c.image_size} px on {c.device}" for c in costs)
     return (
         f"A training step and its peak memory ({'; '.join(how)}), in seconds and bytes and relative to full "
-        "fine-tuning; inference in multiply-adds of one image, relative to the source's own pass."
+        f"fine-tuning; {_INFERENCE}"
     )

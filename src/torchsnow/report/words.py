@@ -62,7 +62,6 @@ def size(size_bytes: float | None) -> str:
     return f"{size_bytes:.0f} B"
 
 
-def share_of_source(multiply_adds: float, source_multiply_adds: float) -> str:
-    """A part of the source's multiply-adds: "3.4%", "<0.1%"."""
-    share = multiply_adds / source_multiply_adds
+def share_of_source(share: float) -> str:
+    """A share of the source's multiply-adds: "3.4%", "<0.1%"."""
     return "<0.1%" if share < 0.001 else f"{100 * share:.3g}%" if share < 0.1 else f"{100 * share:.0f}%"

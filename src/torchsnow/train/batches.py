@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from torchsnow.data import ImageSet, Splits, eval_transform, prepare, train_transform
+from torchsnow.data.datasets import CACHE_BYTES
 from torchsnow.errors import TrainingError
 from torchsnow.source.config import Framing, InputConfig
 from torchsnow.train.settings import TrainSettings
@@ -52,9 +53,9 @@ def run_images(splits: Splits, config: InputConfig, settings: TrainSettings, poo
     )
 
 
-def plain_images(config: InputConfig, framing: Framing) -> ImageSet:
+def plain_images(config: InputConfig, framing: Framing, cache_bytes: int = CACHE_BYTES) -> ImageSet:
     """An empty set that shows images as at evaluation, for `ImageSet.with_examples`."""
-    return ImageSet((), (), eval_transform(config, framing), prepare(config, framing))
+    return ImageSet((), (), eval_transform(config, framing), prepare(config, framing), cache_bytes)
 
 
 def balanced_weights(images: ImageSet) -> Tensor:

@@ -29,6 +29,17 @@ class TaskCost:
     added: int
 
 
+@dataclass(frozen=True)
+class MixingWeights:
+    """How much a linear probe over the source's values and a delta's body count in the logits of a task.
+
+    None where a method has no such part; a part that counts 0 is not shipped.
+    """
+
+    probe: float | None = None
+    body: float | None = None
+
+
 class Method(Protocol):
     """A way to turn a source into a classifier of one task.
 
@@ -68,9 +79,10 @@ class Method(Protocol):
     def set_progress(self, fraction: float) -> None:
         """Called before every step with the share of all steps that is done, 0 to below 1."""
 
-    def tune(self, model: nn.Module, batches: Batches, device: torch.device) -> None:
+    def tune(self, model: nn.Module, batches: Batches, device: torch.device) -> float | None:
         """Called after every epoch, before it is judged, with what `model` takes of the validation images (the images,
-        or their fixed values) and their labels: set what they decide."""
+        or their fixed values) and their labels: set what they decide. Returns the accuracy of a delta's body alone, if
+        that was found on the way."""
 
     def record(self) -> list[dict[str, Any]]:
         """What to write down after an epoch: rows of plain values, the same columns every time; may be empty."""
@@ -87,8 +99,11 @@ class Method(Protocol):
     def shipped_state(self) -> dict[str, Tensor]:
         """What has to be kept of a finished task beside the source, by name."""
 
+    def mixing_weights(self) -> MixingWeights:
+        """How much the parts of the task count in its logits, as it would ship now."""
+
     def multiply_adds(self) -> TaskCost:
-        """What a first and a further task cost at inference."""
+        """What a first and a further task cost at inference, as the task would ship now."""
 
     def finish(self) -> nn.Module:
         """The model as it ships, in eval mode, with the logits of `model` in eval mode."""

@@ -12,7 +12,7 @@ class Epoch:
 
     Losses are in nats, accuracies shares from 0 to 1; `lr` is the learning rate of the last step, `images_per_s` the
     speed of training alone, and `seconds` the time of training and validation. What belongs to training is None in
-    epoch 0.
+    epoch 0. `body_val_accuracy` is that of a delta's body alone, where the method tells it.
     """
 
     epoch: int
@@ -23,6 +23,7 @@ class Epoch:
     lr: float | None
     images_per_s: float | None
     seconds: float
+    body_val_accuracy: float | None = None
 
 
 def epochs_done(history: Sequence[Epoch]) -> int:

@@ -186,7 +186,7 @@ class Loop:
         start_s = time.perf_counter()
         loss, accuracy = self._train(epoch, bar)
         trained_s = time.perf_counter() - start_s
-        self.method.tune(self.trained, plain_loader(self.val_set, self.settings), self.device)
+        body_val_accuracy = self.method.tune(self.trained, plain_loader(self.val_set, self.settings), self.device)
         val = self._validate(self.trained, self.val_set)
         row = Epoch(
             epoch=epoch,
@@ -197,6 +197,7 @@ class Loop:
             lr=self.settings.lr * self._lr_factor(epoch * self.steps - 1),
             images_per_s=len(self.images.train) / trained_s,
             seconds=time.perf_counter() - start_s,
+            body_val_accuracy=body_val_accuracy,
         )
         self.selection += [{"epoch": epoch, **record} for record in self.method.record()]
         self._finish_epoch(row, bar)
