@@ -20,3 +20,5 @@ from .task_file import save_task as save_task
 from .train import RunFolder as RunFolder
 from .train import TrainSettings as TrainSettings
 from .train import fit as fit
+
+__version__: str
