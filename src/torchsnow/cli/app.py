@@ -17,7 +17,6 @@ from torchsnow.cli import (
     evaluate,
     export,
     hub,
-    lifelong,
     predict,
     relabel,
     review,
@@ -83,7 +82,6 @@ app.command("relabel")(relabel.relabel)
 app.command("suggest")(suggest.suggest)
 app.command("serve", context_settings={"auto_envvar_prefix": "TORCHSNOW_SERVE"})(serve.serve)
 app.command("compare")(compare.compare)
-app.command("lifelong")(lifelong.lifelong)
 app.command("bench")(bench.bench)
 app.command("visualize")(visualize.visualize)
 app.command("export")(export.export)
