@@ -151,6 +151,8 @@ def train(
 
     from torchsnow.hub import source_for
     from torchsnow.methods import kind_of, split_name
+    from torchsnow.workflows.place import Place
+    from torchsnow.workflows.recipe import Recipe
     from torchsnow.workflows.training import refuse_taken, refuse_wrong_hub, train_task
 
     task = _name_of(data) if task is None else task
@@ -173,22 +175,9 @@ def train(
         if overwrite and not resume and run.args.exists():
             with run.owned():
                 run.clear()
-        result = train_task(
-            loaded,
-            task,
-            hub,
-            run,
-            settings,
-            chosen,
-            method=method,
-            preset=preset,
-            resume=resume,
-            replace=replace,
-            quiet=json,
-            auto=auto,
-            time_s=time_s,
-            say=(lambda line: None) if json else note,
-        )
+        recipe = Recipe(settings, method, preset, auto, time_s)
+        place = None if hub is None else Place(hub, chosen, replace=replace)
+        result = train_task(loaded, task, run, recipe, chosen, place, resume=resume, say=None if json else note)
     summary = result.summary()
     if json:
         print_json({**summary, "skipped_images": len(loaded.skipped)})
