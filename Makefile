@@ -6,6 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO_STAMP := $(VENV)/.demo-installed
 
 DOCS := .venv-docs
+TOOLS := .venv-release
 CLEAN := .venv-clean
 
 # A virtual environment, unless it is there, by a Python that will do.
@@ -58,12 +59,13 @@ docs: $(DOCS)/.installed
 	$(DOCS)/bin/mkdocs build --clean
 
 # Into dist/: what is built is checked, and its wheel must work in an environment of its own.
-release: $(STAMP)
+release:
 	rm -rf dist $(CLEAN)
-	$(BIN)/python -m pip install -q build twine
-	$(BIN)/python -m build --outdir dist .
-	$(BIN)/python -m twine check --strict dist/*
-	$(PYTHON) -m venv $(CLEAN)
+	$(call MAKE_VENV,$(TOOLS))
+	$(TOOLS)/bin/python -m pip install -q build twine
+	$(TOOLS)/bin/python -m build --outdir dist .
+	$(TOOLS)/bin/python -m twine check --strict dist/*
+	$(call MAKE_VENV,$(CLEAN))
 	$(CLEAN)/bin/python -m pip install -q dist/*.whl
 	cd $(CLEAN) && bin/torchsnow --version && bin/python -c 'import torchsnow as ts; print(ts.Hub, ts.load_source)'
 	rm -rf $(CLEAN)

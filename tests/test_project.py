@@ -43,7 +43,7 @@ def test_python_versions_are_the_same_everywhere() -> None:
     )
 
 
-@pytest.mark.parametrize(("minor", "is_taken"), [((3, 10), False), ((3, 11), True), ((3, 13), True), ((3, 14), False)])
+@pytest.mark.parametrize(("minor", "is_taken"), [(10, False), (11, True), (13, True), (14, False)])
 def test_make_refuses_other_versions_in_one_sentence(minor: int, is_taken: bool, tmp_path: Path) -> None:
     python = tmp_path / "python"
     code = f"import sys; sys.version_info = (3, {minor}, 0); exec(sys.argv[2])"
@@ -71,3 +71,12 @@ def test_only_the_server_loads_what_windows_lacks(module: str) -> None:
 def test_folders_are_not_opened_on_windows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     sync_folder(tmp_path / "missing")
+
+
+def test_the_walks_name_files_that_exist_and_each_once() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for title in ("A walk of one image", "A walk of one training run"):
+        walk = text.partition(f"## {title}\n")[2].partition("\n## ")[0]
+        files = re.findall(r"`([a-z_/]+\.py)`", walk)
+        assert len(files) == len(set(files)) > 20, title
+        assert [file for file in files if not (ROOT / "src" / "torchsnow" / file).exists()] == []
