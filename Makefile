@@ -5,15 +5,26 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_STAMP := $(VENV)/.demo-installed
 
-.PHONY: demo test test-slow lint check audit
+DOCS := .venv-docs
+TOOLS := .venv-release
+CLEAN := .venv-clean
+
+# A virtual environment, unless it is there, by a Python that will do.
+define MAKE_VENV
+$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] < (3, 14) else \
+	"torchsnow needs Python 3.11 to 3.13; name one: make PYTHON=python3.13")'
+test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+endef
+
+.PHONY: demo test test-slow coverage lint check docs release audit
 
 $(STAMP): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(call MAKE_VENV,$(VENV))
 	$(BIN)/python -m pip install -q -e '.[dev]'
 	touch $@ $(DEMO_STAMP)
 
 $(DEMO_STAMP): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(call MAKE_VENV,$(VENV))
 	$(BIN)/python -m pip install -q -e '.[demo]'
 	touch $@
 
@@ -26,12 +37,38 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m slow
 
+# Lines and branches that no test runs.
+coverage: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --cov --cov-report term-missing:skip-covered
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 check: lint test
+
+$(DOCS)/.installed: pyproject.toml
+	$(call MAKE_VENV,$(DOCS))
+	$(DOCS)/bin/python -m pip install -q $$($(DOCS)/bin/python -c 'import tomllib; \
+	    print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	touch $@
+
+# Into site/; a link that leads nowhere is an error.
+docs: $(DOCS)/.installed
+	$(DOCS)/bin/mkdocs build --clean
+
+# Into dist/: what is built is checked, and its wheel must work in an environment of its own.
+release:
+	rm -rf dist $(CLEAN)
+	$(call MAKE_VENV,$(TOOLS))
+	$(TOOLS)/bin/python -m pip install -q build twine
+	$(TOOLS)/bin/python -m build --outdir dist .
+	$(TOOLS)/bin/python -m twine check --strict dist/*
+	$(call MAKE_VENV,$(CLEAN))
+	$(CLEAN)/bin/python -m pip install -q dist/*.whl
+	cd $(CLEAN) && bin/torchsnow --version && bin/python -c 'import torchsnow as ts; print(ts.Hub, ts.load_source)'
+	rm -rf $(CLEAN)
 
 # Known faults of what is installed; needs the internet.
 audit: $(STAMP)

@@ -5,8 +5,8 @@
 
 It learns scikit-learn's digits in five experiences of two classes, on the bundled source, and prints Avalanche's
 accuracy and forgetting after each of them: the forgetting is exactly 0. Any benchmark with task labels will do in their
-place: give `run` images that are normalised as the source's `input_config` says. `torchsnow lifelong` does more with
-less: it needs no Avalanche, chooses the best epoch by a validation split, and goes on after an interruption.
+place: give `run` images that are normalised as the source's `input_config` says. `tasks_one_after_another.py` needs no
+Avalanche, and chooses the best epoch by a validation split.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def labels(paths: list[Path]) -> list[str]:
 @pytest.fixture(scope="module", autouse=True)
 def _no_pictures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("torchsnow.workflows.training.draw_run", lambda run, metrics: [])
+        patched.setattr("torchsnow.plots.draw_run", lambda run, metrics: [])
         yield
 
 

@@ -33,7 +33,7 @@ from torchsnow.task_file import (
     read_task_info,
     save_task,
 )
-from torchsnow.task_file.task import check_classes
+from torchsnow.task_file.info import check_classes
 from torchsnow.train.evaluate import measure
 
 

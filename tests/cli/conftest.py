@@ -40,6 +40,6 @@ def trained(pristine: Trained, tmp_path: Path) -> Trained:
 @pytest.fixture(autouse=True)
 def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No pictures of runs, which take most of a tiny training; runs/ is made in the test's own folder."""
-    monkeypatch.setattr("torchsnow.workflows.training.draw_run", lambda run, metrics: [])
+    monkeypatch.setattr("torchsnow.plots.draw_run", lambda run, metrics: [])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(os.environ, "COLUMNS", "80")

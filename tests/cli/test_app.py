@@ -28,7 +28,6 @@ VERBS = [
     "suggest",
     "serve",
     "compare",
-    "lifelong",
     "bench",
     "visualize",
     "export",

@@ -22,7 +22,7 @@ def hub(pristine: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("two")
     hub = Path(shutil.copytree(pristine.hub, root / "hub"))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("torchsnow.workflows.training.draw_run", lambda run, metrics: [])
+        patched.setattr("torchsnow.plots.draw_run", lambda run, metrics: [])
         words = ("--task", "large", "--hub", hub, "--out", root / "run", *TINY, "--epochs", "1", "--image-size", "48")
         assert torchsnow("train", pristine.photos, *words).code == 0
     return hub

@@ -55,7 +55,7 @@ def test_the_source_is_loaded_when_first_needed(hub: Hub, monkeypatch: pytest.Mo
         loaded.append(arguments)
         return load_source(*arguments)
 
-    monkeypatch.setattr("torchsnow.hub.hub.load_source", load)
+    monkeypatch.setattr("torchsnow.source.load_source", load)
     again = Hub.open(hub.folder.path)
     assert again.info("a").name == "a"
     assert loaded == []
@@ -290,7 +290,7 @@ def test_another_source_is_refused(hub: Hub, source: Source) -> None:
 
 def test_a_source_that_changed_or_is_gone(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     other = load_source("test_efficientnet", weights="random")
-    monkeypatch.setattr("torchsnow.hub.hub.load_source", lambda *_: other)
+    monkeypatch.setattr("torchsnow.source.load_source", lambda *_: other)
     with pytest.raises(HubError, match="on another source"):
         _ = Hub.open(hub.folder.path).source
     monkeypatch.undo()

@@ -29,7 +29,7 @@ def test_a_mean_of_ones_own_is_the_hubs_from_then_on(tmp_path: Path) -> None:
 
 def test_a_new_hub_takes_the_bundled_source_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr("torchsnow.hub.source.load_source", lambda *what: asked.append(what))
+    monkeypatch.setattr("torchsnow.source.load_source", lambda *what: asked.append(what))
     source_for(tmp_path / "new", None, None, None)
     source_for(tmp_path / "new", "resnet18", None, None)
     assert asked == [(name, "pretrained", "fp32", None, None) for name in ("bundled", "resnet18")]
@@ -62,15 +62,15 @@ def test_a_hub_on_the_bundled_source_gives_it(tmp_path: Path, monkeypatch: pytes
         asked.append(what)
         return bundled
 
-    monkeypatch.setattr("torchsnow.hub.source.load_source", load)
+    monkeypatch.setattr("torchsnow.source.load_source", load)
     assert source_for(tmp_path / "hub", None, None, None).fingerprint == bundled.fingerprint
     assert source_for(tmp_path / "hub", "bundled", None, None) is bundled
     assert source_for(tmp_path / "hub", None, None, "bf16") is bundled
-    assert asked == [("bundled", "pretrained", precision, HALVES, HALVES) for precision in ("fp32", "bf16")]
+    assert asked == [("bundled", "pretrained", precision, HALVES, HALVES) for precision in ("fp32", "fp32", "bf16")]
 
 
 def test_a_source_that_the_hub_is_not_on_is_refused_by_its_name(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("torchsnow.hub.source.load_source")  # nothing is loaded to find out
+    monkeypatch.delattr("torchsnow.source.load_source")  # nothing is loaded to find out
     with pytest.raises(HubError, match=r"is on another source: test_resnet .* not resnet18"):
         source_for(hub.folder.path, "resnet18", None, None)
     with pytest.raises(SourceError, match="timm has no model 'resnet1'"):

@@ -76,7 +76,7 @@ def test_what_could_not_be_read_again_is_not_written(
     assert (hub.names(), hub.verify()) == ([], [])
 
 
-@pytest.mark.parametrize("limit", ["MAX_SIZE_BYTES", "_MAX_HEADER_BYTES"])
+@pytest.mark.parametrize("limit", ["MAX_SIZE_BYTES", "MAX_HEADER_BYTES"])
 def test_the_limits_of_the_reader_are_those_of_the_writer(
     task: Task, tmp_path: Path, limit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,18 @@ def test_calibration_error_of_overconfidence() -> None:
     assert metrics.calibration_error == pytest.approx(0.25)
 
 
+def test_calibration_error_equals_its_definition() -> None:
+    logits, labels = problem()
+    confidence, predicted = logits.softmax(1).max(1)
+    bins = np.digitize(confidence, np.linspace(0, 1, 16))
+    expected = 0.0
+    for i in set(bins):
+        here = bins == i
+        accuracy = sklearn.metrics.accuracy_score(labels[here], predicted[here])
+        expected += here.mean() * abs(accuracy - confidence[here].mean())
+    assert measured(logits, labels).calibration_error == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_no_top5_of_five_classes() -> None:
     logits, labels = problem()
     assert measured(logits[:, :5], labels.clamp_max(4), NAMES[:5]).top5 is None

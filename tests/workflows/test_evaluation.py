@@ -32,7 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> LoadedData:
 def test_a_task_alone_is_as_good_as_in_its_training(
     data: LoadedData, tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torchsnow.workflows.training.draw_run", lambda run, metrics: [])
+    monkeypatch.setattr("torchsnow.plots.draw_run", lambda run, metrics: [])
     settings, run = TrainSettings(epochs=1, batch_size=8, image_size=32, device="cpu"), RunFolder(tmp_path / "run")
     result = train_task(data, "colours", run, Recipe(settings), source, Place(tmp_path / "hub", source))
     hub = Hub.open(tmp_path / "hub", source)

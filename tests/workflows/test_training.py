@@ -52,7 +52,7 @@ def trained(
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torchsnow.workflows.training.draw_run", lambda run, metrics: [])
+    monkeypatch.setattr("torchsnow.plots.draw_run", lambda run, metrics: [])
 
 
 # places
@@ -187,7 +187,7 @@ def test_a_drawing_that_fails_costs_nothing(
     def fail(*_: object) -> None:
         raise RuntimeError("no such glyph")
 
-    monkeypatch.setattr("torchsnow.workflows.training.draw_run", fail)
+    monkeypatch.setattr("torchsnow.plots.draw_run", fail)
     task = trained(data, tmp_path / "hub", tmp_path / "run", source)
     assert Hub.open(tmp_path / "hub", source).names() == ["colours"]
     assert task.test is not None

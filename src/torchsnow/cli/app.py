@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from torchsnow import __version__
 from torchsnow.cli import (
     bench,
     compare,
@@ -16,7 +17,6 @@ from torchsnow.cli import (
     evaluate,
     export,
     hub,
-    lifelong,
     predict,
     relabel,
     review,
@@ -27,7 +27,7 @@ from torchsnow.cli import (
     train_many,
     visualize,
 )
-from torchsnow.cli.output import note
+from torchsnow.cli.output import note, say
 from torchsnow.errors import TorchsnowError
 from torchsnow.io.shortage import shortage
 
@@ -58,6 +58,12 @@ def _no_fault_of_ours(error: Exception) -> str | None:
     return None if lacking is None else f"this machine cannot do that now: {lacking}"
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        say(f"torchsnow {__version__}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     cls=_Verbs,
     help="Many small image-classification tasks on one frozen CNN, by channel pooling (SNOW).",
@@ -76,13 +82,21 @@ app.command("relabel")(relabel.relabel)
 app.command("suggest")(suggest.suggest)
 app.command("serve", context_settings={"auto_envvar_prefix": "TORCHSNOW_SERVE"})(serve.serve)
 app.command("compare")(compare.compare)
-app.command("lifelong")(lifelong.lifelong)
 app.command("bench")(bench.bench)
 app.command("visualize")(visualize.visualize)
 app.command("export")(export.export)
 app.add_typer(hub.app, name="hub")
 app.command("sources")(sources.sources)
 app.command("demo")(demo.demo)
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Many small image-classification tasks on one frozen network, by channel pooling (SNOW)."""
 
 
 def main() -> None:

@@ -41,16 +41,20 @@ def evaluate(
 
     Example: torchsnow evaluate photos/ --hub my-hub --task screws
     """
-    from torchsnow.data import Columns
+    from torchsnow.data import Columns, refuse_missing
     from torchsnow.hub import Hub
     from torchsnow.io.files import write_csv
-    from torchsnow.train import torch_device
-    from torchsnow.workflows.evaluation import evaluate_task, examples_of
 
     if csv is not None:
         check_writable(csv)
-    on_device, opened = torch_device(device), Hub.open(hub)
-    opened.info(task)  # before the images, which take longer
+    opened = Hub.open(hub)
+    opened.info(task)  # before torch and the images, which take longer
+    refuse_missing(data)
+
+    from torchsnow.train import torch_device
+    from torchsnow.workflows.evaluation import evaluate_task, examples_of
+
+    on_device = torch_device(device)
     columns = Columns(path_column, label_column, split_column)
     loaded = load_checked(data, quiet=json, columns=columns, follow_links=follow_links, for_training=False)
     chosen = split or ("all" if splits is None else "test")

@@ -69,7 +69,7 @@ def show(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
     from torchsnow.hub import Hub
 
     opened = Hub.open(hub)
-    info, entry, former = opened.info(task), opened.infos()[task], opened.former().get(task, ())
+    info, entry, former = opened.info(task), opened.entry(task), opened.former().get(task, ())
     if json:
         print_json(
             {

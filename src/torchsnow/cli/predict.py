@@ -101,10 +101,15 @@ def _from_hub(
     progress: Progress,
 ) -> Iterator[dict[str, Any]]:
     from torchsnow.hub import Hub
+
+    opened = Hub.open(hub)  # what is wrong with it needs no torch to be said
+    for name in tasks or ():
+        opened.entry(name)
+
     from torchsnow.train import torch_device
     from torchsnow.workflows.predictions import predict_images
 
-    on_device, opened = torch_device(device), Hub.open(hub)
+    on_device = torch_device(device)
     if opened.names():
         opened.source.to(on_device)
     for one in predict_images(opened, files, tasks, on_bad, top=top, progress=progress):

@@ -120,14 +120,9 @@ def train(
 
     Example: torchsnow train photos/ --task screws --hub my-hub --time 10m
     """
-    from torchsnow.data import Columns
-    from torchsnow.hub import source_for
-    from torchsnow.methods import kind_of, split_name
+    from torchsnow.data import Columns, refuse_missing
     from torchsnow.train import AUTO, RunFolder, TrainSettings
     from torchsnow.train.auto import MOST_EPOCHS
-    from torchsnow.workflows.place import Place
-    from torchsnow.workflows.recipe import Recipe
-    from torchsnow.workflows.training import refuse_taken, refuse_wrong_hub, train_task
 
     asked = {"epochs": epochs, "image_size": image_size, "batch_size": batch_size, "lr": lr}
     auto = [name for name in AUTO if asked[name] is None]
@@ -151,6 +146,15 @@ def train(
     known = {**asked, "precision": precision}
     given |= {name: value for name, value in known.items() if value is not None}  # the others depend on source and data
 
+    TrainSettings(**given)  # what can be refused is refused before torch is loaded, and before anything slow
+    refuse_missing(data)
+
+    from torchsnow.hub import source_for
+    from torchsnow.methods import kind_of, split_name
+    from torchsnow.workflows.place import Place
+    from torchsnow.workflows.recipe import Recipe
+    from torchsnow.workflows.training import refuse_taken, refuse_wrong_hub, train_task
+
     task = _name_of(data) if task is None else task
     run = RunFolder(out or _run_folder(task, resume, overwrite))
     with _telling_how_to_resume(run):
@@ -160,7 +164,7 @@ def train(
             hub = _HUB
         refuse_wrong_hub(method, preset, hub, replace=replace)
         given["lr"] = kind_of(method, preset).lr if lr is None else lr
-        settings = TrainSettings(**given)  # what can be refused is refused before anything slow
+        settings = TrainSettings(**given)
         settings.torch_device()
         time_s = None if time is None else _seconds(time)
         refuse_taken(task, hub, run, resume=resume or overwrite, replace=replace)

@@ -83,25 +83,16 @@ def train_many(
     """
     from torchsnow.data import Columns
     from torchsnow.errors import TrainingError
-    from torchsnow.hub import source_for
-    from torchsnow.methods import kind_of, split_name
     from torchsnow.train import AUTO, TrainSettings
     from torchsnow.train.auto import MOST_EPOCHS
-    from torchsnow.workflows.place import Place
-    from torchsnow.workflows.recipe import Recipe
-    from torchsnow.workflows.shared import refuse_method, refuse_tasks, train_tasks
 
     with _telling_how_to_resume():
-        if ":" in method:
-            method, preset = split_name(method)
-        refuse_method(method, preset)
         asked = {"epochs": epochs, "image_size": image_size, "batch_size": batch_size, "lr": lr}
         auto = [name for name in AUTO if asked[name] is None]
         most_epochs = MOST_EPOCHS if epochs is None else epochs
         given: dict[str, Any] = {
             "epochs": most_epochs,
             "warmup_epochs": min(1, most_epochs - 1),
-            "lr": kind_of(method, preset).lr,
             "label_smoothing": label_smoothing,
             "class_weights": class_weights,
             "crop_mode": crop_mode,
@@ -115,7 +106,18 @@ def train_many(
         }
         known = {**asked, "precision": precision}
         given |= {name: value for name, value in known.items() if value is not None}
-        settings = TrainSettings(**given)  # what can be refused is refused before anything slow
+        TrainSettings(**given)  # what can be refused is refused before torch is loaded, and before anything slow
+
+        from torchsnow.hub import source_for
+        from torchsnow.methods import kind_of, split_name
+        from torchsnow.workflows.place import Place
+        from torchsnow.workflows.recipe import Recipe
+        from torchsnow.workflows.shared import refuse_method, refuse_tasks, train_tasks
+
+        if ":" in method:
+            method, preset = split_name(method)
+        refuse_method(method, preset)
+        settings = TrainSettings(**{"lr": kind_of(method, preset).lr, **given})
         settings.torch_device()
         named = [word.partition("=")[0] for word in data if "=" in word and not Path(word).is_file()]
         refuse_tasks(named, hub, out, resume=resume, replace=replace)

@@ -114,6 +114,16 @@ def load_data(
     return loaded(listing, check_images(listing.entries, progress, listing.checked), max_bad_share)
 
 
+def refuse_missing(data: str) -> None:
+    """Raise DataError for data that is neither there nor known by name. Nothing is read: it is asked first of all."""
+    path = Path(os.path.expanduser(data))  # which leaves a user that there is not, where Path's own raises
+    is_named = data in ("elpv", "elpv:binary", *DATASETS) or data.startswith(("torchvision:", "hf:"))
+    if is_named or (data.strip() and path.is_dir()) or (path.is_file() and path.suffix.lower() in TABLE_SUFFIXES):
+        return
+    problem = "is a file, but not a .csv" if path.is_file() else "does not exist"
+    raise DataError(f"the data {data!r} {problem}: expected {EXPECTED}")
+
+
 def loaded(listing: Listing, checked: Checked, max_bad_share: float) -> LoadedData:
     """The data with the images that can be used. Raises DataError when too much of it cannot."""
     good = [entry for entry in listing.entries if entry.path in checked.digests]
@@ -138,6 +148,7 @@ def loaded(listing: Listing, checked: Checked, max_bad_share: float) -> LoadedDa
 
 
 def _list(data: str, columns: Columns, follow_links: bool, for_training: bool) -> Listing:
+    refuse_missing(data)
     prefix, _, name = data.partition(":")
     if prefix == "torchvision":
         return list_named(find_torchvision(name))
@@ -145,12 +156,9 @@ def _list(data: str, columns: Columns, follow_links: bool, for_training: bool) -
         return list_hf(name)
     if data in ("elpv", "elpv:binary"):
         return list_elpv(binary=data == "elpv:binary")
-    path = Path(os.path.expanduser(data))  # which leaves a user that there is not, where Path's own raises
+    path = Path(os.path.expanduser(data))
     if data.strip() and path.is_dir():
         return list_folder(path, follow_links=follow_links, for_training=for_training)
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
         return list_table(path, columns, follow_links=follow_links, for_training=for_training)
-    if data in DATASETS:
-        return list_named(DATASETS[data])
-    problem = "is a file, but not a .csv" if path.is_file() else "does not exist"
-    raise DataError(f"the data {data!r} {problem}: expected {EXPECTED}")
+    return list_named(DATASETS[data])

@@ -1,4 +1,4 @@
-"""How people name splits, classes and columns, and what lies among images without being any."""
+"""How splits, classes, columns and augmentations are named, and what lies among images without being any."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from decimal import Decimal
 from torchsnow.errors import DataError
 
 ALL = "all"
+AUGMENTATIONS = ("none", "flip", "light", "strong")
 # Each word with the split that it means; of two, the second where another word means the first.
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trn", "tr", "trainval"), ("train",)),

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision import datasets
 
 from torchsnow.data.listing import Entry, Listing
 from torchsnow.data.names import ALL, natural_sorted
@@ -88,6 +87,8 @@ def open_dataset(class_name: str, folder: Path, **arguments: Any) -> Any:
 
     Raises whatever torchvision, its download and its unpacking raise.
     """
+    from torchvision import datasets  # here: a second to load
+
     dataset_class = getattr(datasets, class_name)
     try:
         return dataset_class(folder, **arguments)
@@ -141,6 +142,8 @@ def fashion_pictures(folder: Path) -> Iterator[Picture]:
     """Fashion-MNIST from Debian's package if that is installed, else as torchvision has it in `folder`."""
     if not DEBIAN_FOLDER.is_dir():
         return torchvision_pictures("FashionMNIST", folder)
+    from torchvision.datasets import FashionMNIST
+
     arrays = {
         split: (
             _read_idx(DEBIAN_FOLDER / f"{name}-images-idx3-ubyte.gz"),
@@ -149,7 +152,7 @@ def fashion_pictures(folder: Path) -> Iterator[Picture]:
         for split, name in DEBIAN_NAMES.items()
     }
     return (
-        Picture(split, datasets.FashionMNIST.classes[label], png_bytes(Image.fromarray(image)))
+        Picture(split, FashionMNIST.classes[label], png_bytes(Image.fromarray(image)))
         for split, (images, labels) in arrays.items()
         for image, label in zip(images, labels, strict=True)
     )

@@ -18,10 +18,9 @@ from torchvision.transforms import InterpolationMode, v2
 
 from torchsnow.data.cuts import Cut
 from torchsnow.data.images import upright_rgb
+from torchsnow.data.names import AUGMENTATIONS
 from torchsnow.errors import DataError
 from torchsnow.source.config import CROP_MODES, MAX_IMAGE_SIZE, Framing, InputConfig
-
-AUGMENTATIONS = ("none", "flip", "light", "strong")
 
 
 def prepare(config: InputConfig, framing: Framing) -> Callable[[Image.Image], Image.Image]:

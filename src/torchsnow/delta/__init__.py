@@ -1,6 +1,6 @@
 """The delta: the small network of one task, derived from the source's graph."""
 
-from torchsnow.delta.delta import Delta
-from torchsnow.delta.spec import DeltaSpec
+import lazy_loader
 
-__all__ = ["Delta", "DeltaSpec"]
+# Loaded at first use, as __init__.pyi names it: what needs no torch need not wait for it.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchsnow.delta.layers import Slots, SubscribedLinear
+from torchsnow.delta.layers import SubscribedLinear
+from torchsnow.delta.spec import Slots
 from torchsnow.pooling import ChannelPooling, Subscription
 from torchsnow.source import Source
 from torchsnow.source.features import FeatureMaps, Request

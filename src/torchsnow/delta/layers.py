@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from timm.layers import Conv2dSame, pad_same
@@ -11,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchsnow.delta.resize import init_weight
+from torchsnow.delta.spec import Slots
 from torchsnow.pooling import Picked
-
-Slots = Literal["channel", "ascending", "rank"]
 
 
 class Columns(nn.Module):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
-from torchsnow.delta.layers import Slots
 from torchsnow.errors import DeltaError
 
+Slots = Literal["channel", "ascending", "rank"]
 _WHOLE = (
     "width_divisor", "pool_divisor", "grid_width", "grid_blocks", "grid_reduction", "entry_reduction", "head_divisor"
 )  # fmt: skip

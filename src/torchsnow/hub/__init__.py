@@ -1,20 +1,6 @@
 """The hub: a folder of tasks on one source; one pass, many tasks."""
 
-from torchsnow.hub.folder import SOURCE_FILE, Cleanup
-from torchsnow.hub.hub import Hub
-from torchsnow.hub.index import Entry
-from torchsnow.hub.source import is_hub, source_for
-from torchsnow.hub.together import not_finite, predict_together
-from torchsnow.hub.verify import Problem
+import lazy_loader
 
-__all__ = [
-    "SOURCE_FILE",
-    "Cleanup",
-    "Entry",
-    "Hub",
-    "Problem",
-    "is_hub",
-    "not_finite",
-    "predict_together",
-    "source_for",
-]
+# Loaded at first use, as __init__.pyi names it: what needs no torch need not wait for it.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

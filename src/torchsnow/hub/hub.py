@@ -14,20 +14,24 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
-from typing import Self
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Self
 
 from torchsnow.errors import HubError, SourceError, TaskFileError
 from torchsnow.hub.folder import SOURCE_FILE, TASKS_FOLDER, Cleanup, Folder
 from torchsnow.hub.index import Entry, Index, read_source_info, write_source_info
 from torchsnow.hub.residents import RESIDENT_BYTES, Residents, size_of
-from torchsnow.hub.together import not_finite, predict_together
 from torchsnow.hub.verify import Problem, check_current, check_former, read_current, unusable
 from torchsnow.io.files import clear_os_errors, write_atomically
-from torchsnow.source import Source, load_source
-from torchsnow.source.load import PACKAGES
-from torchsnow.task_file import SourceInfo, Task, TaskInfo, content_hash, decode_task, encode_task, read_task_info
+from torchsnow.source.packages import PACKAGES
+from torchsnow.task_file.info import TaskInfo
+from torchsnow.task_file.reading import content_hash, read_task_info
+from torchsnow.task_file.source_info import SourceInfo
+
+if TYPE_CHECKING:  # a hub's list needs no torch
+    from torch import Tensor
+
+    from torchsnow.source import Source
+    from torchsnow.task_file import Task
 
 
 class Hub:
@@ -124,6 +128,18 @@ class Hub:
         """What the index says of every task, by name; no task file is read."""
         return dict(sorted(self.folder.read_index().tasks.items()))
 
+    def entry(self, name: str, index: Index | None = None) -> Entry:
+        """What the index says of a task; no task file is read. Raises HubError for an unknown one."""
+        index = index or self.folder.read_index()
+        if name in index.tasks:
+            return index.tasks[name]
+        if name in index.former:
+            hint = "it was removed, and a rollback brings it back"
+        else:
+            near = difflib.get_close_matches(name, index.tasks, n=1) or sorted(index.tasks)[:5]
+            hint = f"did you mean {', '.join(near)}?" if near else "it has no tasks yet"
+        raise HubError(f"the hub {self.folder.path} has no task {name!r}; {hint}")
+
     def former(self) -> dict[str, tuple[Entry, ...]]:
         """The former versions that are kept, by name, the one that `rollback` makes current first.
 
@@ -134,13 +150,13 @@ class Hub:
     def info(self, name: str) -> TaskInfo:
         """What a task's file says about itself. Raises HubError for an unknown task or a damaged file."""
         try:
-            return read_task_info(self.folder.task_file(name, self._entry(name)))
+            return read_task_info(self.folder.task_file(name, self.entry(name)))
         except TaskFileError as error:
             raise unusable(self.folder, name, error) from error
 
     def task(self, name: str) -> Task:
         """A task, its delta in eval mode. Raises HubError for an unknown task or a damaged file."""
-        return self._task(name, self._entry(name))
+        return self._task(name, self.entry(name))
 
     def index(self) -> Index:
         """The hub's tasks at this moment, for whoever follows its changes. Raises HubError for a damaged index."""
@@ -162,7 +178,7 @@ class Hub:
         always is for an unknown task and for a source that cannot be loaded.
         """
         index = self.folder.read_index()
-        entries = {name: self._entry(name, index) for name in (sorted(index.tasks) if names is None else names)}
+        entries = {name: self.entry(name, index) for name in (sorted(index.tasks) if names is None else names)}
         tasks = {}
         if entries:
             _ = self.source  # an error of the source is none of a task
@@ -190,6 +206,8 @@ class Hub:
         without `on_bad`, HubError is raised, as it always is for an unknown task. Raises SourceError for images of
         another shape.
         """
+        from torchsnow.hub.together import not_finite, predict_together
+
         tasks = self.tasks(names, on_bad)
         logits = predict_together(self.source, tasks, images) if tasks else {}
         for name in not_finite(logits):
@@ -208,6 +226,8 @@ class Hub:
         another process that keeps the hub locked; TaskFileError for a task that could not be loaded again. The hub is
         as before then; only if the very last step fails, the flush of the folder, it has the task.
         """
+        from torchsnow.task_file import decode_task, encode_task
+
         difference = task.source_info.difference(self.source_info)
         if difference:
             raise HubError(f"task {task.name!r} does not belong to the hub {self.folder.path}: {difference}")
@@ -235,7 +255,7 @@ class Hub:
         """Remove a task; it stays as a former version. Raises HubError for an unknown task or a disk that refuses."""
         with self.folder.locked():
             index = self.folder.read_index()
-            self._entry(name, index)
+            self.entry(name, index)
             self.folder.write_index(index.without_task(name))
         self.residents.drop(name)
 
@@ -249,7 +269,7 @@ class Hub:
         with self.folder.locked():
             index = self.folder.read_index()
             if name not in index.former:
-                self._entry(name, index)
+                self.entry(name, index)
                 raise HubError(
                     f"task {name!r} of the hub {self.folder.path} has no former version: "
                     "it was never replaced, or `gc` deleted what it was"
@@ -299,7 +319,7 @@ class Hub:
         try:
             return self._resident(name, entry)
         except HubError:
-            now = self._entry(name)
+            now = self.entry(name)
             if now == entry:
                 raise
         return self._task(name, now)  # replaced since the index was read
@@ -315,17 +335,6 @@ class Hub:
                 self.residents.put(name, entry.sha256, task, size_of(task))
             return task
 
-    def _entry(self, name: str, index: Index | None = None) -> Entry:
-        index = index or self.folder.read_index()
-        if name in index.tasks:
-            return index.tasks[name]
-        if name in index.former:
-            hint = "it was removed, and a rollback brings it back"
-        else:
-            near = difflib.get_close_matches(name, index.tasks, n=1) or sorted(index.tasks)[:5]
-            hint = f"did you mean {', '.join(near)}?" if near else "it has no tasks yet"
-        raise HubError(f"the hub {self.folder.path} has no task {name!r}; {hint}")
-
     def _refuse_other(self, source: Source) -> None:
         difference = self.source_info.difference(SourceInfo.of(source))
         if difference:
@@ -333,6 +342,8 @@ class Hub:
 
 
 def _load(info: SourceInfo) -> Source:
+    from torchsnow.source import load_source
+
     try:
         name, weights = (info.weights, "pretrained") if info.weights in PACKAGES else (info.name, info.weights)
         return load_source(name, weights, info.precision, info.input_config.mean, info.input_config.std)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from torchsnow.task_file import Task
+if TYPE_CHECKING:
+    from torchsnow.task_file import Task
 
 T = TypeVar("T")
 

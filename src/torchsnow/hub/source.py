@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torchsnow.errors import HubError
 from torchsnow.hub.folder import SOURCE_FILE
 from torchsnow.hub.hub import Hub
 from torchsnow.io.files import clear_os_errors
-from torchsnow.source import BUNDLED, PACKAGES, Precision, Source, load_source
-from torchsnow.source.load import Channels, refuse_unknown
+from torchsnow.source.config import Channels, Precision
+from torchsnow.source.packages import BUNDLED, PACKAGES
+
+if TYPE_CHECKING:
+    from torchsnow.source import Source
 
 
 def source_for(
@@ -25,6 +29,8 @@ def source_for(
     What is given for an existing hub must fit it, and what is not given is the hub's. Raises HubError when the hub is
     on another source; where the names alone tell, before anything is downloaded.
     """
+    from torchsnow.source import load_source
+
     if hub_path is None or not is_hub(hub_path):
         return load_source(name or BUNDLED, weights or "pretrained", precision or "fp32", mean, std)
     hub = Hub.open(hub_path)
@@ -43,6 +49,8 @@ def source_for(
 
 
 def _refuse_other_architecture(hub: Hub, name: str) -> None:
+    from torchsnow.source.load import refuse_unknown
+
     if name not in PACKAGES:
         refuse_unknown(name)
     if name in PACKAGES or name.partition(".")[0] != hub.source_info.name.partition(".")[0]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torchsnow.errors import HubError, TaskFileError
 from torchsnow.hub.folder import Folder
 from torchsnow.hub.index import Entry
 from torchsnow.io.files import clear_os_errors
-from torchsnow.source import Source
-from torchsnow.task_file import Task, load_task
+
+if TYPE_CHECKING:
+    from torchsnow.source import Source
+    from torchsnow.task_file import Task
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class Problem:
 
 def read_current(folder: Folder, name: str, entry: Entry, source: Source) -> Task:
     """The current version of a task from its file. Raises HubError, naming the task, for a file that is damaged."""
+    from torchsnow.task_file import load_task  # here: what reads no numbers needs no torch
+
     try:
         task = load_task(folder.task_file(name, entry), source, entry.sha256)
         if task.name != name:

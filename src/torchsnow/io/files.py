@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import secrets
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -109,6 +110,8 @@ def file_stamp(path: Path) -> Stamp:
 
 def sync_folder(folder: Path) -> None:
     """Let the folder's list of names reach the disk. Raises OSError."""
+    if sys.platform == "win32":  # which opens no folders, and writes their lists on its own
+        return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

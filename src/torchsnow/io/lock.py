@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +16,9 @@ from filelock import FileLock, Timeout
 
 from torchsnow.errors import TorchsnowError
 from torchsnow.io.files import clear_os_errors, write_atomically
+
+if sys.platform != "win32":
+    import fcntl
 
 LOCK_FILE, OWNER_FILE = ".lock", ".owner.json"
 _POLL_S = 0.02
@@ -46,6 +49,9 @@ def locked(
 @contextmanager
 def _locked_folder(folder: Path, busy: Callable[[], TorchsnowError]) -> Iterator[None]:
     """Whoever has the lock file has this at once, unless that was deleted, and another one made."""
+    if sys.platform == "win32":  # there nobody can delete an open file
+        yield
+        return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     _folders.add(descriptor)
     try:
@@ -69,7 +75,8 @@ def _forget_folders() -> None:
 
 
 _folders: set[int] = set()
-os.register_at_fork(after_in_child=_forget_folders)
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_forget_folders)
 
 
 class FolderLock:

@@ -6,17 +6,17 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy.linalg import solve_triangular
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
 from torch import Tensor, from_numpy
 from torch.nn import functional as F
 
 from torchsnow.methods.lasso import group_lasso
+
+if TYPE_CHECKING:  # a second to load: the functions that fit load it
+    from sklearn.linear_model import LogisticRegression
 
 INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 MAX_IMAGES = 20_000  # more make the fit slow and hardly better
@@ -142,6 +142,8 @@ def _in_their_span(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """
     if len(values) >= values.shape[1]:
         return values, None
+    from scipy.linalg import solve_triangular
+
     # By the Gram matrix, which costs a quarter of a QR decomposition: with G = X X' = L L' the basis is X' inv(L)'.
     gram = values @ values.T
     gram[np.diag_indices_from(gram)] += _JITTER * gram.diagonal().mean()
@@ -152,6 +154,8 @@ def _in_their_span(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 def _folds(labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows to fit and rows held out; those of classes with fewer images than folds are always fitted."""
+    from sklearn.model_selection import StratifiedKFold
+
     common = np.flatnonzero(np.bincount(labels)[labels] >= _FOLDS)
     if len(common) == 0:
         return
@@ -167,6 +171,8 @@ def _folds(labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 @contextmanager
 def _without_advice() -> Iterator[None]:
     """scikit-learn warns of what is as it should be."""
+    from sklearn.exceptions import ConvergenceWarning
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # training goes on from here anyway
         warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")  # so few images it is
@@ -174,6 +180,8 @@ def _without_advice() -> Iterator[None]:
 
 
 def _regression(inverse_penalty: float) -> LogisticRegression:
+    from sklearn.linear_model import LogisticRegression
+
     return LogisticRegression(C=inverse_penalty, max_iter=_MAX_STEPS, tol=_TOLERANCE, warm_start=True)
 
 

@@ -1,21 +1,6 @@
 """The source: a frozen pretrained CNN that gives its taps in one pass."""
 
-from torchsnow.source.config import Framing, InputConfig
-from torchsnow.source.features import FeatureMaps, Request
-from torchsnow.source.load import BUNDLED, PACKAGES, load_source, make_source
-from torchsnow.source.source import Precision, Source
-from torchsnow.source.taps import Tap
+import lazy_loader
 
-__all__ = [
-    "BUNDLED",
-    "PACKAGES",
-    "FeatureMaps",
-    "Framing",
-    "InputConfig",
-    "Precision",
-    "Request",
-    "Source",
-    "Tap",
-    "load_source",
-    "make_source",
-]
+# Loaded at first use, as __init__.pyi names it: what needs no torch need not wait for it.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import floor
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 MAX_IMAGE_SIZE = 1024
 """Height and width in pixels, of images for training, in a task file and in an export. Beyond it one image takes a
 server's memory and seconds, and all tasks wait for it."""
 CROP_MODES = ("squash", "center")
+Channels = tuple[float, float, float]
+"""A number for red, green and blue."""
+Precision = Literal["fp32", "bf16"]
 
 
 class Framing(NamedTuple):

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from itertools import accumulate
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
 
 from torchsnow.errors import SourceError
-from torchsnow.source.config import InputConfig
+from torchsnow.source.config import InputConfig, Precision
 from torchsnow.source.features import FeatureMaps, Request
 from torchsnow.source.fused import FusedConvs, can_fuse, fuse
 from torchsnow.source.graph import VALUE, trace
@@ -23,7 +23,6 @@ from torchsnow.source.grid import ChannelsByTap, GridWanted, grid_size, join_ima
 from torchsnow.source.plan import FoldedPass, GridOutput, Output, PlanOutput
 from torchsnow.source.taps import Tap, find_taps
 
-Precision = Literal["fp32", "bf16"]
 Wanted = Tensor | GridWanted
 """Which channels of a tap a pass shall return; with a slice, of which images of the batch."""
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -1,30 +1,6 @@
 """Task files: one task is one .safetensors file."""
 
-from torchsnow.task_file.source_info import SourceInfo
-from torchsnow.task_file.storage import (
-    content_hash,
-    decode_task,
-    encode_task,
-    load_task,
-    read_task_info,
-    refuse_too_large,
-    save_task,
-    stored_bytes,
-)
-from torchsnow.task_file.task import Task, TaskInfo, check_task_name, make_task
+import lazy_loader
 
-__all__ = [
-    "SourceInfo",
-    "Task",
-    "TaskInfo",
-    "check_task_name",
-    "content_hash",
-    "decode_task",
-    "encode_task",
-    "load_task",
-    "make_task",
-    "read_task_info",
-    "refuse_too_large",
-    "save_task",
-    "stored_bytes",
-]
+# Loaded at first use, as __init__.pyi names it: what needs no torch need not wait for it.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

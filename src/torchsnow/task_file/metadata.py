@@ -10,10 +10,10 @@ from typing import Any
 from torchsnow.delta import DeltaSpec
 from torchsnow.errors import TaskFileError
 from torchsnow.source.config import Framing
+from torchsnow.task_file.info import TaskInfo, check_classes, check_framing, check_task_name, check_training
 from torchsnow.task_file.json_shape import Within, check_shape, check_version, parse_json
 from torchsnow.task_file.metrics import kept_metrics
 from torchsnow.task_file.source_info import SourceInfo
-from torchsnow.task_file.task import TaskInfo, check_classes, check_framing, check_task_name, check_training
 
 SCHEMA_VERSION = 4
 

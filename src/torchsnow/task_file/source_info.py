@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torchsnow.source import InputConfig, Precision, Source
+from torchsnow.source.config import InputConfig, Precision
 from torchsnow.task_file.json_shape import Within, check_shape
+
+if TYPE_CHECKING:  # a description needs no torch
+    from torchsnow.source import Source
 
 _TEXT = Within(str, 1, 1_000)
 _SHAPE = {

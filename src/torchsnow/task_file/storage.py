@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import safetensors.torch
 import torch
@@ -16,27 +12,26 @@ from torch import Tensor
 
 from torchsnow.delta import Delta, DeltaSpec
 from torchsnow.delta.rounding import from_bytes, to_bytes
-from torchsnow.errors import TaskFileError, TorchsnowError
-from torchsnow.io.files import clear_os_errors, write_atomically
+from torchsnow.errors import TaskFileError
+from torchsnow.io.files import write_atomically
 from torchsnow.pooling import Subscription
 from torchsnow.source import Source
-from torchsnow.task_file.json_shape import parse_json
-from torchsnow.task_file.metadata import decode_info, encode_info
+from torchsnow.task_file.info import TaskInfo, check_classes
+from torchsnow.task_file.metadata import encode_info
+from torchsnow.task_file.reading import (
+    MAX_HEADER_BYTES,
+    MAX_SIZE_BYTES,
+    METADATA_KEY,
+    content_hash,
+    decode_header,
+    naming,
+    opened,
+)
 from torchsnow.task_file.source_info import SourceInfo
-from torchsnow.task_file.task import Task, TaskInfo, check_classes, subscription_of
+from torchsnow.task_file.task import Task, subscription_of
 
-MAX_SIZE_BYTES = 256 * 2**20
-"""Larger files are refused before they are read, unless the caller allows more."""
-_MAX_HEADER_BYTES = 16 * 2**20
 _MAX_LOGIT = 1e9
-_METADATA_KEY = "torchsnow"
 _SCALE = ".scale"  # behind the name of a matrix in a byte per number: its scales
-_FOREIGN = {b"\x80": "a Python pickle", b"PK": "a zip archive of pickles, as torch.save writes"}
-
-
-def content_hash(content: bytes) -> str:
-    """SHA-256 of a task file's bytes, in hex."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def encode_task(task: Task) -> bytes:
@@ -48,7 +43,7 @@ def encode_task(task: Task) -> bytes:
     tensors: dict[str, Tensor] = {}
     for key, tensor in task.delta.state_dict().items():
         tensors |= _shortest(key, tensor.detach().cpu().contiguous())
-    content = bytes(safetensors.torch.save(tensors, {_METADATA_KEY: encode_info(task)}))
+    content = bytes(safetensors.torch.save(tensors, {METADATA_KEY: encode_info(task)}))
     _refuse_unreadable(content, task.delta)
     return content
 
@@ -58,7 +53,7 @@ def save_task(task: Task, path: Path | str) -> None:
 
     Raises TaskFileError for what could not be read again, a full disk, a folder that is missing or read-only.
     """
-    with _naming(Path(path)):
+    with naming(Path(path)):
         content = encode_task(task)
     write_atomically(path, content, TaskFileError)
 
@@ -73,19 +68,11 @@ def load_task(
     or with numbers that cannot be, or are too large to compute with.
     """
     path = Path(path)
-    with _opened(path, max_size_bytes) as file, _naming(path):
+    with opened(path, max_size_bytes) as file, naming(path):
         content = file.read()
         if sha256 is not None and content_hash(content) != sha256:
             raise TaskFileError(f"damaged: its SHA-256 is {content_hash(content)[:12]}..., expected {sha256[:12]}...")
         return decode_task(content, source)
-
-
-def read_task_info(path: Path | str, max_size_bytes: int = MAX_SIZE_BYTES) -> TaskInfo:
-    """What a task file says about itself, without reading its tensors. Raises TaskFileError as `load_task` does."""
-    path = Path(path)
-    with _opened(path, max_size_bytes) as file, _naming(path):
-        start = file.read(9)
-        return _decode_header(start + file.read(_header_bytes(start) - 1))
 
 
 def refuse_too_large(source: Source, spec: DeltaSpec, classes: Sequence[str]) -> None:
@@ -134,11 +121,11 @@ def _refuse_unreadable(content: bytes, delta: Delta) -> None:
     """By the reader's own rules, as far as they need no source: what is stored and lost must show before it is."""
     for what, size, most in (
         ("file", len(content), MAX_SIZE_BYTES),
-        ("header", int.from_bytes(content[:8], "little"), _MAX_HEADER_BYTES),
+        ("header", int.from_bytes(content[:8], "little"), MAX_HEADER_BYTES),
     ):
         if size > most:
             raise TaskFileError(f"its {what} would have {size} bytes, more than the {most} that are read again")
-    info = _decode_header(content)
+    info = decode_header(content)
     if info.spec != delta.spec:
         raise TaskFileError(f"its spec is {info.spec}, and its delta was made by {delta.spec}; they must be the same")
     _check_subscription(info, delta)
@@ -146,7 +133,7 @@ def _refuse_unreadable(content: bytes, delta: Delta) -> None:
 
 def decode_task(content: bytes, source: Source) -> Task:
     """The task of a file's content; see `load_task`, but for the size and without the file's name in errors."""
-    info = _decode_header(content)
+    info = decode_header(content)
     wanted = SourceInfo.of(source)
     difference = info.source_info.difference(wanted)
     if difference:
@@ -244,50 +231,3 @@ def _check_tensors(given: Mapping[str, Tensor], scales: Mapping[str, Tensor], wa
                 f"tensor {key + _SCALE!r} is {scale.dtype} of shape {tuple(scale.shape)}, expected torch.float32 of "
                 f"shape {(len(given[key]),)}"
             )
-
-
-def _decode_header(content: bytes) -> TaskInfo:
-    """From the file's first bytes: the header's length (8 bytes, little-endian), then the header, in JSON."""
-    end = 8 + _header_bytes(content[:9])
-    try:
-        header = parse_json(content[8:end])
-        text = header["__metadata__"][_METADATA_KEY]
-    except (ValueError, KeyError, TypeError) as error:
-        raise TaskFileError(
-            "its header does not speak of a task: it was not written by torchsnow, or it is damaged"
-        ) from error
-    if len(header["__metadata__"]) != 1 or not isinstance(text, str):
-        raise TaskFileError(f"its metadata must be one text named {_METADATA_KEY!r}, and nothing else")
-    return decode_info(text)
-
-
-def _header_bytes(start: bytes) -> int:
-    size_bytes = int.from_bytes(start[:8], "little")
-    if start[8:9] == b"{" and size_bytes <= _MAX_HEADER_BYTES:
-        return size_bytes
-    for magic, kind in _FOREIGN.items():
-        if start.startswith(magic):
-            raise TaskFileError(f"not a .safetensors file but {kind}; it is never unpickled")
-    raise TaskFileError("not a .safetensors file, or a damaged one: it does not begin with a header")
-
-
-@contextmanager
-def _opened(path: Path, max_size_bytes: int) -> Iterator[BinaryIO]:
-    with clear_os_errors("read task file", path, TaskFileError):
-        if path.exists() and not path.is_file():
-            raise TaskFileError(f"task file {path}: this is not a file; expected a .safetensors file")
-        with path.open("rb") as file:
-            size_bytes = os.fstat(file.fileno()).st_size
-            if size_bytes > max_size_bytes:
-                raise TaskFileError(
-                    f"task file {path}: it has {size_bytes} bytes, more than the {max_size_bytes} allowed"
-                )
-            yield file
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except TorchsnowError as error:
-        raise TaskFileError(f"task file {path}: {error}") from error

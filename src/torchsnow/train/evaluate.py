@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from torchsnow.errors import DivergedError, TrainingError
 
 MATRIX_CLASSES = 1_000
 """With more classes there is no confusion matrix: it has as many entries as there are pairs of classes."""
+CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def measure(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Metrics:
     num_classes = len(classes)
     predicted = logits.argmax(1)
     is_right = predicted == labels
-    # counted here, for torchmetrics counts all pairs of classes, of which 10,000 classes have 100 million
+    # by class and not by pair of classes: of those 10,000 classes have 100 million
     counts, taken, right = (found.bincount(minlength=num_classes) for found in (labels, predicted, labels[is_right]))
     precision, recall = (right.double() / whole.clamp_min(1) for whole in (taken, counts))
     f1 = 2 * right.double() / (taken + counts).clamp_min(1)
@@ -153,7 +153,7 @@ def measure(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Metrics:
         accuracy=float(is_right.double().mean()),
         top5=_top(5, logits, labels) if num_classes > 5 else None,
         balanced_accuracy=float(recall[counts > 0].mean()),
-        calibration_error=float(multiclass_calibration_error(logits.softmax(1), labels, num_classes, n_bins=15)),
+        calibration_error=_calibration_error(logits.softmax(1).amax(1).double(), is_right.double()),
         per_class=tuple(ClassMetrics(*row) for row in rows),
         mistakes=_mistakes(labels[~is_right], predicted[~is_right], classes),
         confusion=_confusion(labels, predicted, num_classes) if num_classes <= MATRIX_CLASSES else None,
@@ -163,6 +163,13 @@ def measure(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Metrics:
 def _top(count: int, logits: Tensor, labels: Tensor) -> float:
     """The share of images whose class is among the `count` likeliest ones."""
     return float((logits.topk(count).indices == labels[:, None]).any(1).double().mean())
+
+
+def _calibration_error(confidence: Tensor, is_right: Tensor) -> float:
+    """The expected one (Guo et al., ICML 2017): the mean distance of confidence and accuracy over equally wide bins."""
+    bins = (confidence * CALIBRATION_BINS).long().clamp_max(CALIBRATION_BINS - 1)
+    gaps = (confidence - is_right).new_zeros(CALIBRATION_BINS).index_add(0, bins, confidence - is_right)
+    return float(gaps.abs().sum()) / len(bins)
 
 
 def _mistakes(labels: Tensor, predicted: Tensor, classes: Sequence[str]) -> tuple[Mistake, ...]:

@@ -8,14 +8,14 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
-from torchsnow.data.transforms import AUGMENTATIONS
+from torchsnow.data.names import AUGMENTATIONS
 from torchsnow.errors import TrainingError
-from torchsnow.source.config import CROP_MODES, MAX_IMAGE_SIZE, Framing
-from torchsnow.source.source import Precision
+from torchsnow.source.config import CROP_MODES, MAX_IMAGE_SIZE, Framing, Precision
+
+if TYPE_CHECKING:
+    import torch
 
 _SHARED_MEMORY = Path("/dev/shm")  # where worker processes lay down batches on Linux
 _BATCHES_PER_WORKER = 3  # two that wait, and one that is made
@@ -45,6 +45,8 @@ def torch_device(name: str) -> torch.device:
     """
     if not _is_device(name):
         raise TrainingError(f"device is {name!r}; expected {_DEVICES}")
+    import torch  # here: settings are refused before it is loaded
+
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name.startswith("cuda") and int(name.partition(":")[2] or 0) >= count:
         seen = f"{count} CUDA devices, from cuda:0" if count else "no CUDA device"

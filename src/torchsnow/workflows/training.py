@@ -8,27 +8,28 @@ from dataclasses import dataclass
 from dataclasses import replace as replaced
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare
 from torchsnow.data.sampling import reduced
 from torchsnow.errors import DivergedError, HubError, TrainingError
-from torchsnow.export.quantize import Measured
 from torchsnow.hub import Hub, is_hub
 from torchsnow.io.files import refuse_unwritable
 from torchsnow.methods import kind_of
 from torchsnow.methods.advice import below_probe
 from torchsnow.methods.head import probe_metrics
 from torchsnow.model import SnowModel
-from torchsnow.plots import draw_run, without_harm
 from torchsnow.source import Framing, InputConfig, Source
 from torchsnow.task_file import check_task_name, refuse_too_large, stored_bytes
 from torchsnow.train import FitResult, Method, Metrics, RunFolder, Stopped, TaskRun, TrainSettings, evaluate, fit_tasks
 from torchsnow.train.batches import plain_images, run_images
 from torchsnow.workflows.place import Place, Training
 from torchsnow.workflows.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torchsnow.export.quantize import Measured
 
 CALIBRATION_IMAGES, MEASURED_IMAGES = 200, 1000  # of an export to int8, at most
 
@@ -235,6 +236,8 @@ def complete(
     metrics = {"val": result.metrics.to_dict(), "test": None if test is None else test.to_dict()}
     run.write_metrics({**metrics, "probe": {"val_accuracy": probe_accuracy}})
     size_bytes = stored_bytes(learner.shipped_state()) if hub is None else hub.put(training, result, test).size_bytes
+    from torchsnow.plots import draw_run, without_harm  # here: drawing is loaded when there is something to draw
+
     with without_harm(run.log, "the run"):
         draw_run(run, result.metrics)
     path = None if hub is None else hub.path
@@ -263,6 +266,8 @@ def int8_images(data: LoadedData, config: InputConfig, framing: Framing) -> Meas
 
     The splits are the data's own, or those that a training with seed 0 draws. Raises what `make_splits` raises.
     """
+    from torchsnow.export.quantize import Measured
+
     limits = {"train_images": CALIBRATION_IMAGES, "val_images": MEASURED_IMAGES, "test_images": MEASURED_IMAGES}
     splits = reduced(make_splits(data), **limits)
     calibration, held_out = (

@@ -1,0 +1,2 @@
+from .delta import Delta as Delta
+from .spec import DeltaSpec as DeltaSpec

@@ -1,0 +1,11 @@
+from .config import Framing as Framing
+from .config import InputConfig as InputConfig
+from .config import Precision as Precision
+from .features import FeatureMaps as FeatureMaps
+from .features import Request as Request
+from .load import load_source as load_source
+from .load import make_source as make_source
+from .packages import BUNDLED as BUNDLED
+from .packages import PACKAGES as PACKAGES
+from .source import Source as Source
+from .taps import Tap as Tap

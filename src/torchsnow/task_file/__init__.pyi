@@ -1,0 +1,13 @@
+from .info import TaskInfo as TaskInfo
+from .info import check_task_name as check_task_name
+from .reading import content_hash as content_hash
+from .reading import read_task_info as read_task_info
+from .source_info import SourceInfo as SourceInfo
+from .storage import decode_task as decode_task
+from .storage import encode_task as encode_task
+from .storage import load_task as load_task
+from .storage import refuse_too_large as refuse_too_large
+from .storage import save_task as save_task
+from .storage import stored_bytes as stored_bytes
+from .task import Task as Task
+from .task import make_task as make_task

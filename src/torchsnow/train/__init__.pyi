@@ -1,0 +1,14 @@
+from .auto import AUTO as AUTO
+from .contract import Method as Method
+from .evaluate import ClassMetrics as ClassMetrics
+from .evaluate import Metrics as Metrics
+from .evaluate import Mistake as Mistake
+from .evaluate import evaluate as evaluate
+from .fit import Stopped as Stopped
+from .fit import fit as fit
+from .fit import fit_tasks as fit_tasks
+from .loop import FitResult as FitResult
+from .loop import TaskRun as TaskRun
+from .run_folder import RunFolder as RunFolder
+from .settings import TrainSettings as TrainSettings
+from .settings import torch_device as torch_device
