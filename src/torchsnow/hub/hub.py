@@ -106,7 +106,7 @@ class Hub:
         """
         with self._loading:
             if self._source is None:
-                source = _load(self.source_info)
+                source = load_described(self.source_info)
                 self._refuse_other(source)
                 self._source = source
             return self._source
@@ -332,7 +332,8 @@ class Hub:
             raise HubError(f"the hub {self.folder.path} is on another source: {difference}")
 
 
-def _load(info: SourceInfo) -> Source:
+def load_described(info: SourceInfo) -> Source:
+    """The source that a hub or a repository describes. Raises HubError when it cannot be loaded by its name."""
     try:
         name, weights = (info.weights, "pretrained") if info.weights in PACKAGES else (info.name, info.weights)
         return load_source(name, weights, info.precision, info.input_config.mean, info.input_config.std)
