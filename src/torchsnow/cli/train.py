@@ -104,6 +104,9 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="Run folder; by default runs/TASK, or the next free runs/TASK-2...")
     ] = None,
+    log: Annotated[
+        list[str] | None, typer.Option(help="Also log to tensorboard:FOLDER, mlflow:URI or wandb:PROJECT; repeatable.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the (last) run folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete a former run in the run folder.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a task of this name in the hub.")] = False,
@@ -125,6 +128,7 @@ def train(
     from torchsnow.methods import kind_of, split_name
     from torchsnow.train import AUTO, RunFolder, TrainSettings
     from torchsnow.train.auto import MOST_EPOCHS
+    from torchsnow.workflows.loggers import TrainingLog
     from torchsnow.workflows.training import refuse_taken, refuse_wrong_hub, train_task
 
     asked = {"epochs": epochs, "image_size": image_size, "batch_size": batch_size, "lr": lr}
@@ -151,7 +155,7 @@ def train(
 
     task = _name_of(data) if task is None else task
     run = RunFolder(out or _run_folder(task, resume, overwrite))
-    with _telling_how_to_resume(run):
+    with _telling_how_to_resume(run), TrainingLog(log or (), task, run) as logged:
         if ":" in method:
             method, preset = split_name(method)
         if hub is None and kind_of(method, preset).is_delta:
@@ -184,7 +188,9 @@ def train(
             auto=auto,
             time_s=time_s,
             say=(lambda line: None) if json else note,
+            on_epoch=logged.on_epoch,
         )
+        logged.finish(result)
     summary = result.summary()
     if json:
         print_json({**summary, "skipped_images": len(loaded.skipped)})

@@ -28,6 +28,7 @@ from torchsnow.task_file import check_task_name, make_task, refuse_too_large, st
 from torchsnow.train import FitResult, Method, Metrics, RunFolder, Stopped, TaskRun, TrainSettings, evaluate, fit_tasks
 from torchsnow.train.auto import auto_sizes
 from torchsnow.train.batches import plain_images, run_images
+from torchsnow.train.history import Epoch
 from torchsnow.train.range_test import auto_lr
 
 LEAST_PATIENCE = 10  # epochs from stored features
@@ -142,11 +143,13 @@ def train_task(
     auto: Collection[str] = (),
     time_s: float | None = None,
     say: Callable[[str], None] = lambda line: None,
+    on_epoch: Callable[[Sequence[Epoch]], None] | None = None,
 ) -> TrainedTask:
     """Train one task and, if the method makes a delta, add it to a hub, which is made if there is none.
 
     A method that starts as a linear probe adds that at once, as a first stage of the task, and an interruption adds the
-    best model until then; `say` is told so. `time_s` is the time after which no epoch shall go on.
+    best model until then; `say` is told so. `time_s` is the time after which no epoch shall go on. `on_epoch` is given
+    all epochs so far after each of them.
 
     The split is drawn by the settings' seed and kept in the run folder. Settings that `auto` names (of
     `torchsnow.train.AUTO`) are chosen anew, the learning rate around the given one; `say` is told what was chosen and
@@ -192,6 +195,7 @@ def train_task(
             pool,
             chosen,
             on_start=lambda result: stage(result, "usable now"),
+            on_epoch=on_epoch,
             deadline_s=None if time_s is None else start_s + time_s,
         )
         try:
