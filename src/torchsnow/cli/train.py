@@ -56,7 +56,7 @@ def train(
         str, typer.Option(help="'default'; 'small', 'large', 'paper' (snow); 'probe' (head).")
     ] = "default",
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training images; by default by their number, 20 to 60.")
+        int | None, typer.Option(help="Passes over the training images; by default by their number, 20 to 40.")
     ] = None,
     image_size: Annotated[
         int | None,

@@ -35,7 +35,7 @@ def train_many(
     method: Annotated[str, typer.Option(help="snow, scratch, random or side.")] = "snow",
     preset: Annotated[str, typer.Option(help="'default', 'small', 'large' or 'paper' (snow).")] = "default",
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training images; by default by their number, 20 to 60.")
+        int | None, typer.Option(help="Passes over the training images; by default by their number, 20 to 40.")
     ] = None,
     image_size: Annotated[
         int | None, typer.Option(help="Pixels, to 1024; by default the images' own size, 64 to the source's own.")

@@ -62,8 +62,8 @@ def auto_batch_size(num_images: int) -> tuple[int, str]:
 
 
 def auto_epochs(num_images: int, batch_size: int, stored: bool = False) -> tuple[int, str]:
-    """As many as 2,000 steps take, from 5 to 40; from stored features, which make epochs cheap, 4,000, 20 to 60."""
-    target, least, most = (2 * TARGET_STEPS, 20, 60) if stored else (TARGET_STEPS, LEAST_EPOCHS, MOST_EPOCHS)
+    """As many as 2,000 steps take, from 5 to 40; from stored features, which make epochs cheap, 4,000, 20 to 40."""
+    target, least, most = (2 * TARGET_STEPS, 20, MOST_EPOCHS) if stored else (TARGET_STEPS, LEAST_EPOCHS, MOST_EPOCHS)
     steps = math.ceil(num_images / batch_size)
     epochs = min(max(round(target / steps), least), most)
     return epochs, f"{epochs * steps} steps; about {target} are wanted, in {least} to {most} epochs"
