@@ -3,6 +3,7 @@
 from torchsnow.hub.folder import SOURCE_FILE, Cleanup
 from torchsnow.hub.hub import Hub
 from torchsnow.hub.index import Entry
+from torchsnow.hub.remote import refuse_writing
 from torchsnow.hub.source import is_hub, source_for
 from torchsnow.hub.together import not_finite, predict_together
 from torchsnow.hub.verify import Problem
@@ -16,5 +17,6 @@ __all__ = [
     "is_hub",
     "not_finite",
     "predict_together",
+    "refuse_writing",
     "source_for",
 ]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from torchsnow.errors import HubError, TaskFileError
-from torchsnow.hub import Entry, Hub, is_hub
+from torchsnow.hub import Entry, Hub, is_hub, refuse_writing
 from torchsnow.hub.folder import INDEX_FILE, SOURCE_FILE, TASKS_FOLDER
 from torchsnow.hub.hub import load_described
 from torchsnow.hub.index import Index, IndexFile, read_source_info, write_source_info
@@ -166,6 +166,7 @@ def pull(
     HubError for a repository that is no hub, another source than the hub's, a file that is damaged or too large, a
     name that is taken (unless `replace`), and when the Hub cannot be reached.
     """
+    refuse_writing(hub_path)
     hub = Hub.open(hub_path, source) if is_hub(hub_path) else None
     if hub is None:
         Hub.refuse_occupied(hub_path)

@@ -16,7 +16,7 @@ from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform
 from torchsnow.data.sampling import reduced
 from torchsnow.errors import DivergedError, HubError, TrainingError
 from torchsnow.export.quantize import Measured
-from torchsnow.hub import Entry, Hub, is_hub
+from torchsnow.hub import Entry, Hub, is_hub, refuse_writing
 from torchsnow.io.files import refuse_unwritable
 from torchsnow.methods import kind_of, make_method
 from torchsnow.methods.advice import below_probe
@@ -100,6 +100,7 @@ def refuse_taken(
         run.refuse_taken()
     if hub_path is None:
         return
+    refuse_writing(hub_path)
     if run.path.resolve().is_relative_to(hub_path.resolve()):
         raise HubError(f"the run folder {run.path} lies inside the hub {hub_path}; choose another run folder")
     if not is_hub(hub_path):
