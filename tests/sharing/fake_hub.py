@@ -78,6 +78,18 @@ class _Handler(BaseHTTPRequestHandler):
         new = self.hub.commit(name, files)
         return self.answer(200, {"commitUrl": f"{self.hub.url}/{name}/commit/{new}", "commitOid": new})
 
+    def list_folder(self, folder: str, files: dict[str, bytes]) -> None:
+        """What is in a folder, not below it."""
+        below = {path.removeprefix(f"{folder}/") for path in files if not folder or path.startswith(f"{folder}/")}
+        folders = {path.partition("/")[0] for path in below if "/" in path}
+        start = f"{folder}/" if folder else ""
+        found: list[Any] = [{"type": "directory", "path": start + name, "oid": "0" * 40} for name in folders]
+        for name in below - {path for path in below if "/" in path}:
+            found.append({"type": "file", "path": start + name, "size": len(files[start + name]), "oid": "0" * 40})
+        if not below:
+            return self.answer(404, {"error": "no such folder"}, {"X-Error-Code": "EntryNotFound"})
+        return self.answer(200, found)
+
     def do_GET(self) -> None:
         parts = unquote(urlsplit(self.path).path).strip("/").split("/")
         is_api = parts[0] == "api"
@@ -85,6 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
         if name not in self.hub.repositories:
             return self.answer(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
         sha, files = self.hub.at(name, parts[5] if is_api and len(parts) > 5 else parts[3] if not is_api else "main")
+        if is_api and parts[4:5] == ["tree"]:
+            return self.list_folder("/".join(parts[6:]), files)
         if is_api:
             siblings = [{"rfilename": path, "size": len(content)} for path, content in files.items()]
             return self.answer(200, {"_id": "1", "id": name, "sha": sha, "siblings": siblings, "private": False})

@@ -63,6 +63,18 @@ def test_a_hub_goes_out_and_comes_in_bit_by_bit(hub: Hub, remote: FakeHub, tmp_p
     assert pull(NAME, tmp_path / "other").unchanged == ("a", "b")
 
 
+def test_what_was_pushed_is_a_hub_to_read_from(
+    hub: Hub, remote: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHSNOW_HUBS", str(tmp_path / "copies"))
+    push(hub, NAME)
+    pushed = Hub.open(f"hf://{NAME}", hub.source)
+    assert {name: entry.sha256 for name, entry in pushed.infos().items()} == {
+        name: entry.sha256 for name, entry in hub.infos().items()
+    }
+    assert pushed.verify() == []
+
+
 def test_one_task_and_what_would_be_lost(hub: Hub, remote: FakeHub, tmp_path: Path) -> None:
     push(hub, NAME, ["a"])
     push(hub, NAME)  # adds "b"
