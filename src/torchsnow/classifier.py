@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import sys
 import tempfile
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, Self
@@ -31,6 +33,8 @@ from torchsnow.methods import kind_of
 from torchsnow.source import Source
 from torchsnow.train import AUTO, RunFolder, TrainSettings
 from torchsnow.train.auto import MOST_EPOCHS
+from torchsnow.workflows.place import Place
+from torchsnow.workflows.recipe import Recipe
 from torchsnow.workflows.training import train_task
 
 _BATCH_SIZE = 32
@@ -88,19 +92,9 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
             classes = np.array(data.classes)
         else:
             data, classes = _labelled(X, y, root / "images")
-        self.result_ = train_task(
-            data,
-            self.task,
-            hub,
-            run,
-            settings,
-            source,
-            method=_METHOD,
-            preset=self.preset,
-            replace=True,
-            quiet=not self.verbose,
-            auto=auto,
-        )
+        recipe, place = Recipe(settings, _METHOD, self.preset, auto), Place(hub, source, replace=True)
+        say = partial(print, file=sys.stderr) if self.verbose else None
+        self.result_ = train_task(data, self.task, run, recipe, source, place, say=say)
         self.classes_, self.hub_, self.run_ = classes, Hub.open(hub, source), run.path
         return self
 

@@ -14,6 +14,8 @@ from torchsnow.hub import Hub
 from torchsnow.source import Source, load_source
 from torchsnow.train import RunFolder, TrainSettings
 from torchsnow.workflows.evaluation import evaluate_task, examples_of
+from torchsnow.workflows.place import Place
+from torchsnow.workflows.recipe import Recipe
 from torchsnow.workflows.training import train_task
 
 
@@ -32,7 +34,7 @@ def test_a_task_alone_is_as_good_as_in_its_training(
 ) -> None:
     monkeypatch.setattr("torchsnow.workflows.training.draw_run", lambda run, metrics: [])
     settings, run = TrainSettings(epochs=1, batch_size=8, image_size=32, device="cpu"), RunFolder(tmp_path / "run")
-    result = train_task(data, "colours", tmp_path / "hub", run, settings, source, quiet=True)
+    result = train_task(data, "colours", run, Recipe(settings), source, Place(tmp_path / "hub", source))
     hub = Hub.open(tmp_path / "hub", source)
     test = examples_of(data, "test", tmp_path / "run" / "splits.json")
     assert evaluate_task(hub, "colours", data, test).metrics.confusion == result.test.confusion

@@ -16,6 +16,8 @@ from torchsnow.hub import Hub
 from torchsnow.source import Source, load_source
 from torchsnow.train import RunFolder, TrainSettings
 from torchsnow.workflows.loggers import LOGGERS, TrainingLog, open_logger
+from torchsnow.workflows.place import Place
+from torchsnow.workflows.recipe import Recipe
 from torchsnow.workflows.training import TrainedTask, train_task
 
 CURVES = {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "images_per_s", "seconds"}
@@ -67,12 +69,9 @@ class Notebook:
 
 def train_logged(texts: list[str], tmp_path: Path, data: LoadedData, source: Source, epochs: int = 2) -> TrainedTask:
     settings = TrainSettings(epochs=epochs, batch_size=8, image_size=32, device="cpu")
-    run = RunFolder(tmp_path / "run")
+    run, place = RunFolder(tmp_path / "run"), Place(tmp_path / "hub", source)
     with TrainingLog(texts, "colours", run) as log:
-        result = train_task(
-            data, "colours", tmp_path / "hub", run, settings, source, quiet=True, on_epoch=log.on_epoch,
-            resume=run.last.exists(),
-        )  # fmt: skip
+        result = train_task(data, "colours", run, Recipe(settings), source, place, resume=run.last.exists())
         log.finish(result)
     return result
 

@@ -15,6 +15,8 @@ from torchsnow.errors import HubError, SourceError, TaskFileError, TrainingError
 from torchsnow.hub import Hub
 from torchsnow.source import Source, load_source
 from torchsnow.train import RunFolder, TrainSettings
+from torchsnow.workflows.place import Place
+from torchsnow.workflows.recipe import Recipe
 from torchsnow.workflows.training import (
     TrainedTask,
     refuse_taken,
@@ -40,9 +42,12 @@ def hub(tmp_path: Path, source: Source) -> Hub:
     return hub
 
 
-def trained(data: LoadedData, hub: Path, run: Path, source: Source, **options: bool) -> TrainedTask:
-    settings = TrainSettings(epochs=1, batch_size=8, image_size=32, device="cpu")
-    return train_task(data, "colours", hub, RunFolder(run), settings, source, quiet=True, **options)
+def trained(
+    data: LoadedData, hub: Path, run: Path, source: Source, *, resume: bool = False, replace: bool = False
+) -> TrainedTask:
+    recipe = Recipe(TrainSettings(epochs=1, batch_size=8, image_size=32, device="cpu"))
+    place = Place(hub, source, replace=replace)
+    return train_task(data, "colours", RunFolder(run), recipe, source, place, resume=resume)
 
 
 @pytest.fixture(autouse=True)
@@ -83,20 +88,13 @@ def test_taken_places_are_refused(hub: Hub, tmp_path: Path) -> None:
 def test_a_transformer_is_trained_at_its_own_size_and_no_other(data: LoadedData, tmp_path: Path) -> None:
     source = load_source("test_vit", "random")
     settings = TrainSettings(epochs=1, batch_size=8, device="cpu")
-    result = train_task(
-        data,
-        "colours",
-        tmp_path / "hub",
-        RunFolder(tmp_path / "run"),
-        settings,
-        source,
-        quiet=True,
-        auto=["image_size"],
-    )
+    place = Place(tmp_path / "hub", source)
+    run = RunFolder(tmp_path / "run")
+    result = train_task(data, "colours", run, Recipe(settings, auto=["image_size"]), source, place)
     assert Hub.open(tmp_path / "hub", source).info("colours").image_size == 160
     assert result.fit.metrics.num_images == 6
     with pytest.raises(SourceError, match="test_vit takes images of 160 x 160 pixels alone, not 224 x 224"):
-        train_task(data, "again", tmp_path / "hub", RunFolder(tmp_path / "again"), settings, source, quiet=True)
+        train_task(data, "again", RunFolder(tmp_path / "again"), Recipe(settings), source, place)
     assert not (tmp_path / "again").exists()
 
 

@@ -37,7 +37,9 @@ def demo(
     from torchsnow.hub import Hub, source_for
     from torchsnow.source import BUNDLED
     from torchsnow.train import RunFolder, TrainSettings
+    from torchsnow.workflows.place import Place
     from torchsnow.workflows.predictions import predict_images
+    from torchsnow.workflows.recipe import Recipe
     from torchsnow.workflows.training import refuse_taken, train_task
 
     start = time.monotonic()
@@ -52,7 +54,8 @@ def demo(
     with run.owned():
         if run.args.exists():  # a former demo
             run.clear()
-        result = train_task(data, _TASK, hub_path, run, settings, source, replace=True, quiet=json)
+        place = Place(hub_path, source, replace=True)
+        result = train_task(data, _TASK, run, Recipe(settings), source, place, say=None if json else note)
     shown = _some_of_each(Splits.load(run.splits, data).test, len(data.classes))
     files = [example.path for example in shown]
     predictions = list(predict_images(Hub.open(hub_path, source), files, [_TASK], lambda path, why: None))

@@ -129,6 +129,8 @@ def train(
     from torchsnow.train import AUTO, RunFolder, TrainSettings
     from torchsnow.train.auto import MOST_EPOCHS
     from torchsnow.workflows.loggers import TrainingLog
+    from torchsnow.workflows.place import Place
+    from torchsnow.workflows.recipe import Recipe
     from torchsnow.workflows.training import refuse_taken, refuse_wrong_hub, train_task
 
     asked = {"epochs": epochs, "image_size": image_size, "batch_size": batch_size, "lr": lr}
@@ -173,23 +175,9 @@ def train(
         if overwrite and not resume and run.args.exists():
             with run.owned():
                 run.clear()
-        result = train_task(
-            loaded,
-            task,
-            hub,
-            run,
-            settings,
-            chosen,
-            method=method,
-            preset=preset,
-            resume=resume,
-            replace=replace,
-            quiet=json,
-            auto=auto,
-            time_s=time_s,
-            say=(lambda line: None) if json else note,
-            on_epoch=logged.on_epoch,
-        )
+        recipe = Recipe(settings, method, preset, auto, time_s)
+        place = None if hub is None else Place(hub, chosen, replace=replace)
+        result = train_task(loaded, task, run, recipe, chosen, place, resume=resume, say=None if json else note)
         logged.finish(result)
     summary = result.summary()
     if json:

@@ -87,6 +87,8 @@ def train_many(
     from torchsnow.methods import kind_of, split_name
     from torchsnow.train import AUTO, TrainSettings
     from torchsnow.train.auto import MOST_EPOCHS
+    from torchsnow.workflows.place import Place
+    from torchsnow.workflows.recipe import Recipe
     from torchsnow.workflows.shared import refuse_method, refuse_tasks, train_tasks
 
     with _telling_how_to_resume():
@@ -118,20 +120,10 @@ def train_many(
         named = [word.partition("=")[0] for word in data if "=" in word and not Path(word).is_file()]
         refuse_tasks(named, hub, out, resume=resume, replace=replace)
         chosen = source_for(hub, source, weights, precision)  # type: ignore[arg-type] # the settings have checked it
-        done, failed = train_tasks(
-            _load(data, Columns(path_column, "", split_column, group_column), follow_links, quiet=json),
-            hub,
-            out,
-            replaced(settings, precision=chosen.precision),
-            chosen,
-            method=method,
-            preset=preset,
-            resume=resume,
-            replace=replace,
-            quiet=json,
-            auto=auto,
-            say=(lambda line: None) if json else note,
-        )
+        recipe = Recipe(replaced(settings, precision=chosen.precision), method, preset, auto)
+        groups = _load(data, Columns(path_column, "", split_column, group_column), follow_links, quiet=json)
+        place = Place(hub, chosen, replace=replace)
+        done, failed = train_tasks(groups, out, recipe, chosen, place, resume=resume, say=None if json else note)
     summaries = [task.summary() for task in done.values()]
     if json:
         print_json(summaries)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,8 +50,7 @@ class FitResult:
 class TaskRun:
     """One task to be trained; see `torchsnow.train.fit`. Lines of a task with a name begin with it.
 
-    `on_start` is given the model as it starts, once it is validated, and `on_epoch` all epochs so far, the start
-    included, whenever one is saved. From `deadline_s` on, by the monotonic clock, no
+    `on_start` is given the model as it starts, once it is validated. From `deadline_s` on, by the monotonic clock, no
     epoch shall go on.
     """
 
@@ -63,7 +62,6 @@ class TaskRun:
     chosen: Mapping[str, str] = field(default_factory=dict)
     name: str = ""
     on_start: Callable[[FitResult], None] | None = None
-    on_epoch: Callable[[Sequence[Epoch]], None] | None = None
     deadline_s: float | None = None
 
 
@@ -82,7 +80,7 @@ class Loop:
         self.stepper = Stepper(method, self.images.train, settings)
         self.steps = num_batches(len(self.images.train), settings.batch_size)
         self.chosen = dict(task.chosen)
-        self.on_start, self.on_epoch, self.deadline_s = task.on_start, task.on_epoch, task.deadline_s
+        self.on_start, self.deadline_s = task.on_start, task.deadline_s
         self.epochs = settings.epochs
         self.history: list[Epoch] = []
         self.selection: list[dict[str, Any]] = []
@@ -207,8 +205,6 @@ class Loop:
         self.history.append(row)
         self._save()
         self._say(bar, _line(row))
-        if self.on_epoch is not None:
-            self.on_epoch(tuple(self.history))
 
     def _train(self, epoch: int, bar: TrainingBar) -> tuple[float, float]:
         """One pass over the training images; mean loss and accuracy."""

@@ -151,9 +151,11 @@ class TrainingLog:
             raise
 
     def __enter__(self) -> Self:
+        self._run.on_epoch = self.on_epoch
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._run.on_epoch = None
         self._close()
 
     def on_epoch(self, history: Sequence[Epoch]) -> None:

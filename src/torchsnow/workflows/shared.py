@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from dataclasses import replace as replaced
@@ -13,25 +13,14 @@ from pathlib import Path
 from torchsnow.data import LoadedData, Splits, TaskTable, make_splits, split_table
 from torchsnow.errors import DivergedError, TrainingError
 from torchsnow.io.lock import FolderLock
-from torchsnow.methods import kind_of, make_method
-from torchsnow.model import SnowModel
+from torchsnow.methods import kind_of
 from torchsnow.source import Source
-from torchsnow.task_file import refuse_too_large
-from torchsnow.train import RunFolder, TrainSettings
-from torchsnow.train.auto import auto_sizes
+from torchsnow.train import RunFolder
 from torchsnow.train.batches import plain_images
 from torchsnow.train.fit import fit_tasks
-from torchsnow.train.loop import TaskRun
-from torchsnow.workflows.training import (
-    Place,
-    TrainedTask,
-    Training,
-    as_started,
-    at_own_size,
-    choose_settings,
-    complete,
-    refuse_taken,
-)
+from torchsnow.workflows.place import Place, Training
+from torchsnow.workflows.recipe import Recipe
+from torchsnow.workflows.training import TrainedTask, complete, prepared, refuse_taken
 
 
 @dataclass(frozen=True)
@@ -78,53 +67,56 @@ def run_folder(runs: Path, name: str) -> RunFolder:
 
 def train_tasks(
     groups: Sequence[TaskGroup],
-    hub_path: Path,
     runs: Path,
-    settings: TrainSettings,
+    recipe: Recipe,
     source: Source,
+    hub: Place,
     *,
-    method: str = "snow",
-    preset: str = "default",
     resume: bool = False,
-    replace: bool = False,
-    quiet: bool = False,
-    auto: Collection[str] = (),
-    say: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] | None = None,
 ) -> tuple[dict[str, TrainedTask], dict[str, DivergedError]]:
     """Train all tasks, those of a group with one source pass per image, and add them to a hub, which is made if there
     is none.
 
-    Returns the tasks that were trained, and why others were given up. What `auto` names is chosen as for a task
+    Returns the tasks that were trained, and why others were given up. What is to be chosen is chosen as for a task
     alone, but for the image size, which is one for all. Everything that can be refused is refused before training
     starts. Raises what `torchsnow.workflows.training.train_task` raises.
     """
     start_s = time.monotonic()
-    refuse_method(method, preset)
+    refuse_method(recipe.method, recipe.preset)
     names = [name for group in groups for name in group.tasks]
-    refuse_tasks(names, hub_path, runs, resume=resume, replace=replace)
-    settings, auto = at_own_size(settings, auto, source)
-    hub = Place(hub_path, source, replace=replace)
-    splits = [group.splits(settings.seed) for group in groups]
-    for name, own in ((name, own) for group in splits for name, own in group.items()):
-        for sentence in own.warnings():
-            say(f"warning: {name}: {sentence}")
+    refuse_tasks(names, hub.path, runs, resume=resume, replace=hub.replace)
+    recipe = recipe.for_source(source)
+    splits = [group.splits(recipe.settings.seed) for group in groups]
     data = {name: loaded.name for group in groups for name, loaded in group.tasks.items()}
     done: dict[str, TrainedTask] = {}
     failed: dict[str, DivergedError] = {}
+
+    def tell(name: str, line: str) -> None:
+        if say is not None:
+            say(f"{name}: {line}" if name else line)
+
+    for name, own in ((name, own) for group in splits for name, own in group.items()):
+        for sentence in own.warnings():
+            tell("", f"warning: {name}: {sentence}")
     with _owned(runs, names) as folders:
-        settings, why_size = _one_size(settings, auto, [one for group in splits for one in group.values()], source)
-        for reason in why_size.values():
-            say(f"image_size {settings.image_size}: {reason}")
-        make = partial(_task_run, method, preset, source, settings, set(auto) - {"image_size"}, why_size, resume, say)
-        planned = [[make(name, own, folders[name]) for name, own in group.items()] for group in splits]
+        recipe = recipe.for_one_size([one for group in splits for one in group.values()], source, partial(tell, ""))
+        planned = [
+            [
+                prepared(name, own, folders[name], recipe, source, resume=resume, say=partial(tell, name))
+                for name, own in group.items()
+            ]
+            for group in splits
+        ]
         for group in planned:
             pool = plain_images(source.input_config, group[0].settings.framing)
-            results = fit_tasks([replaced(task, pool=pool) for task in group], resume=resume, quiet=quiet)
+            results = fit_tasks([replaced(task, pool=pool) for task in group], resume=resume, quiet=say is None)
             for task, result in zip(group, results, strict=True):
                 if isinstance(result, DivergedError):
                     failed[task.name] = result
                     continue
-                training = Training(task.name, data[task.name], task.splits, task.settings, task.run, method, preset)
+                own_recipe = replaced(recipe, settings=task.settings)
+                training = Training(task.name, data[task.name], task.splits, task.run, own_recipe)
                 done[task.name] = complete(training, task.method, result, hub, pool, start_s)
     return done, failed
 
@@ -138,39 +130,3 @@ def _owned(runs: Path, names: Sequence[str]) -> Iterator[dict[str, RunFolder]]:
         for folder in folders.values():
             owned.enter_context(folder.owned())
         yield folders
-
-
-def _one_size(
-    settings: TrainSettings, auto: Collection[str], splits: Sequence[Splits], source: Source
-) -> tuple[TrainSettings, dict[str, str]]:
-    """The settings with the image size chosen for all tasks, if it is to be."""
-    train = {example.path: example for one in splits for example in one.train}
-    everything = replaced(splits[0], train=tuple(train.values()))
-    return auto_sizes(settings, set(auto) & {"image_size"}, everything, source.input_config.input_size[1])
-
-
-def _task_run(
-    method: str,
-    preset: str,
-    source: Source,
-    settings: TrainSettings,
-    auto: Collection[str],
-    why_size: Mapping[str, str],
-    resume: bool,
-    say: Callable[[str], None],
-    name: str,
-    splits: Splits,
-    run: RunFolder,
-) -> TaskRun:
-    """One task with its settings; that of a run that goes on has what it was started with."""
-    make = partial(make_method, method, source, len(splits.classes), preset, settings.seed)
-    learner = make()
-    assert isinstance(learner.model, SnowModel)
-    refuse_too_large(source, learner.model.delta.spec, splits.classes)
-    if resume and run.args.exists():
-        settings, chosen = as_started(settings, {*auto, *why_size}, run)
-    else:
-        settings, chosen = choose_settings(
-            settings, auto, splits, make, source.input_config, lambda line: say(f"{line} ({name})")
-        )
-    return TaskRun(learner, splits, settings, run, chosen={**why_size, **chosen}, name=name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replaced
 from functools import partial
@@ -16,22 +16,20 @@ from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform
 from torchsnow.data.sampling import reduced
 from torchsnow.errors import DivergedError, HubError, TrainingError
 from torchsnow.export.quantize import Measured
-from torchsnow.hub import Entry, Hub, is_hub, refuse_writing
+from torchsnow.hub import Hub, is_hub, refuse_writing
 from torchsnow.io.files import refuse_unwritable
-from torchsnow.methods import kind_of, make_method
+from torchsnow.methods import kind_of
 from torchsnow.methods.advice import below_probe
 from torchsnow.methods.head import probe_metrics
 from torchsnow.model import SnowModel
 from torchsnow.plots import draw_run, without_harm
 from torchsnow.source import Framing, InputConfig, Source
-from torchsnow.task_file import check_task_name, make_task, refuse_too_large, stored_bytes
+from torchsnow.task_file import check_task_name, refuse_too_large, stored_bytes
 from torchsnow.train import FitResult, Method, Metrics, RunFolder, Stopped, TaskRun, TrainSettings, evaluate, fit_tasks
-from torchsnow.train.auto import auto_sizes
 from torchsnow.train.batches import plain_images, run_images
-from torchsnow.train.history import Epoch
-from torchsnow.train.range_test import auto_lr
+from torchsnow.workflows.place import Place, Training
+from torchsnow.workflows.recipe import Recipe
 
-LEAST_PATIENCE = 10  # epochs from stored features
 CALIBRATION_IMAGES, MEASURED_IMAGES = 200, 1000  # of an export to int8, at most
 
 
@@ -131,83 +129,81 @@ def refuse_wrong_hub(method: str, preset: str, hub_path: Path | None, *, replace
 def train_task(
     data: LoadedData,
     name: str,
-    hub_path: Path | None,
     run: RunFolder,
-    settings: TrainSettings,
+    recipe: Recipe,
     source: Source,
+    hub: Place | None,
     *,
-    method: str = "snow",
-    preset: str = "default",
     resume: bool = False,
-    replace: bool = False,
-    quiet: bool = False,
-    auto: Collection[str] = (),
-    time_s: float | None = None,
-    say: Callable[[str], None] = lambda line: None,
-    on_epoch: Callable[[Sequence[Epoch]], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> TrainedTask:
     """Train one task and, if the method makes a delta, add it to a hub, which is made if there is none.
 
     A method that starts as a linear probe adds that at once, as a first stage of the task, and an interruption adds the
-    best model until then; `say` is told so. `time_s` is the time after which no epoch shall go on. `on_epoch` is given
-    all epochs so far after each of them.
+    best model until then. `say` is told so, what was chosen and why; without it nothing is shown.
 
-    The split is drawn by the settings' seed and kept in the run folder. Settings that `auto` names (of
-    `torchsnow.train.AUTO`) are chosen anew, the learning rate around the given one; `say` is told what was chosen and
-    why, and a resumed run keeps what it was started with. What can be refused is refused before training starts, with
-    a TorchsnowError, a task too large for its file among it; when only the hub fails in the end, resuming the run adds
-    the task.
+    The split is drawn by the settings' seed and kept in the run folder. A resumed run keeps what it was started with.
+    What can be refused is refused before training starts, with a TorchsnowError, a task too large for its file among
+    it; when only the hub fails in the end, resuming the run adds the task.
     """
-    start_s = time.monotonic()
-    refuse_wrong_hub(method, preset, hub_path, replace=replace)
-    refuse_taken(name, hub_path, run, resume=resume, replace=replace)
+    start_s, tell = time.monotonic(), say or _silent
+    path, replace = (None, False) if hub is None else (hub.path, hub.replace)
+    refuse_wrong_hub(recipe.method, recipe.preset, path, replace=replace)
+    refuse_taken(name, path, run, resume=resume, replace=replace)
     if resume:
         run.refuse_empty()
-    settings, auto = at_own_size(settings, auto, source)
-    hub = None if hub_path is None else Place(hub_path, source, replace=replace)
+    recipe = recipe.for_source(source)
     with run.owned():
         is_drawn = resume and run.splits.exists()
-        splits = Splits.load(run.splits, data) if is_drawn else make_splits(data, seed=settings.seed)
-        make = partial(make_method, method, source, len(splits.classes), preset, settings.seed)
-        learner = make()
-        if isinstance(learner.model, SnowModel):
-            refuse_too_large(source, learner.model.delta.spec, splits.classes)
-        if auto and resume and run.args.exists():
-            settings, chosen = as_started(settings, auto, run)
-        else:
-            settings, chosen = choose_settings(settings, auto, splits, make, source.input_config, say)
-        pool = plain_images(source.input_config, settings.framing)
+        splits = Splits.load(run.splits, data) if is_drawn else make_splits(data, seed=recipe.settings.seed)
+        task = prepared(name, splits, run, recipe, source, resume=resume, say=tell)
+        training = Training(name, data.name, splits, run, replaced(recipe, settings=task.settings))
         for sentence in (*data.notes, *splits.warnings()):
             run.log(f"warning: {sentence}")
         for sentence in splits.warnings():
-            say(f"warning: {sentence}")
-        training = Training(name, data.name, splits, settings, run, method, preset)
+            tell(f"warning: {sentence}")
 
         def stage(result: FitResult, what: str) -> None:
-            if hub is not None and (learner.starts_as_probe or result.best.epoch > 0):
+            if hub is not None and (task.method.starts_as_probe or result.best.epoch > 0):
                 hub.put(training, result, None)
-                say(f"{what}: {on_validation(result.metrics)}; task {name!r} is in the hub {hub_path}")
+                tell(f"{what}: {on_validation(result.metrics)}; task {name!r} is in the hub {path}")
 
-        task = TaskRun(
-            learner,
-            splits,
-            settings,
-            run,
-            pool,
-            chosen,
-            on_start=lambda result: stage(result, "usable now"),
-            on_epoch=on_epoch,
-            deadline_s=None if time_s is None else start_s + time_s,
-        )
+        pool = plain_images(source.input_config, task.settings.framing)
+        deadline_s = None if recipe.time_s is None else start_s + recipe.time_s
+        on_start = partial(stage, what="usable now")
+        task = replaced(task, name="", pool=pool, on_start=on_start, deadline_s=deadline_s)
         try:
-            (result,) = fit_tasks([task], resume=resume, quiet=quiet)
+            (result,) = fit_tasks([task], resume=resume, quiet=say is None)
         except Stopped as stop:
             if (best_so_far := stop.best_so_far[0]) is not None:
                 stage(best_so_far(), "the best so far")
             raise
         if isinstance(result, DivergedError):
             raise result
-        return complete(training, learner, result, hub, pool, start_s)
+        return complete(training, task.method, result, hub, pool, start_s)
+
+
+def prepared(
+    name: str,
+    splits: Splits,
+    run: RunFolder,
+    recipe: Recipe,
+    source: Source,
+    *,
+    resume: bool,
+    say: Callable[[str], None],
+) -> TaskRun:
+    """A task that can be trained. Raises TaskFileError for one too large for its file."""
+    learner = recipe.learner(source, len(splits.classes))
+    if isinstance(learner.model, SnowModel):
+        refuse_too_large(source, learner.model.delta.spec, splits.classes)
+    goes_on = resume and run.args.exists() and bool(recipe.auto or recipe.chosen)
+    recipe = recipe.as_started(run) if goes_on else recipe.for_task(splits, source, say)
+    return TaskRun(learner, splits, recipe.settings, run, chosen=recipe.chosen, name=name)
+
+
+def _silent(line: str) -> None:
+    """For who wants to be told nothing."""
 
 
 def on_validation(metrics: Metrics) -> str:
@@ -219,54 +215,6 @@ def on_validation(metrics: Metrics) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Training:
-    """What was trained: a task, its data by name and split, and how, with a method and preset by name."""
-
-    name: str
-    data: str
-    splits: Splits
-    settings: TrainSettings
-    run: RunFolder
-    method: str
-    preset: str
-
-
-class Place:
-    """The hub that trained tasks go to, made when the first one comes."""
-
-    def __init__(self, path: Path, source: Source, *, replace: bool) -> None:
-        """With `replace`, tasks of the same names become former versions. Raises HubError for a hub that is on another
-        source."""
-        self.path, self.source, self.replace = path, source, replace
-        self._hub = Hub.open(path, source) if is_hub(path) else None
-
-    def put(self, training: Training, result: FitResult, test: Metrics | None) -> Entry:
-        """Add what was trained; it takes the place of a former stage of the same run. Raises HubError."""
-        run, settings = training.run, training.settings
-        about = {
-            **settings.to_dict(), "method": training.method, "preset": training.preset, "data": training.data
-        }  # fmt: skip
-        metrics = {"val": result.metrics.to_dict(), "test": None if test is None else test.to_dict()}
-        assert isinstance(result.model, SnowModel)
-        task = make_task(
-            self.source,
-            result.model.delta,
-            training.name,
-            training.splits.classes,
-            settings.framing,
-            training=about,
-            metrics=metrics,
-        )
-        try:
-            self._hub = self._hub or Hub.create(self.path, self.source)
-            entry = self._hub.add(task, self.replace, amends=run.read_shipped())
-        except HubError as error:
-            raise HubError(f"{error}. The training is not lost: resume the run (--resume) to add its task") from error
-        run.write_shipped(entry.sha256)
-        return entry
-
-
 def complete(
     training: Training, learner: Method, result: FitResult, hub: Place | None, pool: ImageSet, start_s: float
 ) -> TrainedTask:
@@ -274,13 +222,14 @@ def complete(
 
     `pool` holds the images that were decoded, and `start_s` is when the training began, by the monotonic clock.
     """
-    splits, settings, run, config = training.splits, training.settings, training.run, learner.input_config
+    splits, run, config = training.splits, training.run, learner.input_config
+    recipe, settings = training.recipe, training.recipe.settings
     if learner.starts_as_probe:
         probe_accuracy = result.history[0].val_accuracy
     else:
         source = next(module for module in learner.model.modules() if isinstance(module, Source))
         probe_accuracy = probe_metrics(source, run_images(splits, config, settings, pool), settings).accuracy
-    warning = below_probe(result, probe_accuracy, settings, training.method, training.preset)
+    warning = below_probe(result, probe_accuracy, settings, recipe.method, recipe.preset)
     if warning is not None:
         run.log(f"warning: {warning}")
     test = _test_metrics(result.model, splits, config, settings)
@@ -292,55 +241,6 @@ def complete(
     path = None if hub is None else hub.path
     seconds = time.monotonic() - start_s
     return TrainedTask(training.name, path, run.path, result, test, probe_accuracy, warning, size_bytes, seconds)
-
-
-def as_started(settings: TrainSettings, auto: Collection[str], run: RunFolder) -> tuple[TrainSettings, dict[str, str]]:
-    """The settings with those that `auto` names as the run has them, and why it has them."""
-    stored, chosen = run.read_settings()
-    return replaced(settings, **{name: getattr(stored, name) for name in {*auto, *chosen}}), chosen
-
-
-def stores_features(method: Method, settings: TrainSettings) -> bool:
-    """Whether a method trains from stored features, so that an epoch is cheap."""
-    return method.frozen_part(settings.image_size) is not None and settings.store_bytes > 0
-
-
-def at_own_size(
-    settings: TrainSettings, auto: Collection[str], source: Source
-) -> tuple[TrainSettings, Collection[str]]:
-    """The settings, and what is left to be chosen, for a source that may take images of its own size alone.
-
-    Raises SourceError where another size is given.
-    """
-    if not source.has_fixed_size:
-        return settings, auto
-    if "image_size" in auto:
-        settings = replaced(settings, image_size=source.input_config.input_size[1])
-    source.refuse_size((settings.image_size, settings.image_size))
-    return settings, [name for name in auto if name != "image_size"]
-
-
-def choose_settings(
-    settings: TrainSettings,
-    auto: Collection[str],
-    splits: Splits,
-    make: Callable[[], Method],
-    config: InputConfig,
-    say: Callable[[str], None],
-) -> tuple[TrainSettings, dict[str, str]]:
-    """The settings with those that `auto` names chosen, and why by name."""
-    stored = stores_features(make(), settings)
-    settings, chosen = auto_sizes(settings, auto, splits, config.input_size[1], stored)
-    for setting, why in chosen.items():
-        say(f"{setting} {getattr(settings, setting)}: {why}")
-    if stored and "epochs" in auto and settings.patience is None:
-        settings = replaced(settings, patience=max(LEAST_PATIENCE, settings.epochs // 3))
-        chosen["patience"] = "training stops when so many epochs bring nothing better"
-    if "lr" in auto and not stored:  # a grid delta's rate fits all: its features are standardised
-        lr, chosen["lr"] = auto_lr(make, run_images(splits, config, settings), settings)
-        settings = replaced(settings, lr=lr)
-        say(f"lr {lr:g}: {chosen['lr']}")
-    return settings, chosen
 
 
 def _test_metrics(model: nn.Module, splits: Splits, config: InputConfig, settings: TrainSettings) -> Metrics | None:

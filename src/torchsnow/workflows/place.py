@@ -1,0 +1,54 @@
+"""Where trained tasks go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchsnow.data import Splits
+from torchsnow.errors import HubError
+from torchsnow.hub import Entry, Hub, is_hub
+from torchsnow.model import SnowModel
+from torchsnow.source import Source
+from torchsnow.task_file import make_task
+from torchsnow.train import FitResult, Metrics, RunFolder
+from torchsnow.workflows.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained: a task, on data by name and split, by a recipe with nothing left to choose."""
+
+    name: str
+    data: str
+    splits: Splits
+    run: RunFolder
+    recipe: Recipe
+
+
+class Place:
+    """The hub that trained tasks go to, made when the first one comes."""
+
+    def __init__(self, path: Path, source: Source, *, replace: bool = False) -> None:
+        """With `replace`, tasks of the same names become former versions. Raises HubError for a hub that is on another
+        source."""
+        self.path, self.source, self.replace = path, source, replace
+        self._hub = Hub.open(path, source) if is_hub(path) else None
+
+    def put(self, training: Training, result: FitResult, test: Metrics | None) -> Entry:
+        """Add what was trained; it takes the place of a former stage of the same run. Raises HubError."""
+        run, recipe = training.run, training.recipe
+        about = {
+            **recipe.settings.to_dict(), "method": recipe.method, "preset": recipe.preset, "data": training.data
+        }  # fmt: skip
+        metrics = {"val": result.metrics.to_dict(), "test": None if test is None else test.to_dict()}
+        assert isinstance(result.model, SnowModel)
+        delta, classes, framing = result.model.delta, training.splits.classes, recipe.settings.framing
+        task = make_task(self.source, delta, training.name, classes, framing, training=about, metrics=metrics)
+        try:
+            self._hub = self._hub or Hub.create(self.path, self.source)
+            entry = self._hub.add(task, self.replace, amends=run.read_shipped())
+        except HubError as error:
+            raise HubError(f"{error}. The training is not lost: resume the run (--resume) to add its task") from error
+        run.write_shipped(entry.sha256)
+        return entry
