@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from sample_tasks import sample_task
-from torchsnow.engines import formats
 from torchsnow.errors import CompileError, HubError, SourceError
+from torchsnow.export import formats
 from torchsnow.export.description import output_names
 from torchsnow.export.export import Export, plan_export, smooth_images, write_export
 from torchsnow.export.formats import FORMATS, Written

@@ -12,7 +12,6 @@ from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 
 from torchsnow.data.formats import (
     COLOUR_KEY,
-    FORMATS,
     FULL_GREY,
     PREFIX_BYTES,
     WHITE_IS_ZERO,
@@ -156,7 +155,7 @@ def _open(stream: BinaryIO) -> ImageFile.ImageFile:
         raise DataError("the file is empty")
     name = format_of(prefix)
     if name is None:
-        raise DataError(f"not an image in one of the formats {', '.join(FORMATS)}")
+        raise DataError("not an image in a format that is read (docs/own-images.md)")
     stream.seek(0)
     return open_image(stream, name)
 

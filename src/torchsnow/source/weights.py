@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,12 +62,12 @@ def _checkpoint(file: Path) -> Mapping[str, Any]:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise SourceError(f"no weight file {file}") from error
-    except pickle.UnpicklingError as error:
-        raise SourceError(
-            f"{file} holds more than weights, or is damaged, and is not read: reading it could run code. Save the "
-            "weights alone, with safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
-        ) from error
     except Exception as error:  # readers meet damaged files with nearly every exception there is
+        if type(error).__name__ == "UnpicklingError":  # what is refused; its module is not to be imported here
+            raise SourceError(
+                f"{file} holds more than weights, or is damaged, and is not read: reading it could run code. Save the "
+                "weights alone, with safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
+            ) from error
         raise SourceError(f"{file} is not a readable checkpoint: {str(error).partition(chr(10))[0]}") from error
     if not isinstance(content, Mapping):
         raise SourceError(f"{file} holds a {type(content).__name__}; expected weights by name, a model.state_dict()")

@@ -118,7 +118,7 @@ class RunFolder:
 
     def write_shipped(self, sha256: str) -> None:
         """Write down the SHA-256 of the version of the task that is in a hub."""
-        self._write(self.shipped, json.dumps({"sha256": sha256}) + "\n")
+        self._write(self.shipped, json.dumps({"sha256": sha256}, allow_nan=False) + "\n")
 
     def read_shipped(self) -> str | None:
         """That SHA-256, or None."""
