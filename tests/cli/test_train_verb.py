@@ -214,8 +214,8 @@ def test_a_chosen_run_is_that_with_the_numbers_given_also_when_resumed(
         stop_in(2, patched)
         assert train(photos, *tiny, "--out", "chosen").code == 130
     with monkeypatch.context() as patched:
-        patched.delattr("torchsnow.workflows.training.auto_sizes")
-        patched.delattr("torchsnow.workflows.training.auto_lr")
+        patched.delattr("torchsnow.workflows.recipe.auto_sizes")
+        patched.delattr("torchsnow.workflows.recipe.auto_lr")
         assert train(photos, *tiny, "--out", "chosen", "--resume").code == 0
     args = yaml.safe_load(Path("chosen/args.yaml").read_text())
     assert list(args["chosen"]) == ["image_size", "batch_size", *(["lr"] if preset == "paper" else [])]

@@ -104,7 +104,5 @@ def test_a_folder_that_cannot_be_written_is_refused_before_measuring(tmp_path: P
     prepare_folder(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        ExperimentError, match="a part of this path is a file, not a folder"
-    ):
+    with pytest.raises(ExperimentError, match="a part of this path is a file, not a folder"):
         prepare_folder(tmp_path / "file" / "bench")
