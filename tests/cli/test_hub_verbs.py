@@ -161,3 +161,17 @@ def test_a_damaged_hub_is_refused(trained: Trained, file: str, text: str) -> Non
     (trained.hub / file).write_bytes(text.encode(errors="surrogateescape"))
     for verb in (["list"], ["verify"], ["remove", "colours"], ["rollback", "colours"], ["gc"]):
         assert file in refused("hub", *verb, "--hub", trained.hub)
+
+
+def test_a_hub_elsewhere_is_read_and_never_written(pristine: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHSNOW_HUBS", "copies")
+    url = pristine.hub.as_uri()
+    listed = torchsnow("hub", "list", "--hub", url, "--json").document
+    assert listed == torchsnow("hub", "list", "--hub", pristine.hub, "--json").document
+    assert torchsnow("hub", "verify", "--hub", url).code == 0
+    photo = next(pristine.photos.rglob("*.png"))
+    assert torchsnow("predict", photo, "--hub", url).out == torchsnow("predict", photo, "--hub", pristine.hub).out
+    before = snapshot(pristine.hub)
+    for words in (("hub", "remove", "colours"), ("hub", "gc"), ("pull", "me/hub"), ("train", pristine.photos)):
+        assert "can only be read" in refused(*words, "--hub", url)
+    assert snapshot(pristine.hub) == before

@@ -337,3 +337,34 @@ def test_resume_after_a_kill_before_the_run_had_its_settings_begins_it(photos: P
     (run / ".lock").touch()
     assert train(photos, *TINY, "--epochs", "1", "--resume").code == 0
     assert Hub.open("hub").names() == ["new"]
+
+
+def test_a_log_of_an_unknown_kind_is_refused_before_anything_slow(photos: Path, tmp_path: Path) -> None:
+    sentence = refused("train", photos, "--task", "a", "--hub", tmp_path / "hub", "--log", "paper:x")
+    assert sentence.startswith("'paper:x' names no logger; expected tensorboard:FOLDER")
+    assert not (tmp_path / "hub").exists()
+
+
+def test_a_training_is_logged(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+
+    class Logger:
+        def __init__(self, place: str, name: str) -> None:
+            assert (place, name) == ("here", "a")
+
+        def log_settings(self, settings: dict[str, object]) -> None:
+            assert settings["training.epochs"] == 1
+
+        def log_values(self, values: dict[str, float], epoch: int) -> None:
+            told.append(epoch)
+
+        def log_file(self, path: Path) -> None:
+            assert path.exists()
+
+        def close(self, finished: bool) -> None:
+            assert finished
+
+    monkeypatch.setattr("torchsnow.workflows.loggers.LOGGERS", {"own": Logger})
+    words = ("train", photos, "--task", "a", "--hub", tmp_path / "hub", *TINY, "--epochs", "1", "--log", "own:here")
+    assert torchsnow(*words, "--json").code == 0
+    assert told == [0, 1, 1]

@@ -18,6 +18,8 @@ from torchsnow.cli import (
     export,
     hub,
     predict,
+    pull,
+    push,
     relabel,
     review,
     serve,
@@ -86,6 +88,8 @@ app.command("bench")(bench.bench)
 app.command("visualize")(visualize.visualize)
 app.command("export")(export.export)
 app.add_typer(hub.app, name="hub")
+app.command("push")(push.push)
+app.command("pull")(pull.pull)
 app.command("sources")(sources.sources)
 app.command("demo")(demo.demo)
 

@@ -104,6 +104,9 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="Run folder; by default runs/TASK, or the next free runs/TASK-2...")
     ] = None,
+    log: Annotated[
+        list[str] | None, typer.Option(help="Also log to tensorboard:FOLDER, mlflow:URI or wandb:PROJECT; repeatable.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the (last) run folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete a former run in the run folder.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a task of this name in the hub.")] = False,
@@ -151,13 +154,14 @@ def train(
 
     from torchsnow.hub import source_for
     from torchsnow.methods import kind_of, split_name
+    from torchsnow.workflows.loggers import TrainingLog
     from torchsnow.workflows.place import Place
     from torchsnow.workflows.recipe import Recipe
     from torchsnow.workflows.training import refuse_taken, refuse_wrong_hub, train_task
 
     task = _name_of(data) if task is None else task
     run = RunFolder(out or _run_folder(task, resume, overwrite))
-    with _telling_how_to_resume(run):
+    with _telling_how_to_resume(run), TrainingLog(log or (), task, run) as logged:
         if ":" in method:
             method, preset = split_name(method)
         if hub is None and kind_of(method, preset).is_delta:
@@ -178,6 +182,7 @@ def train(
         recipe = Recipe(settings, method, preset, auto, time_s)
         place = None if hub is None else Place(hub, chosen, replace=replace)
         result = train_task(loaded, task, run, recipe, chosen, place, resume=resume, say=None if json else note)
+        logged.finish(result)
     summary = result.summary()
     if json:
         print_json({**summary, "skipped_images": len(loaded.skipped)})

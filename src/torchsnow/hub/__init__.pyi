@@ -2,6 +2,7 @@ from .folder import SOURCE_FILE as SOURCE_FILE
 from .folder import Cleanup as Cleanup
 from .hub import Hub as Hub
 from .index import Entry as Entry
+from .remote import refuse_writing as refuse_writing
 from .source import is_hub as is_hub
 from .source import source_for as source_for
 from .together import not_finite as not_finite

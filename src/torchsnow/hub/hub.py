@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Self
 from torchsnow.errors import HubError, SourceError, TaskFileError
 from torchsnow.hub.folder import SOURCE_FILE, TASKS_FOLDER, Cleanup, Folder
 from torchsnow.hub.index import Entry, Index, read_source_info, write_source_info
+from torchsnow.hub.remote import folder_at, refuse_writing
 from torchsnow.hub.residents import RESIDENT_BYTES, Residents, size_of
 from torchsnow.hub.verify import Problem, check_current, check_former, read_current, unusable
 from torchsnow.io.files import clear_os_errors, write_atomically
@@ -65,6 +66,7 @@ class Hub:
     @classmethod
     def create(cls, path: Path | str, source: Source) -> Self:
         """A new hub without tasks; the folder is made if missing. Raises HubError if it holds anything."""
+        refuse_writing(path)
         folder, info = Folder(Path(path)), SourceInfo.of(source)
         with clear_os_errors("make a hub in", folder.path, HubError):
             folder.path.mkdir(parents=True, exist_ok=True)
@@ -78,6 +80,7 @@ class Hub:
     @staticmethod
     def refuse_occupied(path: Path | str) -> None:
         """Raise HubError for a place where `create` could not make a hub, because something else is there."""
+        refuse_writing(path)
         with clear_os_errors("make a hub in", Path(path), HubError):
             Folder(Path(path)).refuse_occupied()
 
@@ -85,11 +88,14 @@ class Hub:
     def open(cls, path: Path | str, source: Source | None = None, resident_bytes: int = RESIDENT_BYTES) -> Self:
         """An existing hub. Without `source`, the one that the hub names is loaded when first needed.
 
+        `path` is a folder, or an address as in "s3://bucket/hub", from where a hub can be read and not changed (see
+        `torchsnow.hub.remote`).
+
         No task file is read. At most `resident_bytes` of loaded tasks are kept in memory, those used last; a single
         prediction holds all its tasks, whatever they take. Raises HubError for a folder that is not a hub, another
         version, or another source than the hub's.
         """
-        folder = Folder(Path(path))
+        folder = folder_at(path)
         with clear_os_errors("open the hub", folder.path, HubError):
             if not folder.source_file.exists():
                 raise HubError(
@@ -110,7 +116,7 @@ class Hub:
         """
         with self._loading:
             if self._source is None:
-                source = _load(self.source_info)
+                source = load_described(self.source_info)
                 self._refuse_other(source)
                 self._source = source
             return self._source
@@ -341,7 +347,8 @@ class Hub:
             raise HubError(f"the hub {self.folder.path} is on another source: {difference}")
 
 
-def _load(info: SourceInfo) -> Source:
+def load_described(info: SourceInfo) -> Source:
+    """The source that a hub or a repository describes. Raises HubError when it cannot be loaded by its name."""
     from torchsnow.source import load_source
 
     try:

@@ -94,7 +94,7 @@ class IndexFile:
             content = self.path.read_bytes()
         known, index = self._read
         if content != known:
-            index = _decode_index(content, self.path)
+            index = decode_index(content, self.path)
             self._read = content, index
         return index
 
@@ -122,7 +122,8 @@ def write_source_info(path: Path, info: SourceInfo) -> None:
     _write(path, SOURCE_VERSION, info.to_dict())
 
 
-def _decode_index(content: bytes, path: Path) -> Index:
+def decode_index(content: bytes, path: Path | str) -> Index:
+    """The index that a file of this path holds. Raises HubError for one that is damaged or of another version."""
     try:
         values = parse_json(content)
         check_version(values, INDEX_VERSION)

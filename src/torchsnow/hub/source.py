@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torchsnow.errors import HubError
 from torchsnow.hub.folder import SOURCE_FILE
 from torchsnow.hub.hub import Hub
+from torchsnow.hub.remote import url_of
 from torchsnow.io.files import clear_os_errors
 from torchsnow.source.config import Channels, Precision
 from torchsnow.source.packages import BUNDLED, PACKAGES
@@ -61,6 +62,8 @@ def _refuse_other_architecture(hub: Hub, name: str) -> None:
 
 
 def is_hub(path: Path) -> bool:
-    """Whether a folder is a hub. Raises HubError when the system does not let us look."""
+    """Whether a folder is a hub, or names one elsewhere. Raises HubError when the system does not let us look."""
+    if url_of(path) is not None:
+        return True
     with clear_os_errors("look at", path, HubError):
         return (path / SOURCE_FILE).exists()

@@ -71,15 +71,20 @@ class Metrics:
 
     @property
     def accuracy_interval(self) -> tuple[float, float]:
-        """Where the accuracy on more such images lies with 95% confidence (Wilson, JASA 1927)."""
-        from scipy.stats import binomtest  # here, because it takes a second to load
-
-        found = binomtest(round(self.accuracy * self.num_images), self.num_images).proportion_ci(method="wilson")
-        return float(found.low), float(found.high)
+        """Where the accuracy on more such images lies with 95% confidence."""
+        return accuracy_interval(self.accuracy, self.num_images)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
+
+
+def accuracy_interval(accuracy: float, num_images: int) -> tuple[float, float]:
+    """Where an accuracy, measured on so many images, lies with 95% confidence (Wilson, JASA 1927)."""
+    from scipy.stats import binomtest  # here, because it takes a second to load
+
+    found = binomtest(round(accuracy * num_images), num_images).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def evaluate(

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -31,12 +31,14 @@ class RunFolder:
     epoch, from the start on, and `selection.csv` one per epoch and tap; `last.safetensors` is what a run resumes from
     and `best.safetensors` the best model so far; `subscription.json` has the channels that the finished task reads, and
     `metrics.json` how good it is; `shipped.json` says which version of the task in a hub is of this run.
-    Whoever shows the run adds `results.png`, `selection.png` and `confusion_matrix.png`. Whoever writes here owns the
-    folder meanwhile, by `owned`.
+    Whoever shows the run adds `results.png`, `selection.png` and `confusion_matrix.png`; whoever follows it sets
+    `on_epoch`, which is given all epochs so far, the start included, whenever one more is in the folder. Whoever
+    writes here owns the folder meanwhile, by `owned`.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self.on_epoch: Callable[[Sequence[Epoch]], None] | None = None
         self._lock = FolderLock(self.path, TrainingError)
 
     @property
@@ -156,6 +158,8 @@ class RunFolder:
         self._write(self.results, _table([asdict(row) for row in history]))
         if selection:
             self._write(self.selection, _table(selection))
+        if self.on_epoch is not None:
+            self.on_epoch(tuple(history))
 
     def write_subscription(self, subscription: Mapping[str, Any]) -> None:
         """Write subscription.json, if there is one."""

@@ -15,7 +15,7 @@ from torch import nn
 from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare
 from torchsnow.data.sampling import reduced
 from torchsnow.errors import DivergedError, HubError, TrainingError
-from torchsnow.hub import Hub, is_hub
+from torchsnow.hub import Hub, is_hub, refuse_writing
 from torchsnow.io.files import refuse_unwritable
 from torchsnow.methods import kind_of
 from torchsnow.methods.advice import below_probe
@@ -99,6 +99,7 @@ def refuse_taken(
         run.refuse_taken()
     if hub_path is None:
         return
+    refuse_writing(hub_path)
     if run.path.resolve().is_relative_to(hub_path.resolve()):
         raise HubError(f"the run folder {run.path} lies inside the hub {hub_path}; choose another run folder")
     if not is_hub(hub_path):
