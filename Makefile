@@ -32,7 +32,7 @@ demo: $(DEMO_STAMP)
 	$(BIN)/torchsnow demo --out demo-output
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m slow

@@ -103,8 +103,9 @@ def test_what_is_not_given_is_chosen_as_for_a_task_alone(table: Path, photos: Pa
     assert single.code == 0, single
     assert equal(tensors("hub", "colours"), tensors("other", "colours"))
     chosen = [line for line in single.err.splitlines() if line.startswith(("lr ", "batch_size "))]
-    assert [f"{line} (colours)" for line in chosen] == [
-        line for line in outcome.err.splitlines() if line.startswith(("lr ", "batch_size "))
+    assert chosen
+    assert [f"colours: {line}" for line in chosen] == [
+        line for line in outcome.err.splitlines() if line.startswith(("colours: lr ", "colours: batch_size "))
     ]
 
 

@@ -57,7 +57,7 @@ def test_openvino_gives_the_same_in_the_same_order(deltas: Program, batch_size: 
 
 
 @has_onnx
-@pytest.mark.parametrize("batch_size", [4, 3])
+@pytest.mark.parametrize("batch_size", [pytest.param(4, marks=pytest.mark.slow), 3])
 def test_onnx_gives_the_same_for_batches_of_any_size(deltas: Program, batch_size: int) -> None:
     run = onnx(deltas, torch.randn(2, 3, 32, 32))
     images = torch.randn(batch_size, 3, 32, 32)

@@ -111,13 +111,13 @@ def test_tasks_that_come_and_go_leave_nothing(hub: Hub, source: Source, request:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The index files that were parsed."""
     paths: list[Path] = []
-    decode = index._decode_index
+    decode = index.decode_index
 
     def counting(content: bytes, path: Path) -> Any:
         paths.append(path)
         return decode(content, path)
 
-    monkeypatch.setattr(index, "_decode_index", counting)
+    monkeypatch.setattr(index, "decode_index", counting)
     return paths
 
 

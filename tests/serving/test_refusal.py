@@ -75,7 +75,7 @@ def test_a_task_that_cannot_be_read_now_is_not_damaged(
     server: Running, hub: Hub, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("torchsnow.hub.verify.load_task", raising(error))
+        patch.setattr("torchsnow.task_file.load_task", raising(error))
         hub.add(sample_task(hub.source, "d", seed=5))
         server.service.live.follow()
         check(server.predict([picture()], ["d"]), words)

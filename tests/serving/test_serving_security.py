@@ -386,7 +386,13 @@ def own_files(module: str) -> dict[str, Path]:
         if name in found or spec is None or spec.origin is None:
             continue
         found[name] = Path(spec.origin)
-        for node in ast.walk(ast.parse(found[name].read_text())):
+        stub = found[name].with_suffix(".pyi")  # what a package loads at first use
+        nodes = [*ast.walk(ast.parse(found[name].read_text()))]
+        if stub.exists():
+            nodes += [*ast.walk(ast.parse(stub.read_text()))]
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and node.level == 1:
+                todo.append(f"{name}.{node.module}")
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("torchsnow"):
                 todo.append(str(node.module))
                 for alias in node.names:

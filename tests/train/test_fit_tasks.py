@@ -129,7 +129,7 @@ def stop_after(method: Any, steps: int, error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("preset", ["paper", "default"])
-@pytest.mark.parametrize(("stopped_task", "steps"), [(0, 4), (1, 0), (1, 5)])
+@pytest.mark.parametrize(("stopped_task", "steps"), [pytest.param(0, 4, marks=pytest.mark.slow), (1, 0), (1, 5)])
 def test_an_interrupted_run_goes_on_to_the_same_end(
     source: Source,
     splits: Splits,

@@ -294,7 +294,7 @@ def log(run: RunFolder) -> str:
     return (run.path / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("place", ["memory", "the run folder"])
+@pytest.mark.parametrize("place", [pytest.param("memory", marks=pytest.mark.slow), "the run folder"])
 @pytest.mark.parametrize("augmentation", ["flip", "strong"])
 def test_a_killed_run_goes_on_to_the_same_end(
     source: Source,

@@ -72,7 +72,7 @@ class Copy(Folder):
         source_info = self._fetch(SOURCE_FILE, _MAX_JSON_BYTES)
         with clear_os_errors("make the folder", path, HubError):
             path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path / ORIGIN_FILE, json.dumps({"url": url}) + "\n", HubError)
+        write_atomically(path / ORIGIN_FILE, json.dumps({"url": url}, allow_nan=False) + "\n", HubError)
         write_atomically(path / SOURCE_FILE, source_info, HubError)
 
     def read_index(self) -> Index:
