@@ -52,7 +52,10 @@ def fit_probe(
     x, basis = _in_their_span((values.cpu() * scale).numpy())
     if inverse_penalty is None:
         inverse_penalty = choose_penalty(x, y, num_classes)
-    weight, bias = _regress(_regression(inverse_penalty), x, y, num_classes)
+    # From the strictest penalty on, as in cross-validation: few steps are taken for each, and where they start counts.
+    model = _regression(INVERSE_PENALTIES[0])
+    for weaker in (*(penalty for penalty in INVERSE_PENALTIES if penalty < inverse_penalty), inverse_penalty):
+        weight, bias = _regress(model.set_params(C=weaker), x, y, num_classes)
     return scale * (weight if basis is None else weight @ from_numpy(basis).float().T), bias
 
 
