@@ -87,7 +87,8 @@ def choose_reading(values: Tensor, labels: Tensor, num_classes: int, nums: Seque
     `nums` are the numbers to choose from. Taken is what has the lowest cross-entropy in cross-validation: one of these
     numbers by importance, or the first by the group lasso. How strong the values are is found again without what is
     held out. Where images of a class are few, what a dense probe relies on is mostly chance. Fewer than 100 images
-    cannot say: the first number, by importance. From 1,000 images on it is the first number by the group lasso.
+    cannot say: the first number, by importance. From 1,000 images on it is the first number by the group lasso. The
+    penalty is the strictest that is no worse than the best by more than a standard error.
     """
     if len(values) < _FEWEST:
         return Reading(nums[0], True, None)

@@ -62,6 +62,7 @@ def _header_bytes(start: bytes) -> int:
 
 @contextmanager
 def opened(path: Path, max_size_bytes: int) -> Iterator[BinaryIO]:
+    """A task file, open to be read. Raises TaskFileError for what is no file, is too large or cannot be read."""
     with clear_os_errors("read task file", path, TaskFileError):
         if path.exists() and not path.is_file():
             raise TaskFileError(f"task file {path}: this is not a file; expected a .safetensors file")
@@ -76,6 +77,7 @@ def opened(path: Path, max_size_bytes: int) -> Iterator[BinaryIO]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
+    """Errors of the block as a TaskFileError that names the file."""
     try:
         yield
     except TorchsnowError as error:
