@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from torchsnow.errors import HubError, TorchsnowError
-from torchsnow.io.files import refuse_unwritable, write_atomically
+from torchsnow.io.files import make_folder, refuse_unwritable, write_atomically
 
 
 def test_writes_text_and_bytes_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -87,3 +87,12 @@ def test_folders_that_cannot_be_written_into_are_known_before(tmp_path: Path, mo
     monkeypatch.setattr("torchsnow.io.files.tempfile.TemporaryDirectory", refuse)
     with pytest.raises(HubError, match=r"cannot write into .*new: the file system is read-only; choose another"):
         refuse_unwritable(tmp_path / "new", HubError)
+
+
+def test_a_folder_is_made_or_refused_before_the_work(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TorchsnowError, match="a part of this path is a file, not a folder"):
+        make_folder(tmp_path / "file" / "bench")

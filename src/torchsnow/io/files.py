@@ -77,6 +77,13 @@ def refuse_unwritable(folder: Path, error: type[TorchsnowError] = TorchsnowError
             (Path(tried) / "file").write_bytes(bytes(_TRIED_BYTES))
 
 
+def make_folder(folder: Path, error: type[TorchsnowError] = TorchsnowError) -> None:
+    """Make a folder if it is missing. Raises `error` when that cannot be, or nothing can be written there."""
+    with clear_os_errors("make the folder", folder, error):
+        folder.mkdir(parents=True, exist_ok=True)
+    refuse_unwritable(folder, error)
+
+
 def reserve(folder: Path, size_bytes: int) -> None:
     """Raise OSError when a folder has no room for a file of so many bytes; for writers that would say it badly."""
     with tempfile.TemporaryFile(dir=folder) as file:
