@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from torchsnow.engines import BACKENDS, Engine, Program, Work
-from torchsnow.experiments.served import Heads, random_deltas
+from torchsnow.experiments.serving_speed import Heads, random_deltas
 from torchsnow.methods import PRESETS
 from torchsnow.source import Source, load_source
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torchsnow.report import Results, results_markdown, save_pictures, summary_markdown
+from torchsnow.report.page import results_markdown, save_pictures, summary_markdown
+from torchsnow.report.results import Results
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from torchsnow.experiments.plan import Experiment
-from torchsnow.report import Results
+from torchsnow.report.results import Results
 
 ROOT = Path(__file__).parent.parent
 STORED = sorted((ROOT / "experiments" / "results").glob("*.json"))

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from torchsnow.engines import Program
 from torchsnow.engines.backends import BACKENDS, check_backend, eager, inductor, onnx, openvino, part_size
-from torchsnow.engines.program import Program
 from torchsnow.errors import CompileError
-from torchsnow.experiments.served import Heads, random_deltas
+from torchsnow.experiments.serving_speed import Heads, random_deltas
 from torchsnow.methods import PRESETS
 from torchsnow.source import load_source
 

@@ -5,7 +5,7 @@ import torch
 
 from torchsnow.engines import Engine, Work
 from torchsnow.engines.engine import runs
-from torchsnow.experiments.served import random_deltas
+from torchsnow.experiments.serving_speed import random_deltas
 from torchsnow.methods import PRESETS
 from torchsnow.model import SnowModel
 from torchsnow.source import load_source

@@ -14,11 +14,11 @@ from torchsnow.data import load_data
 from torchsnow.errors import ExperimentError, TrainingError
 from torchsnow.experiments import cell as cell_module
 from torchsnow.experiments import compare as compare_module
-from torchsnow.experiments import key as key_module
+from torchsnow.experiments import resources as resources_module
 from torchsnow.experiments.compare import Comparison
 from torchsnow.experiments.plan import Experiment
 from torchsnow.methods.snow import make_snow
-from torchsnow.report import Results, Shipped
+from torchsnow.report.results import Results, Shipped
 from torchsnow.source import load_source
 
 
@@ -155,7 +155,7 @@ def test_changed_data_settings_and_code_never_show_old_results(
     other.rename(one)
     (photos / "swap").rename(other)
     keys.append(key())
-    monkeypatch.setattr(key_module, "code_digest", lambda: "of another version")
+    monkeypatch.setattr(resources_module, "code_digest", lambda: "of another version")
     keys.append(key())
     assert len(set(keys)) == len(keys) == len(list((tmp_path / "out" / "cells").iterdir()))
 

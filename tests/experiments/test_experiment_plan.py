@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from torchsnow.errors import ExperimentError, TorchsnowError
-from torchsnow.experiments.plan import Cell, Experiment
-from torchsnow.experiments.presets import paper_experiment, smoke_experiment
+from torchsnow.experiments.plan import Experiment, PlannedCell, paper_experiment, smoke_experiment
 from torchsnow.methods import METHODS
 
 PLAIN = {"name": "x", "data": ["elpv"], "methods": ["full", "snow"]}
@@ -17,7 +16,7 @@ def test_cells_are_all_combinations_and_the_first_seed_comes_first() -> None:
     experiment = Experiment.from_dict({**PLAIN, "data": ["elpv", "digits"], "seeds": [3, 1]})
     cells = experiment.cells()
     assert len(set(map(str, cells))) == 8
-    assert cells[0] == Cell("bundled", "elpv", "full", 3)
+    assert cells[0] == PlannedCell("bundled", "elpv", "full", 3)
     assert [cell.seed for cell in cells if (cell.data, cell.method) == ("digits", "snow")] == [3, 1]
 
 

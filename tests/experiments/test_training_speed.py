@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,11 +8,12 @@ import torch
 
 from torchsnow.errors import TrainingError
 from torchsnow.experiments import training_speed
+from torchsnow.experiments.measuring import Workload, silent
 from torchsnow.experiments.training_speed import TrainingSpeed, training_speeds
 from torchsnow.methods import make_method
 from torchsnow.train import Method
 
-TINY = {"image_size": 32, "batch_size": 4, "rounds": 1, "device": "cpu"}
+TINY = Workload(source="test_resnet", weights="random", image_size=32, batch_size=4, device="cpu")
 
 
 @pytest.fixture
@@ -30,8 +32,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Method]:
     return methods
 
 
-def speeds(*methods: str, **changes: Any) -> dict[str, TrainingSpeed]:
-    return training_speeds("test_resnet", "random", methods, **{**TINY, **changes})
+def speeds(*methods: str, rounds: int = 1, say: Any = print, **changes: Any) -> dict[str, TrainingSpeed]:
+    progress = changes.pop("progress", silent)
+    return training_speeds(replace(TINY, **changes), methods, rounds, say, progress)
 
 
 @pytest.mark.usefixtures("made")
@@ -62,8 +65,8 @@ def test_what_the_source_cannot_take_is_left_out_with_the_reason() -> None:
 
 
 def test_a_method_that_memory_does_not_suffice_for_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def short(device: str, case: Any, whole: bool) -> int:
-        if case.method == "full":
+    def short(device: str, steps: Any, whole: bool) -> int:
+        if "full" in steps.args:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return 7
 

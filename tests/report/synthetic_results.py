@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torchsnow.report.results import Cell, Cost, Failure, Results, Scores, Shipped, Try
+from torchsnow.report.results import Cell, Failure, Results, Scores, Shipped, StepCost, Try
 from torchsnow.train.history import Epoch
 
 SOURCE = 390_000_000  # multiply-adds
@@ -70,10 +70,10 @@ def cell(method: str = "snow", seed: int = 0, accuracy: float = 0.8, **changes: 
     return Cell(**(values | changes))
 
 
-def cost(method: str = "snow", source: str = "bundled") -> Cost:
+def cost(method: str = "snow", source: str = "bundled") -> StepCost:
     trained_params = METHODS[method][2]
     step = 0.2 + 0.8 * min(1.0, trained_params / 3_400_000)
-    return Cost(source, method, 0.6 * step, step, round(9e8 * step), step, 80, 32, "cpu")
+    return StepCost(source, method, 0.6 * step, step, round(9e8 * step), step, 80, 32, "cpu")
 
 
 def results(cells: Iterable[Cell] = (), **changes: Any) -> Results:

@@ -9,10 +9,9 @@ from synthetic_results import METHODS, SOURCE, cell, cost, from_accuracies, resu
 
 from torchsnow.methods import METHODS as KNOWN
 from torchsnow.plots import png_bytes
-from torchsnow.report import Results, summarise
-from torchsnow.report.figures import accuracy_figure, cost_figure, curves_figure, drawings
-from torchsnow.report.styles import look
-from torchsnow.report.sweeps import sweep_figure
+from torchsnow.report.figures import accuracy_figure, cost_figure, curves_figure, drawings, look, sweep_figure
+from torchsnow.report.results import Results
+from torchsnow.report.summary import summarise
 from torchsnow.train.history import Epoch
 
 SMALL = from_accuracies({"snow": (0.8, 0.82, 0.84), "full": (0.9, 0.9, 0.93), "head": (0.7, 0.72, 0.71)})

@@ -10,16 +10,9 @@ from markdown_it import MarkdownIt
 from synthetic_results import cell, cost, from_accuracies, results, sweep, whole_comparison
 
 from torchsnow.errors import ExperimentError
-from torchsnow.report import (
-    Failure,
-    Try,
-    report_page,
-    results_markdown,
-    save_pictures,
-    summary_markdown,
-    where_snow_loses,
-    where_snow_wins,
-)
+from torchsnow.report.page import report_page, results_markdown, save_pictures, summary_markdown
+from torchsnow.report.results import Failure, Try
+from torchsnow.report.summary import where_snow_loses, where_snow_wins
 
 SMALL = from_accuracies(
     {"snow": (0.8, 0.82, 0.84), "full": (0.9, 0.9, 0.93), "head": (0.7, 0.72, 0.71)},

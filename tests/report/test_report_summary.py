@@ -5,15 +5,14 @@ import pytest
 from scipy import stats
 from synthetic_results import cell, cost, from_accuracies, results, shipped, sweep, whole_comparison
 
-from torchsnow.report import compare_with_snow, estimate, summarise, where_snow_loses, where_snow_wins
-from torchsnow.report.comparison import tally
+from torchsnow.report.summary import compare_with_snow, estimate, summarise, tally, where_snow_loses, where_snow_wins
 
 
 def test_estimate_is_that_of_a_t_interval() -> None:
     values = [0.81, 0.84, 0.83, 0.79]
     made = estimate(values)
     interval = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
-    assert (made.count, made.mean, made.deviation) == pytest.approx((4, np.mean(values), np.std(values, ddof=1)))
+    assert (made.num_seeds, made.mean, made.deviation) == pytest.approx((4, np.mean(values), np.std(values, ddof=1)))
     assert made.interval == pytest.approx(interval)
 
 
@@ -73,7 +72,7 @@ def test_difference_is_paired_by_seed() -> None:
 def test_only_common_seeds_count() -> None:
     cells = [cell("snow", 0, 0.8), cell("snow", 1, 0.9), cell("full", 1, 0.8), cell("full", 2, 0.99)]
     (one,) = compare_with_snow(results(cells))
-    assert (one.difference.count, one.snow_accuracy, one.other_accuracy) == (1, 0.9, 0.8)
+    assert (one.difference.num_seeds, one.snow_accuracy, one.other_accuracy) == (1, 0.9, 0.8)
     assert compare_with_snow(results([cell("snow", 0), cell("full", 1)])) == []
 
 

@@ -20,21 +20,15 @@ _TASKS = {"eager": "1,2,5,10,20,50", "openvino": "1,2,5,10"}  # compiling 50 del
 def bench(
     out: Annotated[Path, typer.Option(help="Folder for bench.json, bench.csv and bench.png.")],
     source: Annotated[str, typer.Option(help="timm model, or 'bundled'.")] = "resnet50",
-    weights: Annotated[
-        str | None, typer.Option(help="'random', the default: speed does not depend on them; 'pretrained'; or a file.")
-    ] = None,
+    weights: Annotated[str | None, typer.Option(help="'random', the default; 'pretrained'; or a file.")] = None,
     image_size: Annotated[int, typer.Option(help="Pixels.")] = 224,
     batch_size: Annotated[int, typer.Option(help="Images per pass and per training step.")] = 8,
     only: Annotated[str | None, typer.Option(help="'training' or 'inference'; both by default.")] = None,
-    backend: Annotated[
-        str | None, typer.Option(help="Inference: 'eager', the default, 'inductor', 'onnx' or 'openvino'.")
-    ] = None,
+    backend: Annotated[str | None, typer.Option(help="Inference: 'eager', 'inductor', 'onnx', 'openvino'.")] = None,
     tasks: Annotated[
         str | None, typer.Option(help=f"Inference: {_TASKS['eager']} by default; {_TASKS['openvino']} in OpenVINO.")
     ] = None,
-    methods: Annotated[
-        str | None, typer.Option(help=f"Training: METHOD or METHOD:PRESET, with commas; '{_METHODS}' by default.")
-    ] = None,
+    methods: Annotated[str | None, typer.Option(help=f"Training: METHOD[:PRESET]; '{_METHODS}' by default.")] = None,
     precision: Annotated[str | None, typer.Option(help="Training: of the source pass, 'fp32' or 'bf16'.")] = None,
     rounds: Annotated[int, typer.Option(help="Rounds that count; times are their medians.")] = 5,
     device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda' or 'cuda:1'.")] = "auto",
@@ -44,11 +38,12 @@ def bench(
 
     Training: one step of every method. Inference: images per second through
     many tasks, as a network each, as heads on one source, and as SNOW deltas on
-    one source, beside what the multiply-adds alone would allow.
+    one source, next to what the multiply-adds alone would allow.
 
     Example: torchsnow bench --backend openvino --tasks 1,10 --out bench
     """
-    from torchsnow.experiments.bench import prepare_folder, run_bench, write_bench
+    from torchsnow.experiments.bench import run_bench, write_bench
+    from torchsnow.io.files import make_folder
 
     _refuse_contradictions(only, {"backend": backend, "tasks": tasks}, {"methods": methods, "precision": precision})
     given = {
@@ -61,7 +56,7 @@ def bench(
         "rounds": rounds,
     }
     settings = _settings(given, only, backend or "eager", tasks, device)
-    prepare_folder(out)
+    make_folder(out, ExperimentError)
     with counting("measuring", quiet=json) as moved:
         done = 0
 
@@ -115,7 +110,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _show(content: dict[str, Any], out: Path) -> None:
-    from torchsnow.report.throughput import NAMES
+    from torchsnow.experiments.serving_speed import KINDS
 
     if content["training"]:
         columns = ["training", "source pass", "step, s", "times full's speed", "peak, MiB", "of full's"]
@@ -127,7 +122,7 @@ def _show(content: dict[str, Any], out: Path) -> None:
             [
                 [
                     row["tasks"],
-                    NAMES[row["kind"]],
+                    KINDS[row["kind"]],
                     f"{row['images_per_s']:.3g}",
                     f"{row['images_per_s_with_decoding']:.3g}",
                     f"{row['speedup']:.2f}",

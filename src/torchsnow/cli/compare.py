@@ -17,25 +17,25 @@ from torchsnow.errors import ExperimentError
 
 if TYPE_CHECKING:
     from torchsnow.experiments.compare import Comparison
-    from torchsnow.experiments.plan import Cell, Experiment
-    from torchsnow.report import Results, Summary
+    from torchsnow.experiments.plan import Experiment, PlannedCell
+    from torchsnow.report.results import Results
+    from torchsnow.report.summary import Summary
 
 _METHODS = "full,features,head,snow"
+_AS_THEY_ARE = (
+    *("epochs", "image_size", "batch_size", "augmentation", "lr_tries", "train_images", "test_images"),
+    *("optimizer", "weight_decay", "precision", "num_workers", "device"),
+)
+"""Options that are settings of an experiment under the same names."""
 
 
 def compare(
     data: Annotated[list[str] | None, typer.Argument(help="Data sets, as for train.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the results; what is finished there is kept.")] = Path(
-        "comparison"
-    ),
-    experiment: Annotated[
-        Path | None, typer.Option(help="YAML file that describes the experiment, instead of the options below.")
-    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results; what is finished is kept.")] = Path("comparison"),
+    experiment: Annotated[Path | None, typer.Option(help="YAML file of an experiment, in place of options.")] = None,
     paper: Annotated[bool, typer.Option("--paper", help="The paper's table: ResNet-50, its five data sets.")] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="Five methods, offline, in two minutes: a trial run.")] = False,
-    methods: Annotated[
-        str | None, typer.Option(help=f"METHOD or METHOD:PRESET, separated by commas; '{_METHODS}' by default.")
-    ] = None,
+    methods: Annotated[str | None, typer.Option(help=f"METHOD[:PRESET], with commas; else '{_METHODS}'.")] = None,
     seeds: Annotated[int | None, typer.Option(help="How many, from 0; 3 by default.")] = None,
     source: Annotated[str | None, typer.Option(help="Sources, separated by commas; 'bundled' by default.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images; 15 by default.")] = None,
@@ -50,14 +50,9 @@ def compare(
     precision: Annotated[str | None, typer.Option(help="Of the source pass: 'fp32' (default) or 'bf16'.")] = None,
     amp: Annotated[bool, typer.Option("--amp", help="bfloat16 autocast of the trained part, on CUDA.")] = False,
     num_workers: Annotated[int | None, typer.Option(help="Processes that load images beside the main one.")] = None,
-    image_cache_mb: Annotated[
-        int | None, typer.Option(help="Most MB of decoded images in memory; 1074 by default.")
-    ] = None,
+    image_cache_mb: Annotated[int | None, typer.Option(help="Most MB of decoded images; 1074 by default.")] = None,
     device: Annotated[str | None, typer.Option(help="'auto', 'cpu', 'cuda' or 'cuda:1'.")] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(help="I/N: do the I-th of N parts alone, as other processes or machines do the others."),
-    ] = None,
+    shard: Annotated[str | None, typer.Option(help="I/N: do the I-th of N parts alone; others do the rest.")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Train nothing: write the results of the shards.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells that failed once more.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")] = False,
@@ -72,28 +67,7 @@ def compare(
 
     Example: torchsnow compare photos/ --methods full,head,snow --out comparison
     """
-    given: dict[str, Any] = {
-        "data": data or None,
-        "methods": _split(methods),
-        "seeds": None if seeds is None else list(range(seeds)),
-        "sources": _split(source),
-        "epochs": epochs,
-        "image_size": image_size,
-        "batch_size": batch_size,
-        "augmentation": augmentation,
-        "lr_tries": lr_tries,
-        "train_images": train_images,
-        "test_images": test_images,
-        "optimizer": optimizer,
-        "weight_decay": weight_decay,
-        "precision": precision,
-        "amp": amp or None,
-        "num_workers": num_workers,
-        "image_cache_bytes": None if image_cache_mb is None else 1_000_000 * image_cache_mb,
-        "device": device,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
-
+    given = _given(locals())
     from torchsnow.experiments.compare import Comparison
     from torchsnow.train import torch_device
 
@@ -102,6 +76,21 @@ def compare(
     chosen = _experiment(given, experiment, paper, smoke)
     comparison = Comparison(chosen, out, lambda name: load_checked(name, quiet=json))
     _carry_out(comparison, part, merge, retry_failed, json)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """What the options say of the experiment, by its own names."""
+    seeds, cache_mb = options["seeds"], options["image_cache_mb"]
+    given = {
+        **{name: options[name] for name in _AS_THEY_ARE},
+        "data": options["data"] or None,
+        "methods": _split(options["methods"]),
+        "seeds": None if seeds is None else list(range(seeds)),
+        "sources": _split(options["source"]),
+        "amp": options["amp"] or None,
+        "image_cache_bytes": None if cache_mb is None else 1_000_000 * cache_mb,
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _carry_out(
@@ -158,8 +147,7 @@ def _split(text: str | None) -> list[str] | None:
 
 
 def _experiment(given: dict[str, Any], file: Path | None, paper: bool, smoke: bool) -> Experiment:
-    from torchsnow.experiments.plan import Experiment
-    from torchsnow.experiments.presets import paper_experiment, smoke_experiment
+    from torchsnow.experiments.plan import Experiment, paper_experiment, smoke_experiment
 
     ready = [name for name, wanted in (("--experiment", file), ("--paper", paper), ("--smoke", smoke)) if wanted]
     if len(ready) > 1:
@@ -174,11 +162,11 @@ def _experiment(given: dict[str, Any], file: Path | None, paper: bool, smoke: bo
 
 
 def _say_plan(comparison: Comparison, part: tuple[int, int] | None) -> None:
-    from torchsnow.experiments.estimate import plan_words
+    from torchsnow.experiments.costs import plan_text
 
     cells = [cell for cell in comparison.experiment.shard(*part or (1, 1)) if comparison.read(cell) is None]
     if cells:
-        note(plan_words(cells, comparison.experiment, comparison.material))
+        note(plan_text(cells, comparison.experiment, comparison.resources))
 
 
 @contextmanager
@@ -199,7 +187,7 @@ def _progress(quiet: bool) -> Iterator[Any]:
     with Progress(*columns, console=Console(stderr=True), disable=quiet or not sys.stderr.isatty()) as bar:
         task = bar.add_task("", total=None)
 
-        def report(cell: Cell | None, done: int, total: int) -> None:
+        def report(cell: PlannedCell | None, done: int, total: int) -> None:
             text = "measuring training steps" if cell is None else str(cell)
             bar.update(task, completed=done, total=total, description=text)
 
@@ -207,7 +195,7 @@ def _progress(quiet: bool) -> Iterator[Any]:
 
 
 def _show(results: Results, out: Path) -> None:
-    from torchsnow.report import summarise, where_snow_loses
+    from torchsnow.report.summary import summarise, where_snow_loses
 
     columns = [
         "source",
@@ -226,11 +214,11 @@ def _show(results: Results, out: Path) -> None:
 
 
 def _cells(row: Summary) -> list[Any]:
-    from torchsnow.report import row_words, share_of_source
+    from torchsnow.report.formatting import row_label, share_of_source
 
     accuracy = row.accuracy
     width = "" if accuracy.deviation is None else f" ± {100 * accuracy.deviation:.1f}"
-    name = row_words(row.method, row.variant)
+    name = row_label(row.method, row.variant)
     shown = f"{percent(accuracy.mean)}{width}"
     cost = f"{row.num_params:,}", share_of_source(row.added_share), row.stored_bytes // 1000
     return [row.source, row.data, name, shown, len(row.seeds), *cost]

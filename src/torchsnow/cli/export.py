@@ -69,7 +69,7 @@ def _document(exported: Export) -> dict[str, Any]:
         "image_size": plan.image_size,
         "outputs": plan.outputs,
         "fp16": plan.how.half,
-        "int8": [vars(cost) for cost in exported.costs],
+        "int8": [cost._asdict() for cost in exported.costs],
     }
 
 

@@ -192,7 +192,7 @@ def train(
 
 
 def _show(result: TrainedTask, summary: Mapping[str, Any]) -> None:
-    from torchsnow.report import size as shown_size
+    from torchsnow.report.formatting import size as shown_size
     from torchsnow.workflows.training import on_validation
 
     metrics, test = result.fit.metrics, result.test

@@ -1,4 +1,4 @@
-"""What runs a network: PyTorch as it is, or a compiled graph in another runtime."""
+"""What runs a network: PyTorch itself, or a compiled graph in another runtime."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torchsnow.errors import CompileError
-from torchsnow.source import Precision
+from torchsnow.errors import CompileError, TorchsnowError
 
 Runner = Callable[[Tensor], Sequence[Tensor]]
 """Images (B, 3, H, W) -> one tensor per output, computed to the end."""
 
-TOLERANCES: Mapping[Precision, float] = {"fp32": 1e-4, "bf16": 6e-2}
-"""How far outputs may be from PyTorch's, by the source's precision: of the largest output, and at least absolute."""
+TOLERANCE = 1e-4
+"""How far outputs may be from PyTorch's: of the largest output, and at least absolute."""
 
 HALF_TOLERANCE = 1e-2
 """The same, for weights that are stored in 16 bits."""
@@ -48,10 +47,8 @@ def inductor(network: nn.Module, images: Tensor) -> Runner:
     mode = "max-autotune-no-cudagraphs" if images.device.type == "cpu" else "reduce-overhead"
     compiled = torch.compile(network, mode=mode, dynamic=False)
     run = eager_of(compiled)
-    try:
+    with clear_compiler_errors("torch.compile cannot compile this network"):
         given = run(images)
-    except Exception as error:  # whatever a compiler throws
-        raise CompileError(f"torch.compile cannot compile this network: {_first_line(error)}") from error
     refuse_other_outputs("torch.compile", given, expected)
     return run
 
@@ -62,13 +59,8 @@ def onnx(network: nn.Module, images: Tensor) -> Runner:
     Raises CompileError when its outputs differ by more than 1e-4, or it is not installed.
     """
     check_backend("onnx", images.device.type)
-    import onnxruntime
-
     expected = eager(network, images)(images)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(onnx_model(network, images), options, providers=["CPUExecutionProvider"])
+    session = onnx_session(onnx_model(network, images))
     name = session.get_inputs()[0].name
 
     def run(images: Tensor) -> Sequence[Tensor]:
@@ -139,6 +131,16 @@ def onnx_model(network: nn.Module, images: Tensor) -> bytes:
     return file.getvalue()
 
 
+def onnx_session(model: bytes | str) -> Any:
+    """An ONNX file, or its content, ready to run on the CPU on as many threads as PyTorch uses."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
 def openvino_model(network: nn.Module, images: Tensor) -> Any:
     """A network as an OpenVINO model, its shapes still open."""
     with quiet_tracing():
@@ -174,21 +176,19 @@ def _queue(model: Any, images: Tensor) -> Any:
     return openvino.AsyncInferQueue(openvino.Core().compile_model(model, "CPU", settings), num_threads)
 
 
-def refuse_other_outputs(
-    what: str, given: Sequence[Tensor], expected: Sequence[Tensor], precision: Precision = "fp32"
-) -> None:
-    """Raise CompileError unless the outputs equal PyTorch's within `TOLERANCES[precision]` of the largest of each."""
+def refuse_other_outputs(what: str, given: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Raise CompileError unless the outputs equal PyTorch's within `TOLERANCE` of the largest of each."""
     if len(given) != len(expected):
         raise CompileError(f"{what} gave {len(given)} outputs where PyTorch gave {len(expected)}")
     for own, eagers in zip(given, expected, strict=True):
-        if how_far := difference(own, eagers, TOLERANCES[precision]):
+        if how_far := difference(own, eagers):
             raise CompileError(
                 f"{what}'s outputs differ from PyTorch's {how_far}; they are not used. Another version of it may do "
                 "better, and the backend 'eager' does without"
             )
 
 
-def difference(given: Tensor, expected: Tensor, tolerance: float = TOLERANCES["fp32"]) -> str:
+def difference(given: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> str:
     """In words, how far an output is from PyTorch's; empty within this share of the largest value."""
     largest = float(expected.abs().max()) if expected.numel() else 0.0
     apart = float((given - expected).abs().max()) if expected.numel() else 0.0
@@ -201,8 +201,16 @@ def _wait_for(images: Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+@contextmanager
+def clear_compiler_errors(what: str) -> Iterator[None]:
+    """Turn whatever a compiler throws into a CompileError: "WHAT: its first line"."""
+    try:
+        yield
+    except (TorchsnowError, OSError):
+        raise
+    except Exception as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CompileError(f"{what}: {first_line[:300]}") from error
 
 
 BACKENDS: Mapping[str, Callable[[nn.Module, Tensor], Runner]] = {

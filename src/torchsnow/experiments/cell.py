@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -14,8 +14,8 @@ from torchsnow.data import ImageSet, Splits, make_splits
 from torchsnow.data.sampling import reduced
 from torchsnow.delta.cost import source_cost
 from torchsnow.errors import TrainingError
-from torchsnow.experiments.material import Material
-from torchsnow.experiments.plan import OF_DATA, Cell, Experiment
+from torchsnow.experiments.plan import OF_DATA, Experiment, PlannedCell
+from torchsnow.experiments.resources import ResourceCache
 from torchsnow.methods import make_method, split_name
 from torchsnow.task_file import stored_bytes
 from torchsnow.train import FitResult, Method, Metrics, RunFolder, TrainSettings, evaluate, fit
@@ -23,8 +23,7 @@ from torchsnow.train import FitResult, Method, Metrics, RunFolder, TrainSettings
 _KEPT = ("accuracy", "balanced_accuracy", "calibration_error", "loss", "top5")  # of all metrics
 
 
-@dataclass(frozen=True)
-class _Try:
+class _Try(NamedTuple):
     """A training with one learning rate."""
 
     method: Method
@@ -38,7 +37,7 @@ class _Try:
 
 
 def run_cell(
-    cell: Cell, experiment: Experiment, material: Material, folder: Path, lrs: Sequence[float]
+    cell: PlannedCell, experiment: Experiment, resources: ResourceCache, folder: Path, lrs: Sequence[float]
 ) -> dict[str, Any]:
     """Train with each of the learning rates, choose one by the validation split, and test that one.
 
@@ -46,11 +45,11 @@ def run_cell(
     plain JSON values. Raises a TorchsnowError when the source cannot take the method, or no learning rate works.
     """
     start = time.monotonic()
-    splits = cell_splits(cell, experiment, material)
+    splits = cell_splits(cell, experiment, resources)
     best: _Try | None = None
     tries: list[dict[str, Any]] = []
     for lr in lrs:
-        tried = _train(cell, experiment, material, splits, lr, folder / f"lr-{lr:.3g}")
+        tried = _train(cell, experiment, resources, splits, lr, folder / f"lr-{lr:.3g}")
         if isinstance(tried, _Try):
             tries.append({"lr": lr, "val_accuracy": tried.result.best.val_accuracy})
             best = tried if best is None or tried.rank > best.rank else best
@@ -59,7 +58,7 @@ def run_cell(
             failure = tried
     if best is None:
         raise failure
-    test, shipped_state = _test(best, splits, material.pool(cell)), best.method.shipped_state()
+    test, shipped_state = _test(best, splits, resources.pool(cell)), best.method.shipped_state()
     return {
         **cell.to_dict(),
         "train_images": len(splits.train),
@@ -74,15 +73,15 @@ def run_cell(
         "history": [asdict(row) for row in best.result.history],
         "trained_params": _num_params(best.method),
         "stored_bytes": stored_bytes(shipped_state),
-        "shipped": shipped_task(best.method, shipped_state, source_cost(material.source(cell.source)).multiply_adds),
+        "shipped": shipped_task(best.method, shipped_state, source_cost(resources.source(cell.source)).multiply_adds),
         "note": splits.note,
         "seconds": round(time.monotonic() - start, 2),
     }
 
 
-def cell_splits(cell: Cell, experiment: Experiment, material: Material) -> Splits:
+def cell_splits(cell: PlannedCell, experiment: Experiment, resources: ResourceCache) -> Splits:
     """The images of a cell: they depend on the data, the seed and the varied number of images, not on the method."""
-    splits = make_splits(material.data(cell.data), seed=cell.seed)
+    splits = make_splits(resources.data(cell.data), seed=cell.seed)
     if not splits.test:
         raise TrainingError(f"{cell.data} has no test images; a comparison needs some")
     of_data: dict[str, Any] = {"train_images": experiment.train_images}
@@ -91,23 +90,23 @@ def cell_splits(cell: Cell, experiment: Experiment, material: Material) -> Split
 
 
 def _train(
-    cell: Cell, experiment: Experiment, material: Material, splits: Splits, lr: float, path: Path
+    cell: PlannedCell, experiment: Experiment, resources: ResourceCache, splits: Splits, lr: float, path: Path
 ) -> _Try | TrainingError:
     settings = experiment.settings(cell.data, lr, cell.seed)
-    method = cell_method(cell, material, len(splits.classes))
+    method = cell_method(cell, resources, len(splits.classes))
     run = RunFolder(path)
     try:
-        result = fit(method, splits, settings, run, resume=run.args.exists(), quiet=True, pool=material.pool(cell))
+        result = fit(method, splits, settings, run, resume=run.args.exists(), quiet=True, pool=resources.pool(cell))
     except TrainingError as error:  # such as a learning rate under which the loss does not stay finite
         return error
     return _Try(method, result, settings)
 
 
-def cell_method(cell: Cell, material: Material, num_classes: int) -> Method:
+def cell_method(cell: PlannedCell, resources: ResourceCache, num_classes: int) -> Method:
     """The method of a cell, new. Raises a TorchsnowError when the source cannot take it."""
     name, preset = split_name(cell.method)
     changes = {name: value for name, value in cell.variant.items() if name not in OF_DATA}
-    return make_method(name, material.source(cell.source), num_classes, preset, cell.seed, changes)
+    return make_method(name, resources.source(cell.source), num_classes, preset, cell.seed, changes)
 
 
 def _test(best: _Try, splits: Splits, pool: ImageSet) -> Metrics:

@@ -21,15 +21,14 @@ from torchsnow.data import LoadedData, load_data
 from torchsnow.errors import ExperimentError, TorchsnowError
 from torchsnow.experiments.cell import run_cell
 from torchsnow.experiments.costs import measure_costs
-from torchsnow.experiments.key import result_key
-from torchsnow.experiments.material import Material
-from torchsnow.experiments.plan import Cell, Experiment
+from torchsnow.experiments.plan import Experiment, PlannedCell
+from torchsnow.experiments.resources import ResourceCache, result_key
 from torchsnow.io.files import clear_os_errors, write_atomically
 from torchsnow.io.lock import FolderLock
 from torchsnow.plots import without_harm
-from torchsnow.report import Results, report_page, write_csv
-from torchsnow.report.results import SCHEMA
-from torchsnow.report.sections import check_finished
+from torchsnow.report.page import check_finished, report_page
+from torchsnow.report.results import SCHEMA, Results
+from torchsnow.report.tables import write_cells
 
 Say = Callable[[str], None]
 _OF_COSTS = ("weights", "image_size", "batch_size", "device", "precision")  # settings of an experiment
@@ -47,7 +46,7 @@ class Comparison:
 
     def __init__(self, experiment: Experiment, path: Path, load: Callable[[str], LoadedData] = load_data) -> None:
         self.experiment, self.path, self.num_kept = experiment, path, 0
-        self.material = Material(experiment, load)
+        self.resources = ResourceCache(experiment, load)
         self._contents: dict[tuple[str, str], str | None] = {}  # what is in data sets and sources
         self._said: set[str] = set()
         self._lock = FolderLock(path, ExperimentError)
@@ -61,7 +60,9 @@ class Comparison:
         with self._lock.held():
             yield
 
-    def run(self, report: Callable[[Cell, int, int], None], say: Say, shard: tuple[int, int] | None = None) -> None:
+    def run(
+        self, report: Callable[[PlannedCell, int, int], None], say: Say, shard: tuple[int, int] | None = None
+    ) -> None:
         """Do the cells that are missing, or those of one shard, (number, count).
 
         `report` is called before each cell with it, the number of cells done, and that of all; `say` with what went
@@ -83,7 +84,7 @@ class Comparison:
                     self._claim(cell, say)
                     self.num_kept += self.read(cell) is not None
 
-    def _claim(self, cell: Cell, say: Say) -> None:
+    def _claim(self, cell: PlannedCell, say: Say) -> None:
         """Do a cell, and before it the one that searches for its learning rate, unless another process does."""
         first = replace(cell, seed=self.experiment.seeds[0])
         with ExitStack() as claimed:
@@ -96,7 +97,7 @@ class Comparison:
                 if self.read(one) is None:  # looked at again: another process may have done it meanwhile
                     self._do(one, say)
 
-    def missing(self) -> list[Cell]:
+    def missing(self) -> list[PlannedCell]:
         """The cells that are neither finished nor failed."""
         return [cell for cell in self.experiment.cells() if self.read(cell) is None]
 
@@ -109,10 +110,10 @@ class Comparison:
                 "experiment; they are left alone"
             )
 
-    def key(self, cell: Cell) -> str:
+    def key(self, cell: PlannedCell) -> str:
         """A hash of all that the cell's result depends on; of data and a source that cannot be had, by their names."""
-        data = self._content("data", cell.data, lambda: self.material.data(cell.data).fingerprint)
-        source = self._content("source", cell.source, lambda: self.material.source(cell.source).fingerprint)
+        data = self._content("data", cell.data, lambda: self.resources.data(cell.data).fingerprint)
+        source = self._content("source", cell.source, lambda: self.resources.source(cell.source).fingerprint)
         return result_key({"data": data, "source": source, **self.experiment.settings_of(cell)})
 
     def _content(self, kind: str, name: str, look: Callable[[], str]) -> str | None:
@@ -123,10 +124,10 @@ class Comparison:
                 self._contents[kind, name] = None
         return self._contents[kind, name]
 
-    def _do(self, cell: Cell, say: Say) -> None:
+    def _do(self, cell: PlannedCell, say: Say) -> None:
         runs = self._runs(cell)
         try:
-            content = run_cell(cell, self.experiment, self.material, runs, self._lrs(cell))
+            content = run_cell(cell, self.experiment, self.resources, runs, self._lrs(cell))
         except TorchsnowError as error:
             if str(error) not in self._said:  # one data set that is missing is missing for every cell
                 say(f"{cell}: {error}")
@@ -136,13 +137,13 @@ class Comparison:
         for weights in runs.glob("*/*.safetensors"):  # the tables stay; hundreds of networks would fill the disk
             weights.unlink()
 
-    def _lrs(self, cell: Cell) -> list[float]:
+    def _lrs(self, cell: PlannedCell) -> list[float]:
         """All learning rates for the first seed; what it found, for the others."""
         first = replace(cell, seed=self.experiment.seeds[0])
         found = None if cell == first else self.read(first)
         return [found["lr"]] if found and "lr" in found else self.experiment.lrs(cell.method)
 
-    def read(self, cell: Cell) -> dict[str, Any] | None:
+    def read(self, cell: PlannedCell) -> dict[str, Any] | None:
         """A finished or failed cell; None where there is none yet. Raises ExperimentError for a damaged file."""
         path = self._path(cell)
         if not path.exists():
@@ -184,13 +185,15 @@ class Comparison:
             results = self._results(say)
             check_finished(results)
             results.save(self.path / "results.json")
-            write_csv(results, self.path / "results.csv")
+            write_cells(results, self.path / "results.csv")
             with without_harm(say, "report.html"):
                 report_page(results).save(self.path / "report.html")
         return results
 
     def _results(self, say: Say) -> Results:
         contents = [content for content in map(self.read, self.experiment.cells()) if content is not None]
+        device = self.experiment.torch_device()
+        device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         return Results.from_dict(
             {
                 "schema": SCHEMA,
@@ -198,7 +201,7 @@ class Comparison:
                 "made": datetime.now(UTC).isoformat(timespec="seconds"),
                 "experiment": self.experiment.to_dict(),
                 "versions": {name: version(name) for name in ("torchsnow", "torch", "timm")},
-                "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {_device_name(self.experiment)}",
+                "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device_name}",
                 "cells": [content for content in contents if "error" not in content],
                 "failed": [content for content in contents if "error" in content],
                 "costs": self._costs(contents, say),
@@ -206,7 +209,7 @@ class Comparison:
         )
 
     def _costs(self, contents: Sequence[Mapping[str, Any]], say: Say) -> list[dict[str, Any]]:
-        """Measured once, and anew when there are new methods, other settings or another code."""
+        """Measured once, and again when there are new methods, other settings or another code."""
         finished = [content for content in contents if "error" not in content]
         wanted = sorted({(content["source"], content["method"]) for content in finished})
         num_classes = max((content["num_classes"] for content in finished), default=2)
@@ -224,18 +227,18 @@ class Comparison:
         write_atomically(path, text, ExperimentError)
         return costs
 
-    def _name(self, cell: Cell) -> str:
+    def _name(self, cell: PlannedCell) -> str:
         """A readable name that no other cell has."""
         short = re.sub(r"[^a-z0-9]+", "-", f"{cell.data} {cell.method} {cell.seed}".lower()).strip("-")[-60:]
         return f"{short}-{self.key(cell)[:16]}"
 
-    def _path(self, cell: Cell) -> Path:
+    def _path(self, cell: PlannedCell) -> Path:
         return self.path / "cells" / f"{self._name(cell)}.json"
 
-    def _runs(self, cell: Cell) -> Path:
+    def _runs(self, cell: PlannedCell) -> Path:
         return self.path / "runs" / self._name(cell)
 
-    def _write(self, cell: Cell, content: Mapping[str, Any]) -> None:
+    def _write(self, cell: PlannedCell, content: Mapping[str, Any]) -> None:
         text = json.dumps({"key": self.key(cell), **content}, indent=1, allow_nan=False) + "\n"
         write_atomically(self._path(cell), text, ExperimentError)
 
@@ -247,8 +250,3 @@ def _read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _device_name(experiment: Experiment) -> str:
-    device = experiment.settings(experiment.data[0], 1e-3, 0).torch_device()
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,4 +1,4 @@
-"""Time and memory as they are measured everywhere: side by side, and in processes of their own."""
+"""What is measured, and how: times side by side, peak memory in a process of its own."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from torchsnow.errors import ExperimentError
+from torchsnow.source import Precision, Source, load_source
 
 Step = Callable[[], object]
 Progress = Callable[[], None]
@@ -24,6 +27,32 @@ Progress = Callable[[], None]
 
 def silent() -> None:
     """The progress that nobody watches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Batches of square images through networks on one source; picklable, for processes of their own.
+
+    `backend`, a name in `BACKENDS`, is for serving, `precision`, that of the source pass, for training; `device` is
+    "cpu" or "cuda".
+    """
+
+    source: str
+    weights: str
+    image_size: int
+    batch_size: int
+    device: str
+    backend: str = "eager"
+    precision: Precision = "fp32"
+    num_classes: int = 10
+
+    def load_source(self) -> Source:
+        """A source of its own at every call, on the CPU. Raises SourceError."""
+        return load_source(self.source, self.weights, self.precision)
+
+    def images(self) -> Tensor:
+        """A random batch, on the device."""
+        return torch.randn(self.batch_size, 3, self.image_size, self.image_size, device=self.device)
 
 
 def median_times_s(steps: Mapping[str, Step], rounds: int, progress: Progress = silent) -> dict[str, float]:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from torchsnow.data.datasets import CACHE_BYTES
 from torchsnow.errors import ExperimentError
 from torchsnow.io.yaml_file import read_yaml
@@ -23,8 +25,8 @@ _HALF_DECADE = 10**0.5
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One result: a method on a data set with a source and a seed, and with the values of the varied factors."""
+class PlannedCell:
+    """One result to come: a method on a data set with a source, a seed and the values of the varied factors."""
 
     source: str
     data: str
@@ -145,22 +147,26 @@ class Experiment:
             num_workers=self.num_workers,
         )
 
+    def torch_device(self) -> torch.device:
+        """Where the experiment runs."""
+        return self.settings(self.data[0], 1e-3, 0).torch_device()
+
     def lrs(self, method: str) -> list[float]:
         """The learning rates that are tried: the method's own in the middle, lower ones first."""
         own = METHODS[split_name(method)[0]].lr
         return [own * _HALF_DECADE ** (place - (self.lr_tries - 1) / 2) for place in range(self.lr_tries)]
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[PlannedCell]:
         """All cells; those of one data set follow each other, and the first seed comes before the others."""
         variants = [dict(zip(self.vary, values, strict=True)) for values in itertools.product(*self.vary.values())]
         return [
-            Cell(source, data, method, seed, variant)
+            PlannedCell(source, data, method, seed, variant)
             for source, data, seed, variant, method in itertools.product(
                 self.sources, self.data, self.seeds, variants, self.methods
             )
         ]
 
-    def shard(self, number: int, count: int) -> list[Cell]:
+    def shard(self, number: int, count: int) -> list[PlannedCell]:
         """The cells of one of `count` machines, numbered from 1. All seeds of a method on a data set are in one shard:
         they share a search. Raises ExperimentError for a shard that there is not."""
         if not 1 <= number <= count:
@@ -169,7 +175,7 @@ class Experiment:
         places = [groups.setdefault(str(replace(cell, seed=0)), len(groups)) for cell in self.cells()]
         return [cell for cell, place in zip(self.cells(), places, strict=True) if place % count == number - 1]
 
-    def settings_of(self, cell: Cell) -> dict[str, Any]:
+    def settings_of(self, cell: PlannedCell) -> dict[str, Any]:
         """All that a cell's result depends on beside the code, the data's and the source's content, in JSON values."""
         training = self.settings(cell.data, 1.0, cell.seed).to_dict()
         budget = {name: value for name, value in training.items() if name not in ("lr", *_SPEED)}
@@ -232,3 +238,39 @@ def _mapping(name: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise ExperimentError(f"{name} is {value!r}; expected names and values")
     return value
+
+
+def paper_experiment() -> Experiment:
+    """The paper's table of transfer learning (section 4.2): its source, its five data sets, FT, FE, FO and SNOW.
+
+    The budget is ours, and equal for all methods.
+    """
+    return Experiment(
+        "paper",
+        data=("food101", "dtd", "action40", "cars", "cub200"),
+        methods=("full", "features", "head", "snow:paper", "snow"),
+        sources=("resnet50.tv_in1k",),
+        epochs=30,
+        image_size=224,
+        batch_size=64,
+        augmentation="light",
+    )
+
+
+def smoke_experiment() -> Experiment:
+    """A few methods on a few images, to see that the whole way works; its figures mean nothing."""
+    return Experiment(
+        "smoke",
+        data=("digits",),
+        methods=("full", "head", "taps", "snow:paper", "snow"),
+        seeds=(0, 1),
+        epochs=1,
+        image_size=32,
+        batch_size=16,
+        augmentation="none",
+        lr_tries=2,
+        train_images=60,
+        val_images=40,
+        test_images=60,
+        remark="A trial run on a few tiny images: its figures mean nothing.",
+    )

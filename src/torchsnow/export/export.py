@@ -6,23 +6,22 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from torchsnow.engines.backends import HALF_TOLERANCE, TOLERANCES, difference
-from torchsnow.engines.program import Program
+from torchsnow.engines import Program
+from torchsnow.engines.backends import HALF_TOLERANCE, TOLERANCE, clear_compiler_errors, difference
 from torchsnow.errors import CompileError, HubError
 from torchsnow.export.description import describe, output_names
-from torchsnow.export.formats import Format, NamedRunner, Network, Written, clear_compiler_errors, format_of, traced
-from torchsnow.export.pictures import smooth_images
-from torchsnow.export.quantize import Cost, Measured, check_int8, measure, quantize
+from torchsnow.export.formats import Format, NamedRunner, Network, Written, format_of, traced
+from torchsnow.export.quantize import Int8Cost, Measured, check_int8, measure, quantize
 from torchsnow.hub import Hub
 from torchsnow.io.files import TEMPORARY_SUFFIX, clear_os_errors, refuse_unwritable, sync_folder
-from torchsnow.source import Source
+from torchsnow.source import InputConfig, Source
 from torchsnow.source.config import MAX_IMAGE_SIZE, Framing
 from torchsnow.task_file import Task
 
@@ -30,8 +29,7 @@ _TRACED_BATCH = 2  # torch.export takes sizes of 0 and 1 for fixed
 _CHECKED_BATCHES = (1, 5)
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """An export that can be tried: `tasks` of `hub`, whose source is fp32, for images in one framing."""
 
     hub: Hub
@@ -52,14 +50,13 @@ class Plan:
         return output_names((task.name for task in self.tasks), self.kind.identifiers)
 
 
-@dataclass(frozen=True)
-class Export:
+class Export(NamedTuple):
     """A written file: `files` are all that belong to it, `costs` what int8 costs, empty for fp32."""
 
     plan: Plan
     files: tuple[Path, ...]
     size_bytes: int
-    costs: tuple[Cost, ...]
+    costs: tuple[Int8Cost, ...]
 
 
 def plan_export(
@@ -74,9 +71,9 @@ def plan_export(
     """Check all that can be checked before anything is computed.
 
     `kind` is "onnx", "openvino" or "torch", by default what the suffix of `out` says; `names` are tasks, by default
-    all; `image_size` in pixels, by default the one that the tasks were trained with; `how` is what a format may do
-    in several ways. Raises CompileError for what does
-    not fit together, HubError for unknown or damaged tasks and a hub without any.
+    all; `image_size` in pixels, by default the one that the tasks were trained with; `how` is what a format may do in
+    several ways. Raises CompileError for what does not fit together, HubError for unknown or damaged tasks and a hub
+    without any.
     """
     chosen = format_of(out, kind)
     if int8:
@@ -149,7 +146,7 @@ def write_export(plan: Plan, measured: Measured | None = None) -> Export:
         file = folder / plan.out.name
         _write(plan, network, file, _description(plan, {"bits": 16} if plan.how.half else None))
         _refuse_other_outputs(plan, _loaded(plan, file), expected)
-        costs: tuple[Cost, ...] = ()
+        costs: tuple[Int8Cost, ...] = ()
         if measured is not None:
             (folder / "int8").mkdir()
             file, fp32 = folder / "int8" / plan.out.name, file
@@ -161,6 +158,18 @@ def write_export(plan: Plan, measured: Measured | None = None) -> Export:
         size_bytes = sum(path.stat().st_size for path in made)
         _place(made, plan.kind.files(plan.out))
     return Export(plan, tuple(plan.kind.files(plan.out)), size_bytes, costs)
+
+
+def smooth_images(batch_size: int, image_size: int, config: InputConfig) -> Tensor:
+    """Random pictures, for want of photographs, with their large areas and few edges, normalised: (B, 3, S, S)."""
+    generator = torch.Generator().manual_seed(batch_size)
+    picture = torch.zeros(batch_size, 3, image_size, image_size)
+    for cells in (2, 4, 8, 16, 32):
+        layer = torch.rand(batch_size, 3, cells, cells, generator=generator)
+        picture += torch.nn.functional.interpolate(layer, size=image_size, mode="bilinear") / cells
+    picture /= picture.amax()
+    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (config.mean, config.std))
+    return (picture - mean) / std
 
 
 def _expected(plan: Plan) -> list[tuple[Tensor, Mapping[str, Tensor]]]:
@@ -198,7 +207,7 @@ def _refuse_other_outputs(plan: Plan, run: NamedRunner, batches: Sequence[tuple[
         with clear_compiler_errors(f"{plan.kind.runtime} cannot run what was made for {plan.out}"):
             given = run(images)
         for name, logits in expected.items():
-            if how_far := difference(given[name], logits, HALF_TOLERANCE if plan.how.half else TOLERANCES["fp32"]):
+            if how_far := difference(given[name], logits, HALF_TOLERANCE if plan.how.half else TOLERANCE):
                 raise CompileError(
                     f"{plan.out} was not written: {plan.kind.runtime}'s output {name!r} differs from PyTorch's "
                     f"{how_far}; try another format, or another version of it"

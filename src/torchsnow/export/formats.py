@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from torchsnow.engines.backends import check_backend, quiet_tracing
-from torchsnow.engines.program import Program
-from torchsnow.errors import CompileError, TorchsnowError
+from torchsnow.engines import Program, check_backend
+from torchsnow.engines.backends import clear_compiler_errors, onnx_session, quiet_tracing
+from torchsnow.errors import CompileError
 from torchsnow.export.description import INPUT, KEY
 from torchsnow.io.files import reserve
 from torchsnow.source import FeatureMaps
 
 
-@dataclass(frozen=True)
-class Written:
+class Written(NamedTuple):
     """How a file is written: `half` stores its weights in 16 bits, `opset` is ONNX's, by default the exporter's."""
 
     half: bool = False
@@ -78,8 +75,7 @@ def traced(network: Network, images: Tensor) -> ExportedProgram:
         return torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 
-@dataclass(frozen=True)
-class Format:
+class Format(NamedTuple):
     """`write` puts a traced network and its description into a file of `suffix`, and what `companions` name beside
     it; `load` makes its runtime run that file. `identifiers`: names of outputs have no "." or "-"."""
 
@@ -150,12 +146,7 @@ def _name_outputs(graph: Any, names: Sequence[str]) -> None:
 
 
 def _load_onnx(path: Path) -> NamedRunner:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnx_session(str(path))
     names = [output.name for output in session.get_outputs()]
 
     def run(images: Tensor) -> Mapping[str, Tensor]:
@@ -247,15 +238,3 @@ def format_of(out: Path, name: str | None) -> Format:
     if kind.name != "torch":
         check_backend(kind.name, "cpu")
     return kind
-
-
-@contextmanager
-def clear_compiler_errors(what: str) -> Iterator[None]:
-    """Turn whatever a compiler throws into a CompileError: "WHAT: its first line"."""
-    try:
-        yield
-    except (TorchsnowError, OSError):
-        raise
-    except Exception as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CompileError(f"{what}: {first_line[:300]}") from error

@@ -7,9 +7,8 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -33,8 +32,7 @@ class LabelledImages(Protocol):
     def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """Images of the data set `name` to calibrate on, and others to measure with; labels count in `classes`."""
 
     name: str
@@ -43,8 +41,7 @@ class Measured:
     held_out: LabelledImages
 
 
-@dataclass(frozen=True)
-class Cost:
+class Int8Cost(NamedTuple):
     """What int8 does to one task on `num_images` images: shares from 0 to 1.
 
     `agreement` is how often both name the same class; accuracies are None for a task of other classes than the data's.
@@ -123,7 +120,7 @@ def _quantize_openvino(fp32: Path, int8: Path, images: LabelledImages, descripti
 
 def measure(
     hub: Hub, tasks: Sequence[Task], outputs: Mapping[str, str], run: NamedRunner, measured: Measured
-) -> tuple[Cost, ...]:
+) -> tuple[Int8Cost, ...]:
     """Compare an int8 file with the hub on the images that were held out of the calibration."""
     labels: list[int] = []
     fp32: dict[str, list[int]] = {task.name: [] for task in tasks}
@@ -137,13 +134,15 @@ def measure(
     return tuple(_cost(task, measured.classes, labels, fp32[task.name], int8[task.name]) for task in tasks)
 
 
-def _cost(task: Task, classes: Sequence[str], labels: Sequence[int], fp32: Sequence[int], int8: Sequence[int]) -> Cost:
+def _cost(
+    task: Task, classes: Sequence[str], labels: Sequence[int], fp32: Sequence[int], int8: Sequence[int]
+) -> Int8Cost:
     agreement = _share_equal(fp32, int8)
     places = {name: place for place, name in enumerate(task.classes)}
     if not set(classes) <= set(places):
-        return Cost(task.name, len(labels), agreement, None, None)
+        return Int8Cost(task.name, len(labels), agreement, None, None)
     truth = [places[classes[label]] for label in labels]
-    return Cost(task.name, len(labels), agreement, _share_equal(fp32, truth), _share_equal(int8, truth))
+    return Int8Cost(task.name, len(labels), agreement, _share_equal(fp32, truth), _share_equal(int8, truth))
 
 
 def _share_equal(these: Sequence[int], those: Sequence[int]) -> float:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, Self
+from types import NoneType, UnionType
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from torchsnow.errors import ExperimentError
 from torchsnow.io.files import clear_os_errors, write_atomically
-from torchsnow.report.checks import check_values, shape_of
+from torchsnow.task_file.json_shape import check_shape
 from torchsnow.train.history import Epoch
 
 SCHEMA = 2
+_SHARES = {
+    *("accuracy", "balanced_accuracy", "calibration_error", "top5"),
+    *("val_accuracy", "train_accuracy", "body_val_accuracy"),
+}
+_POSITIVE = {"lr", "source_multiply_adds", "num_classes"}
+_CELL = ("source", "data", "method", "seed", "variant")
 
 Variant = Mapping[str, str | bool | float | None]
 """The swept settings of a cell by name; empty when nothing is swept."""
@@ -92,18 +100,6 @@ class Cell:
     note: str
     seconds: float
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """A cell from JSON values of the right shape."""
-        parts = {
-            "tries": tuple(Try(**row) for row in values["tries"]),
-            "val": Scores(**values["val"]),
-            "test": Scores(**values["test"]),
-            "shipped": Shipped(**values["shipped"]),
-            "history": tuple(Epoch(**row) for row in values["history"]),
-        }
-        return cls(**{**values, **parts})
-
 
 @dataclass(frozen=True)
 class Failure:
@@ -119,7 +115,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Cost:
+class StepCost:
     """What a training step of a method costs on a source, in seconds and bytes; None where it was not measured."""
 
     source: str
@@ -144,7 +140,7 @@ class Results:
     machine: str
     cells: tuple[Cell, ...] = ()
     failed: tuple[Failure, ...] = ()
-    costs: tuple[Cost, ...] = ()
+    costs: tuple[StepCost, ...] = ()
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -165,17 +161,9 @@ class Results:
     @classmethod
     def from_dict(cls, values: Any) -> Self:
         """The results in JSON values. Raises ExperimentError, naming the field, for any that are not as they should."""
-        try:
-            values = _upgraded(values)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ExperimentError(f"it says that its schema is 1, and is not of that shape ({error})") from error
-        check_values(values, SCHEMA, _SHAPE)
-        parts = {
-            "cells": tuple(Cell.from_dict(cell) for cell in values["cells"]),
-            "failed": tuple(Failure(**failure) for failure in values["failed"]),
-            "costs": tuple(Cost(**cost) for cost in values["costs"]),
-        }
-        return cls(**{key: value for key, value in values.items() if key != "schema"} | parts)
+        check_values(values)
+        made: Self = _made(cls, {key: value for key, value in values.items() if key != "schema"})
+        return made
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values with the keys of the file."""
@@ -185,34 +173,83 @@ class Results:
     def save(self, path: Path) -> None:
         """Write results.json atomically. Raises ExperimentError for values that `load` would refuse, and disks."""
         values = self.to_dict()
-        check_values(values, SCHEMA, _SHAPE)
+        check_values(values)
         write_atomically(path, json.dumps(values, indent=1, allow_nan=False) + "\n", ExperimentError)
 
-    def cost(self, source: str, method: str) -> Cost | None:
+    def cost(self, source: str, method: str) -> StepCost | None:
         """The cost of a method on a source, if it was measured."""
         return next((cost for cost in self.costs if (cost.source, cost.method) == (source, method)), None)
 
 
-def _upgraded(values: Any) -> Any:
-    """Results of schema 1 as those of the present one; others as they are.
-
-    Their cells have no keys, and say nothing of mixing weights; multiply-adds were with the costs of a method.
-    """
-    if not isinstance(values, dict) or values.get("schema") != 1:
-        return values
-    counts = ("first_multiply_adds", "added_multiply_adds", "source_multiply_adds")
-    of_method = {(cost["source"], cost["method"]): {name: cost[name] for name in counts} for cost in values["costs"]}
-    cells = []
-    for cell in values["cells"]:
-        cost = of_method.get((cell["source"], cell["method"]))
-        if cost is None:
-            raise ExperimentError(f"it is of schema 1, and lacks the costs of {cell['method']}; make them again")
-        shipped = {"probe_weight": None, "body_weight": None, "num_params": cell["trained_params"], **cost}
-        history = [{"body_val_accuracy": None, **epoch} for epoch in cell["history"]]
-        cells.append({**cell, "key": "", "shipped": shipped, "history": history})
-    costs = [{name: value for name, value in cost.items() if name not in counts} for cost in values["costs"]]
-    failed = [{"key": "", **failure} for failure in values["failed"]]
-    return {**values, "schema": SCHEMA, "cells": cells, "failed": failed, "costs": costs}
+def _made(kind: Any, value: Any) -> Any:
+    """An object of a type from JSON values of its shape."""
+    if is_dataclass(kind):
+        kinds = get_type_hints(kind)
+        return kind(**{name: _made(kinds[name], inner) for name, inner in value.items()})  # type: ignore[operator]
+    return tuple(_made(get_args(kind)[0], one) for one in value) if get_origin(kind) is tuple else value
 
 
-_SHAPE = {"schema": int, **shape_of(Results)}
+def _shape_of(kind: Any) -> Any:
+    """The shape, as `check_shape` takes it, of the JSON values of a type."""
+    if is_dataclass(kind):
+        return {name: _shape_of(field) for name, field in get_type_hints(kind).items()}
+    inner = get_args(kind)
+    if get_origin(kind) is tuple:
+        return [_shape_of(inner[0])]
+    if get_origin(kind) is Mapping:
+        return dict if inner[1] is Any else {str: _shape_of(inner[1])}
+    if isinstance(kind, UnionType):  # the last alternative is the one that messages name
+        return (None, *(_shape_of(one) for one in inner if one is not NoneType))
+    return kind
+
+
+def check_values(values: Any) -> None:
+    """Raise ExperimentError, naming the first field that is wrong, unless these are the values of a results.json."""
+    try:
+        _check_schema(values)
+        check_shape(values, {"schema": int, **_shape_of(Results)}, "results")
+        for place, key, number in _numbers(values, "results", ""):
+            _check_number(place, key, number)
+        _check_twins(values["cells"])
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
+
+
+def _check_schema(values: Any) -> None:
+    given = values.get("schema") if isinstance(values, dict) else None
+    if type(given) is not int:
+        raise ValueError("it does not say its schema, so it is no results.json of a comparison")
+    if given != SCHEMA:
+        raise ValueError(f"its schema is {given}, this torchsnow reads {SCHEMA}; use the torchsnow that wrote it")
+
+
+def _numbers(value: Any, place: str, key: str) -> Iterator[tuple[str, str, float]]:
+    """Every number with its place and the last key on the way to it."""
+    if isinstance(value, dict):
+        for inner, item in value.items():
+            yield from _numbers(item, f"{place}.{inner}", inner)
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _numbers(item, f"{place}[{i}]", key)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield place, key, value
+
+
+def _check_number(place: str, key: str, number: float) -> None:
+    if not math.isfinite(number):
+        raise ValueError(f"{place} is {number}; expected a finite number")
+    if place.startswith("results.experiment.") or ".variant." in place:
+        return  # settings: whatever their names, nothing is known of what they can be
+    if key in _SHARES and not 0 <= number <= 1:
+        raise ValueError(f"{place} is {number:g}; expected a share from 0 to 1")
+    if number < 0 or (number == 0 and key in _POSITIVE):
+        raise ValueError(f"{place} is {number:g}; expected {'more than 0' if key in _POSITIVE else '0 or more'}")
+
+
+def _check_twins(cells: list[dict[str, Any]]) -> None:
+    seen: set[str] = set()
+    for i, cell in enumerate(cells):
+        place = json.dumps([cell[key] for key in _CELL], sort_keys=True)
+        if place in seen:
+            raise ValueError(f"results.cells[{i}] is there twice: {place}")
+        seen.add(place)

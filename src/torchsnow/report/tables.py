@@ -1,15 +1,19 @@
-"""The tables of a report: accuracies per source and data set, costs per source."""
+"""The tables of a report, and results.csv."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
+from pathlib import Path
 from statistics import fmean
+from typing import Any, NamedTuple
 
-from torchsnow.report.results import Cell, Cost, Results, Shipped
+from torchsnow.errors import ExperimentError
+from torchsnow.io.files import write_csv
+from torchsnow.report.formatting import NOTHING, percent, row_label, share_of_source, size
+from torchsnow.report.results import Cell, Results, Shipped, StepCost
 from torchsnow.report.summary import Estimate, Summary, summarise
-from torchsnow.report.words import NOTHING, percent, row_words, share_of_source, size
 
 MANY_TASKS = 10
 _INFERENCE = (
@@ -30,9 +34,14 @@ _COSTS = (
     *("first task", "each further task", f"{MANY_TASKS} tasks together"),
 )
 
+_PLACE = ("source", "data", "method", "seed")
+_PLAIN = (
+    *("train_images", "val_images", "test_images", "num_classes", "lr", "best_epoch"),
+    *("trained_params", "stored_bytes", "seconds", "note"),
+)
 
-@dataclass(frozen=True)
-class Table:
+
+class Table(NamedTuple):
     """Texts under column names, and what they are."""
 
     columns: Sequence[str]
@@ -48,7 +57,7 @@ def summary_tables(results: Results) -> Iterator[tuple[str, Table]]:
         data = list(dict.fromkeys(row.data for row in here))
         methods: dict[str, list[Summary]] = {}
         for row in here:
-            methods.setdefault(row_words(row.method, row.variant), []).append(row)
+            methods.setdefault(row_label(row.method, row.variant), []).append(row)
         columns = ["method", *data, "a further task", "stored", "trained in"]
         lines = [[name, *_summary_row(of_method, data)] for name, of_method in methods.items()]
         yield f"Source {source}", Table(columns, lines, _SUMMARY)
@@ -81,7 +90,7 @@ def cost_tables(results: Results) -> Iterator[tuple[str, Table]]:
 
 def _accuracy_row(row: Summary) -> list[str]:
     return [
-        row_words(row.method, row.variant),
+        row_label(row.method, row.variant),
         str(len(row.seeds)),
         _mean_and_deviation(row.accuracy),
         _interval(row.accuracy),
@@ -134,7 +143,7 @@ def _parts(shipped: Shipped) -> str:
     return " + ".join(name for name, weight in weights.items() if weight) or NOTHING
 
 
-def _cost_row(cost: Cost | None, rows: Sequence[Summary]) -> list[str]:
+def _cost_row(cost: StepCost | None, rows: Sequence[Summary]) -> list[str]:
     """What a step of a method costs, and its tasks, by the mean of `rows`, which are all of this method."""
     step = [NOTHING] * 4
     if cost is not None:
@@ -149,7 +158,7 @@ def _number(value: float | None, digits: int) -> str:
     return NOTHING if value is None else f"{value:.{digits}g}"
 
 
-def _measured(costs: Sequence[Cost]) -> str:
+def _measured(costs: Sequence[StepCost]) -> str:
     if not costs:
         return f"Training steps were not measured; {_INFERENCE}"
     how = dict.fromkeys(f"batch {c.batch_size} at {c.image_size} px on {c.device}" for c in costs)
@@ -157,3 +166,24 @@ def _measured(costs: Sequence[Cost]) -> str:
         f"A training step and its peak memory ({'; '.join(how)}), in seconds and bytes and relative to full "
         f"fine-tuning; {_INFERENCE}"
     )
+
+
+def write_cells(results: Results, path: Path) -> None:
+    """results.csv, one row per cell; swept settings are columns "variant.NAME", scores "val.NAME" and "test.NAME", and
+    the task as it shipped "shipped.NAME".
+
+    What a cell does not have is empty. Raises ExperimentError when the disk refuses.
+    """
+    rows = [_row(cell) for cell in results.cells]
+    variants = dict.fromkeys(key for row in rows for key in row if key.startswith("variant."))
+    scores = dict.fromkeys(key for row in rows for key in row if key.startswith(("val.", "test.", "shipped.")))
+    columns = [*_PLACE, *variants, *scores, *_PLAIN]
+    write_csv(path, columns, ([row.get(name) for name in columns] for row in rows), ExperimentError)
+
+
+def _row(cell: Cell) -> dict[str, Any]:
+    row = {key: getattr(cell, key) for key in (*_PLACE, *_PLAIN)}
+    parts = {"val": asdict(cell.val), "test": asdict(cell.test), "shipped": asdict(cell.shipped)}
+    for prefix, values in {"variant": cell.variant, **parts}.items():
+        row.update({f"{prefix}.{key}": value for key, value in values.items()})
+    return row

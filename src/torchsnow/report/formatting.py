@@ -1,4 +1,4 @@
-"""How a report words methods, variants and numbers."""
+"""How a report writes methods, variants and numbers."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ _METHODS = {
 }
 
 
-def method_words(method: str) -> str:
+def method_label(method: str) -> str:
     """A method in plain words: "full" -> "full fine-tuning"."""
     name, _, preset = method.partition(":")
-    words = _METHODS.get(name, name)
-    return f"{words} ({preset})" if preset else words
+    label = _METHODS.get(name, name)
+    return f"{label} ({preset})" if preset else label
 
 
-def variant_words(variant: Variant) -> str:
+def variant_label(variant: Variant) -> str:
     """ "width_divisor=4, train_share=0.1", or nothing."""
-    return ", ".join(f"{name}={value_words(value)}" for name, value in variant.items())
+    return ", ".join(f"{name}={value_label(value)}" for name, value in variant.items())
 
 
-def value_words(value: str | float | bool | None) -> str:
+def value_label(value: str | float | bool | None) -> str:
     """One swept value."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def row_words(method: str, variant: Variant) -> str:
+def row_label(method: str, variant: Variant) -> str:
     """A method with its variant, as tables and legends name it."""
-    return ", ".join(text for text in (method, variant_words(variant)) if text)
+    return ", ".join(text for text in (method, variant_label(variant)) if text)
 
 
 def shortened(name: str, length: int = 36) -> str:

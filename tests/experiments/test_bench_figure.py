@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from torchsnow.experiments.bench import bench_figure
 from torchsnow.plots import png_bytes
-from torchsnow.report.throughput import bench_figure
 
 SPEEDS = {"separate": {1: 20.0, 10: 2.0}, "heads": {1: 20.0, 10: 19.0}, "snow": {1: 15.0, 10: 11.0}}
 INFERENCE: list[dict[str, Any]] = [

@@ -9,13 +9,20 @@ from torch import nn
 
 from torchsnow.data import eval_transform
 from torchsnow.engines import Program
-from torchsnow.errors import ExperimentError
-from torchsnow.experiments import throughput as module
-from torchsnow.experiments.served import Heads, random_deltas
-from torchsnow.experiments.throughput import MultiplyAdds, Serving, Throughput, multiply_adds, throughput
+from torchsnow.experiments import serving_speed as module
+from torchsnow.experiments.measuring import Workload
+from torchsnow.experiments.serving_speed import (
+    Heads,
+    MultiplyAdds,
+    Throughput,
+    multiply_adds,
+    random_deltas,
+    shape_of,
+    throughput,
+)
 from torchsnow.source import Framing, Source, load_source
 
-TINY = Serving("test_resnet", "random", image_size=32, batch_size=2, backend="eager", device="cpu", num_classes=3)
+TINY = Workload(source="test_resnet", weights="random", image_size=32, batch_size=2, device="cpu", num_classes=3)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +40,7 @@ def test_deltas_choose_their_own_channels_and_leave_randomness_alone(source: Sou
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    first, second = random_deltas(source, TINY.spec(source), 2)
+    first, second = random_deltas(source, shape_of(TINY, source), 2)
     assert torch.equal(torch.rand(1), expected)
     indices = [delta.grid_pool.index for delta in (first, second)]
     assert all(torch.equal(index, index.unique()) for index in indices)
@@ -42,7 +49,7 @@ def test_deltas_choose_their_own_channels_and_leave_randomness_alone(source: Sou
 
 
 def test_many_deltas_give_what_each_gives_alone(source: Source) -> None:
-    deltas = random_deltas(source, TINY.spec(source), 3)
+    deltas = random_deltas(source, shape_of(TINY, source), 3)
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         together = Program(source, deltas)(images)
@@ -120,10 +127,3 @@ def test_the_pass_whose_memory_is_measured() -> None:
         step = partial(module._pass, TINY, kind)()
         outputs: Any = step()
         assert [output.shape for output in outputs] == [(2, 3)] * logits
-
-
-@pytest.mark.parametrize("name", ["image_size", "batch_size"])
-def test_sizes_below_one_are_refused(name: str) -> None:
-    sizes = {"image_size": 32, "batch_size": 2, name: 0}
-    with pytest.raises(ExperimentError, match=f"{name} is 0; expected"):
-        Serving("test_resnet", "random", backend="eager", device="cpu", **sizes)
