@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-import csv
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,11 +35,16 @@ def selection(epochs: int, taps: int) -> list[dict[str, float | str]]:
     ]
 
 
+def result(epochs: int, names: tuple[str, ...]) -> Any:
+    """As much of what training returns as is drawn."""
+    return SimpleNamespace(history=history(epochs), metrics=metrics(names))
+
+
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_run_is_drawn_into_its_folder(tmp_path: Path, epochs: int) -> None:
     run = RunFolder(tmp_path)
     run.write_tables(history(epochs), selection(epochs, 3))
-    drawn = draw_run(run, metrics(("a", "b", "c")))
+    drawn = draw_run(run, result(epochs, ("a", "b", "c")))
     assert {path.name for path in drawn} == {"results.png", "confusion_matrix.png", "selection.png"}
     assert {path.name for path in tmp_path.iterdir()} == {"results.csv", "selection.csv", *(p.name for p in drawn)}
     for path in drawn:
@@ -49,34 +55,23 @@ def test_run_is_drawn_into_its_folder(tmp_path: Path, epochs: int) -> None:
 
 def test_method_without_selection(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    run.write_tables(history(2), [])
-    assert [path.name for path in draw_run(run, metrics(("a", "b")))] == ["results.png", "confusion_matrix.png"]
+    assert [path.name for path in draw_run(run, result(2, ("a", "b")))] == ["results.png", "confusion_matrix.png"]
 
 
 def test_with_very_many_classes_there_is_no_picture_of_the_matrix(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    run.write_tables(history(2), [])
-    assert [path.name for path in draw_run(run, metrics(tuple(map(str, range(10_000)))))] == ["results.png"]
-
-
-def test_missing_tables_are_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"cannot read .*results\.csv: no such file"):
-        draw_run(RunFolder(tmp_path), metrics(("a", "b")))
+    assert [path.name for path in draw_run(run, result(2, tuple(map(str, range(10_000)))))] == ["results.png"]
 
 
 def test_curves_hold_the_numbers() -> None:
-    rows = [{key: str(value) for key, value in vars(row).items()} for row in history(4)]
-    loss, accuracy, _ = results_figure(rows).axes
+    loss, accuracy, _ = results_figure(history(4)).axes
     assert [line.get_label() for line in loss.lines] == ["training", "validation"]
     assert list(accuracy.lines[1].get_ydata()) == [row.val_accuracy for row in history(4)]
     assert list(loss.lines[0].get_xdata()) == [1, 2, 3, 4]
 
 
-def test_the_start_has_validation_alone(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
-    run.write_tables([Epoch(0, None, None, 1.5, 0.4, None, None, 1.0), *history(2)], [])
-    with run.results.open(newline="") as file:
-        loss, _, lr = results_figure(list(csv.DictReader(file))).axes
+def test_the_start_has_validation_alone() -> None:
+    loss, _, lr = results_figure([Epoch(0, None, None, 1.5, 0.4, None, None, 1.0), *history(2)]).axes
     np.testing.assert_equal(loss.lines[0].get_ydata(), [np.nan, 1, 0.5])
     assert list(loss.lines[1].get_ydata()) == [1.5, 1.2, 0.6]
     np.testing.assert_equal(lr.lines[0].get_ydata(), [np.nan, 1e-3, 5e-4])
@@ -106,12 +101,24 @@ def test_any_class_name_can_be_drawn(tmp_path: Path, name: str) -> None:
         assert max(image.size) < 1000
 
 
-def test_selection_is_taps_by_epochs() -> None:
-    rows = [{key: str(value) for key, value in row.items()} for row in selection(2, 3)]
-    ever, changing, _ = selection_figure(rows).axes
+def test_selection_is_taps_by_epochs(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.write_tables(history(2), selection(2, 3))
+    ever, changing, _ = selection_figure(run).axes
     np.testing.assert_allclose(ever.images[0].get_array(), [[5 / 16, 6 / 16]] * 3)
     np.testing.assert_allclose(changing.images[0].get_array(), [[0, 0], [0.25, 0.25], [0.5, 0.5]])
     assert [label.get_text() for label in ever.get_yticklabels()] == ["conv0", "conv1", "conv2"]
+
+
+@pytest.mark.parametrize("text", ["", "epoch,tap\n1,conv\n", "a\n\x00", "epoch,tap,channels,chosen\n1,conv,0,x\n"])
+def test_a_damaged_table_is_one_sentence(tmp_path: Path, text: str) -> None:
+    run = RunFolder(tmp_path)
+    run.selection.write_text(text)
+    with pytest.raises(TrainingError, match=r"selection\.csv is damaged"):
+        selection_figure(run)
+    run.selection.unlink()
+    with pytest.raises(TrainingError, match=r"cannot read .*selection\.csv: no such file"):
+        selection_figure(run)
 
 
 def test_no_global_plotting_state() -> None:

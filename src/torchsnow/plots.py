@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torchsnow.errors import TrainingError
 from torchsnow.io.files import clear_os_errors, write_atomically
 from torchsnow.train.evaluate import Metrics
+from torchsnow.train.history import Epoch
+from torchsnow.train.loop import FitResult
 from torchsnow.train.run_folder import RunFolder
 
 DPI = 120
@@ -38,32 +41,32 @@ def without_harm(say: Callable[[str], None], what: str) -> Iterator[None]:
         say(f"warning: {what} could not be drawn ({error}); the results are stored")
 
 
-def draw_run(run: RunFolder, metrics: Metrics) -> list[Path]:
-    """Draw a run from its tables and its metrics, and return the pictures' paths.
+def draw_run(run: RunFolder, result: FitResult) -> list[Path]:
+    """Draw what a run ended with into its folder, and return the pictures' paths.
 
     These are results.png, confusion_matrix.png where the metrics have a matrix, and for methods that choose channels
-    selection.png. Raises TrainingError when the tables cannot be read or the pictures not be written.
+    selection.png. Raises TrainingError when selection.csv cannot be read or the pictures not be written.
     """
-    figures = {"results.png": results_figure(_read(run.results))}
-    if metrics.confusion is not None:
-        figures["confusion_matrix.png"] = confusion_figure(metrics)
+    figures = {"results.png": results_figure(result.history)}
+    if result.metrics.confusion is not None:
+        figures["confusion_matrix.png"] = confusion_figure(result.metrics)
     if run.selection.exists():
-        figures["selection.png"] = selection_figure(_read(run.selection))
+        figures["selection.png"] = selection_figure(run)
     for name, figure in figures.items():
         save_png(figure, run.path / name)
     return [run.path / name for name in figures]
 
 
-def results_figure(rows: Sequence[Row]) -> Figure:
-    """Loss, accuracy and learning rate of every epoch, from the rows of results.csv."""
+def results_figure(history: Sequence[Epoch]) -> Figure:
+    """Loss, accuracy and learning rate of every epoch."""
     figure = new_figure(12, 3.6)
     loss, accuracy, lr = figure.subplots(1, 3)
-    epochs = _column(rows, "epoch")
+    epochs = _column(history, "epoch")
     for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
-        axes.plot(epochs, _column(rows, f"train_{name}"), color=_TRAIN, marker=".", label="training")
-        axes.plot(epochs, _column(rows, f"val_{name}"), color=_VAL, marker=".", label="validation")
+        axes.plot(epochs, _column(history, f"train_{name}"), color=_TRAIN, marker=".", label="training")
+        axes.plot(epochs, _column(history, f"val_{name}"), color=_VAL, marker=".", label="validation")
         axes.legend(frameon=False)
-    lr.plot(epochs, _column(rows, "lr"), color=_TRAIN, marker=".")
+    lr.plot(epochs, _column(history, "lr"), color=_TRAIN, marker=".")
     lr.set_ylim(bottom=0)
     accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     for axes, title in ((loss, "loss (nats)"), (accuracy, "accuracy"), (lr, "learning rate at the end of the epoch")):
@@ -98,17 +101,23 @@ def confusion_figure(metrics: Metrics) -> Figure:
     return figure
 
 
-def selection_figure(rows: Sequence[Row]) -> Figure:
-    """How the subscription settles, tap by tap and epoch by epoch, from the rows of selection.csv.
+def selection_figure(run: RunFolder) -> Figure:
+    """How the choice of channels settled, tap by tap and epoch by epoch, from a run's selection.csv.
 
     On the left the share of a tap's channels that were ever chosen, on the right the share of the chosen ones that
-    another draw of the noise would replace.
+    another draw of the noise would replace. Raises TrainingError when the table cannot be read.
     """
-    taps = list(dict.fromkeys(row["tap"] for row in rows))
-    panels = {
-        "ever chosen, of all channels": _grid(rows, taps, "ever_chosen", "channels"),
-        "still changing, of the chosen ones": _grid(rows, taps, "still_changing", "chosen"),
-    }
+    rows = _read(run.selection)
+    try:
+        taps = list(dict.fromkeys(row["tap"] for row in rows))
+        panels = {
+            "ever chosen, of all channels": _grid(rows, len(taps), "ever_chosen", "channels"),
+            "still changing, of the chosen ones": _grid(rows, len(taps), "still_changing", "chosen"),
+        }
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise TrainingError(
+            f"{run.selection} is damaged ({error}); resuming the run (--resume) writes it again"
+        ) from error
     figure = new_figure(11, min(16.0, 2.0 + 0.18 * len(taps)))
     for axes, (title, shares) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
         extent = (0.5, shares.shape[1] + 0.5, len(taps) - 0.5, -0.5)
@@ -148,14 +157,14 @@ def _epoch_axis(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def _grid(rows: Sequence[Row], taps: Sequence[str], part: str, whole: str) -> np.ndarray:
+def _grid(rows: Sequence[Row], num_taps: int, part: str, total: str) -> np.ndarray:
     """Shares (taps, epochs)."""
-    shares = [float(row[part]) / float(row[whole]) for row in rows]
-    return np.array(shares).reshape(-1, len(taps)).T
+    return np.array([float(row[part]) / float(row[total]) for row in rows]).reshape(-1, num_taps).T
 
 
-def _column(rows: Sequence[Row], name: str) -> list[float]:
-    return [float(row[name] or "nan") for row in rows]  # the start has no figures of training
+def _column(history: Sequence[Epoch], name: str) -> list[float]:
+    values = [getattr(epoch, name) for epoch in history]
+    return [math.nan if value is None else float(value) for value in values]  # the start has no figures of training
 
 
 def _shortened(name: str) -> str:
@@ -163,5 +172,6 @@ def _shortened(name: str) -> str:
 
 
 def _read(path: Path) -> list[dict[str, str]]:
-    with clear_os_errors("read", path, TrainingError), path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    with clear_os_errors("read", path, TrainingError):
+        text = path.read_text(encoding="utf-8", errors="replace")
+    return list(csv.DictReader(text.splitlines()))

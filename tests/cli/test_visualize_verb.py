@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from command_line import TINY, Trained, refused, snapshot, torchsnow
 
-from torchsnow.explain.maximise import maximise
+from torchsnow.explain.channels import maximise
 
 
 @pytest.fixture(autouse=True)
 def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torchsnow.explain.sections.maximise", partial(maximise, steps=2))
+    monkeypatch.setattr("torchsnow.explain.page.maximise", partial(maximise, steps=2))
     monkeypatch.setattr("torchsnow.plots.DPI", 30)
 
 

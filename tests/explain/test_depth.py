@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from sample_tasks import sample_task
-from torchsnow.explain.depth import COLUMNS, depth_figure, strip
+from torchsnow.explain.figures import COLUMNS, depth_figure, strip
 from torchsnow.explain.subscriptions import TapSubscription, places, read_subscription
 from torchsnow.source import Source
 from torchsnow.task_file import Task

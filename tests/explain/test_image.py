@@ -7,7 +7,8 @@ from torch import Tensor
 
 from sample_tasks import sample_task
 from torchsnow.explain.attribution import attribute
-from torchsnow.explain.image import MOST_MAPS, MOST_TAPS, OWN, attribution_figure, feature_maps, maps_figure
+from torchsnow.explain.channels import MOST_MAPS, MOST_TAPS, feature_maps
+from torchsnow.explain.figures import OWN, attribution_figure, maps_figure
 from torchsnow.explain.subscriptions import TapSubscription, places, read_subscription
 from torchsnow.source import Source, load_source
 from torchsnow.task_file import Task

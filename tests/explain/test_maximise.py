@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from torchsnow.delta.head import LAST
-from torchsnow.explain.maximise import MOST_PX, maximise, painted
+from torchsnow.explain.channels import MOST_PX, maximise, painted
 from torchsnow.explain.subscriptions import Channel
 from torchsnow.source import InputConfig, Source, load_source
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from torchsnow.explain.overlap import overlap_figure, overlap_of
-from torchsnow.explain.subscriptions import TapSubscription
+from torchsnow.explain.figures import overlap_figure
+from torchsnow.explain.subscriptions import TapSubscription, overlap_of
 
 
 def tap(name: str, num_chs: int, *index: int) -> TapSubscription:

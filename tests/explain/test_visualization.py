@@ -17,7 +17,7 @@ from sample_tasks import sample_task
 from torchsnow.data import LoadedData, load_data
 from torchsnow.errors import DataError, HubError, TorchsnowError
 from torchsnow.explain import Visualization
-from torchsnow.explain.maximise import maximise
+from torchsnow.explain.channels import maximise
 from torchsnow.hub import Hub
 from torchsnow.methods.snow import make_snow
 from torchsnow.source import Framing, load_source
@@ -45,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> LoadedData:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torchsnow.explain.sections.maximise", partial(maximise, steps=2))
+    monkeypatch.setattr("torchsnow.explain.page.maximise", partial(maximise, steps=2))
     monkeypatch.setattr("torchsnow.plots.DPI", 30)
 
 

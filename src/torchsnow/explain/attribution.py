@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +41,7 @@ class TapShare:
         return {"tap": self.tap} | {name: getattr(self, name).tolist() for name in names}
 
 
-@dataclass(frozen=True, eq=False)
-class HeadShares:
+class HeadShares(NamedTuple):
     """The exact parts of a logit: `own` (features,) of the delta, `parts` by tap (index, shares), and the bias.
 
     Their sum is the logit.
@@ -58,8 +57,7 @@ class HeadShares:
         return {"own": self.own.tolist(), "bias": self.bias, "parts": parts}
 
 
-@dataclass(frozen=True, eq=False)
-class Attribution:
+class Attribution(NamedTuple):
     """The shares in the logit of the class `label`, an index; `probability` is what the task gives it."""
 
     label: int
@@ -159,10 +157,10 @@ def _tap_shares(
 
 
 def _tap_share(
-    name: str, delta: Delta, readers: tuple[str, ...], index: Tensor, shares: dict[str, tuple[Tensor, ...]]
+    name: str, delta: Delta, consumers: tuple[str, ...], index: Tensor, shares: dict[str, tuple[Tensor, ...]]
 ) -> TapShare:
     """The sum over all layers that read the tap: these read the same tensor of the delta too."""
-    locals_, sources = zip(*(shares[reader] for reader in readers), strict=True)
+    locals_, sources = zip(*(shares[consumer] for consumer in consumers), strict=True)
     widest = max(locals_, key=len)
     local = sum((part for part in locals_ if len(part)), torch.zeros_like(widest)).cpu()
     source = torch.stack(sources).sum(0).cpu()

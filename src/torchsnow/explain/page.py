@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
-from torchsnow.data import LoadedData, read_image
-from torchsnow.errors import HubError, TorchsnowError
-from torchsnow.explain.gallery import Gallery, make_folder
-from torchsnow.explain.overlap import overlap_figure, overlap_of
-from torchsnow.explain.sections import Counting, TaskSections
-from torchsnow.explain.settling import task_of_run
-from torchsnow.explain.subscriptions import TaskSubscription, places, read_subscription
+from torchsnow.data import ImageSet, LoadedData, eval_transform, prepare, read_image
+from torchsnow.delta import Delta
+from torchsnow.errors import HubError, TorchsnowError, TrainingError
+from torchsnow.explain.attribution import Attribution, attribute
+from torchsnow.explain.channels import Progress, feature_maps, maximise, spread_channels, to_dicts, top_images
+from torchsnow.explain.figures import attribution_figure, channels_figure, depth_figure, maps_figure, overlap_figure
+from torchsnow.explain.subscriptions import TaskSubscription, overlap_of, places, read_subscription
 from torchsnow.hub import Hub
+from torchsnow.io.files import clear_os_errors, make_folder, write_atomically
+from torchsnow.methods.snow import chosen_channels
+from torchsnow.pages import Page
+from torchsnow.plots import png_bytes, selection_figure
+from torchsnow.source import Source
 from torchsnow.source.features import unique
 from torchsnow.task_file import Task
 from torchsnow.train import RunFolder
+
+PAGE, NUMBERS = "index.html", "subscription.json"
+Counting = Callable[[str], AbstractContextManager[Progress]]
+"""Given what is counted, a context with a function that is told (done, total)."""
+_MOST_SHARES = 12  # channels in the table of an attribution
 
 
 class Visualization:
@@ -62,7 +76,7 @@ class Visualization:
             sections = TaskSections(gallery, self.hub.source, task, self.subscriptions[name], device)
             sections.depth()
             if self.run is not None and name == self.run_task:
-                sections.settling(self.run)
+                sections.selection(self.run)
             if data is not None and self.subscriptions[name]:
                 sections.channels(data, self.num_channels, counting)
             if self.image is not None:
@@ -100,3 +114,180 @@ class Visualization:
             what = {"layers": "the layers", "head": "the heads"}[part]
             text = f"Jaccard indices of what {what} of tasks read, observed and by chance"
             gallery.picture(f"overlap-{part}.png", overlap_figure(overlap, what), text, text)
+
+
+class Gallery:
+    """A page, the PNG files of its pictures, and JSON numbers beside it."""
+
+    def __init__(self, title: str) -> None:
+        self.page = Page(title)
+        self.numbers: dict[str, Any] = {}
+        self._pictures: dict[str, bytes] = {}
+
+    def picture(self, name: str, figure: Figure, text: str, caption: str) -> None:
+        """Add a figure to the page and, as the file `name`, to the folder; `text` is for who does not see it."""
+        self._pictures[name] = png_bytes(figure)
+        self.page.picture(self._pictures[name], text, caption)
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write everything into an existing folder, file by file atomically, the page last.
+
+        Other files of the folder are left alone. Raises TorchsnowError when the disk refuses.
+        """
+        for name, content in self._pictures.items():
+            write_atomically(folder / name, content)
+        write_atomically(folder / NUMBERS, json.dumps(self.numbers, indent=1, allow_nan=False) + "\n")
+        self.page.save(folder / PAGE)
+        return [folder / name for name in (*self._pictures, NUMBERS, PAGE)]
+
+
+class TaskSections:
+    """Adds pictures, words and numbers of one task to a gallery; the source and the delta are on `device`."""
+
+    def __init__(
+        self, gallery: Gallery, source: Source, task: Task, subscription: TaskSubscription, device: torch.device
+    ) -> None:
+        self.gallery, self.page, self.device = gallery, gallery.page, device
+        self.task, self.subscription = task, subscription
+        self.source, self.config, self.order = source, source.input_config, places(source)
+        self.numbers = gallery.numbers["tasks"][task.name] = subscription.to_dict()
+
+    def depth(self) -> None:
+        """How much is read at which tap, and how strongly."""
+        if not self.subscription:
+            self.page.paragraph(
+                "This task subscribes to no channel of the source: neither its layers nor its head read any tap."
+            )
+            return
+        for what, parts in (("layers", self.subscription.layers), ("head", self.subscription.head)):
+            if parts:
+                read, of = sum(len(part.index) for part in parts), sum(part.num_chs for part in parts)
+                self.page.paragraph(f"Its {what}: {read} of {of} channels at {len(parts)} places of the source.")
+            else:
+                self.page.paragraph(f"Its {what} subscribe{'s' * (what == 'head')} to nothing of the source.")
+        self._picture(
+            "depth",
+            depth_figure(self.subscription, self.order),
+            "Weights and strength of the subscription, tap by tap",
+            "Strength: over the subscribed channels of a tap, the sum of the weight |w| times the norm of all the "
+            "weights that read the channel; of a task with a grid, whose w only evens out how much channels vary, the "
+            "sum of the norms.",
+        )
+
+    def selection(self, run: RunFolder) -> None:
+        """How the choice came about, from the task's own run."""
+        if not run.selection.exists():
+            self.page.paragraph("The choice of channels was made before the first step, and stayed as it was.")
+            return
+        self._picture(
+            "settling",
+            selection_figure(run),
+            "How the choice of channels settled, epoch by epoch",
+            f"How the choice settled during training ({run.path.name}): on the left how many channels were ever tried, "
+            "on the right how many of the chosen ones another draw of the noise would replace.",
+        )
+
+    def channels(self, data: LoadedData, number: int, counting: Counting) -> None:
+        """`number` of the strongest channels, the images that they answer to most, and pictures made for them."""
+        channels = spread_channels(self.subscription.main, number)
+        framing = self.task.framing
+        images = ImageSet(
+            data.examples,
+            data.classes,
+            eval_transform(self.config, framing),
+            prepare(self.config, framing),
+            cache_bytes=0,
+        )
+        with counting(f"{self.task.name}: finding top images") as progress:
+            tops = top_images(self.source, images, channels, self.device, progress)
+        with counting(f"{self.task.name}: making pictures of channels") as progress:
+            made = maximise(self.source, channels, framing.image_size, progress)
+        self.numbers["channels"] = to_dicts(
+            channels, tops, lambda place: data.relative_path(images.examples[place]).encode(errors="replace").decode()
+        )
+        self._picture(
+            "channels",
+            channels_figure(self.task.name, channels, made, tops, images, self.config),
+            "The strongest channels, a picture made for each, and the images on which it is largest",
+            "The strongest subscribed channels, spread over depth: at the left a picture that was made to drive the "
+            f"channel, beside it the images of {data.name} on which its average is largest, with that average.",
+        )
+
+    def image(self, picture: Image.Image) -> None:
+        """One image through the task: feature maps, and where the logit comes from."""
+        pixels = eval_transform(self.config, self.task.framing)(picture)[None].to(self.device)
+        maps = feature_maps(self.source, self.subscription.main, pixels)
+        if maps:
+            self._picture(
+                "maps",
+                maps_figure(self.task.name, maps, pixels, self.config),
+                "Feature maps of the image",
+                "The strongest subscribed channels of some taps on the given image, each on its own scale of grey.",
+            )
+        attribution = attribute(self.source, self.task.delta, pixels)
+        class_name = self.task.classes[attribution.label]
+        self.numbers["attribution"] = {"class": class_name, **attribution.to_dict()}
+        self._picture(
+            "attribution",
+            attribution_figure(self.task.name, class_name, attribution, self.order),
+            "Shares of the source and of the delta in the logit, tap by tap",
+            "Where the logit of the predicted class comes from. Left: gradient times value of what each layer reads, "
+            "a first-order estimate; depths are views of the same logit and do not add up. Right: the parts of the "
+            "head, which add up to the logit.",
+        )
+        self.page.table(
+            ["read by", "tap", "channel", "share in the logit"],
+            _largest_shares(attribution),
+            "The source's channels with the largest shares",
+        )
+
+    def _picture(self, name: str, figure: Figure, text: str, caption: str) -> None:
+        self.gallery.picture(f"{self.task.name}-{name}.png", figure, f"{text}, task {self.task.name}", caption)
+
+
+def _largest_shares(attribution: Attribution) -> list[tuple[str, str, int, str]]:
+    """(part, tap, channel, share), the largest in size first."""
+    shares = [("layer", part.tap, part.index, part.source) for part in attribution.taps]
+    shares += [("head", tap, index, values) for tap, (index, values) in attribution.head.parts.items()]
+    flat = [
+        (float(value), reader, tap, int(channel))
+        for reader, tap, index, values in shares
+        for channel, value in zip(index, values, strict=True)
+    ]
+    largest = sorted(flat, key=lambda row: -abs(row[0]))[:_MOST_SHARES]
+    return [(reader, tap, channel, f"{value:+.4f}") for value, reader, tap, channel in largest]
+
+
+def task_of_run(run: RunFolder, deltas: Mapping[str, Delta]) -> str:
+    """The name of the task that a run gave: the one whose channels and weights are those that the run ended with.
+
+    Raises TrainingError for a folder without a finished run of a method that chooses channels, and when the run
+    is that of another task.
+    """
+    chosen = _subscription(run)
+    for name, delta in deltas.items():
+        if chosen_channels(delta) == chosen:
+            return name
+    names = " or ".join(repr(name) for name in deltas)
+    raise TrainingError(
+        f"the run {run.path} is not that of task {names}: it ended with another subscription; "
+        "give the folder that `train --out` wrote for this task"
+    )
+
+
+def _subscription(run: RunFolder) -> Any:
+    with clear_os_errors("look at the run folder", run.path, TrainingError):
+        known, finished = run.args.exists(), run.subscription.exists()
+    if not known:
+        raise TrainingError(f"{run.path} holds no run: it has no {run.args.name}; give what was `train --out`")
+    if not finished:
+        raise TrainingError(
+            f"the run {run.path} has no {run.subscription.name}: it is not finished, or its method chooses no channels"
+        )
+    try:
+        with clear_os_errors("read", run.subscription, TrainingError):
+            return json.loads(run.subscription.read_text(encoding="utf-8", errors="replace"))
+    except json.JSONDecodeError as error:
+        raise TrainingError(
+            f"{run.subscription} is damaged ({error}); resuming the run (--resume) writes it anew"
+        ) from error

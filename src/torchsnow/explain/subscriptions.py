@@ -1,11 +1,12 @@
-"""What a trained task subscribes to, tap by tap, and how strongly."""
+"""What trained tasks subscribe to, tap by tap, how strongly, and how much of it they have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ class TapSubscription:
     """The chosen channels of one tap: `index` (M,) of its `num_chs`, in ascending order, on the CPU.
 
     `weight` (M,) are their pooling weights w, `strength` (M,) is |w| times the norm of all the weights that read the
-    scaled channel: how far a layer can hear it, before the size of the channel itself. For a grid body, whose w is one
+    scaled channel: its gain, before the size of the channel itself. For a grid body, whose w is one
     over the channel's standard deviation, it is that norm alone.
     """
 
@@ -62,8 +63,7 @@ class Channel:
         return f"{self.tap}, channel {self.index}" if self.tap != LAST else f"last feature {self.index}"
 
 
-@dataclass(frozen=True)
-class TaskSubscription:
+class TaskSubscription(NamedTuple):
     """What one task reads: by its layers, and by its head (averages by tap, then the last features).
 
     Taps are in the order of the pass; either part may be empty.
@@ -114,12 +114,12 @@ def _tap_subscription(name: str, num_chs: int, pool: Subscription, norms: Tensor
     return TapSubscription(name, num_chs, index, weight, weight.abs() * norms[order].cpu())
 
 
-def _column_norms(delta: Delta, readers: tuple[str, ...]) -> Tensor:
+def _column_norms(delta: Delta, consumers: tuple[str, ...]) -> Tensor:
     """Norms over everything that reads a chosen channel, (M,)."""
     squares = []
     assert delta.body is not None
-    for reader in readers:
-        layer = delta.body.get_submodule(reader)
+    for consumer in consumers:
+        layer = delta.body.get_submodule(consumer)
         assert isinstance(layer, Columns)
         squares.append(layer.columns.detach().float().transpose(0, 1).flatten(1).square().sum(1))
     return torch.stack(squares).sum(0).sqrt()
@@ -149,3 +149,81 @@ def _head_subscriptions(source: Source, head: Head) -> Iterator[TapSubscription]
     norms = head.scale * head.fc.columns.detach().float().norm(dim=0).cpu()
     for name, num_chs, index, at in split_by_tap(source, head):
         yield TapSubscription(name, num_chs, index, weight[at], weight[at].abs() * norms[at])
+
+
+class Overlap(NamedTuple):
+    """Jaccard indices of tasks: channels that both subscribe to over channels that either does.
+
+    `observed` and `by_chance` are (tasks, tasks) over all (tap, channel) pairs; `tap_observed` and `tap_by_chance`
+    (taps,) are means over all pairs of tasks, NaN where fewer than two tasks read a tap. By chance means: every task
+    draws as many channels of each tap as it has, at random. The diagonals of chance are NaN.
+    """
+
+    tasks: tuple[str, ...]
+    taps: tuple[str, ...]
+    observed: np.ndarray
+    by_chance: np.ndarray
+    tap_observed: np.ndarray
+    tap_by_chance: np.ndarray
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; null for NaN."""
+        names = ("observed", "by_chance", "tap_observed", "tap_by_chance")
+        numbers = {name: _plain(getattr(self, name)) for name in names}
+        return {"tasks": list(self.tasks), "taps": list(self.taps), **numbers}
+
+
+def overlap_of(subscriptions: Mapping[str, Sequence[TapSubscription]], order: Sequence[str]) -> Overlap:
+    """The overlap between two tasks or more, by name; `order` has all names of taps, in the order of the pass."""
+    sizes = {part.tap: part.num_chs for parts in subscriptions.values() for part in parts}
+    taps = tuple(tap for tap in order if tap in sizes)
+    shared, counts = _counted(list(subscriptions.values()), taps, sizes)
+    total = np.array([sizes[tap] for tap in taps])
+    expected = counts[:, :, None] * counts[:, None, :] / total[:, None, None]
+    by_chance = _jaccard(expected.sum(0), counts.sum(0))
+    np.fill_diagonal(by_chance, np.nan)
+    return Overlap(
+        tasks=tuple(subscriptions),
+        taps=taps,
+        observed=_jaccard(shared.sum(0), counts.sum(0)),
+        by_chance=by_chance,
+        tap_observed=_mean_of_pairs(_jaccard(shared, counts), counts),
+        tap_by_chance=_mean_of_pairs(_jaccard(expected, counts), counts),
+    )
+
+
+def _counted(
+    tasks: Sequence[Sequence[TapSubscription]], taps: Sequence[str], sizes: dict[str, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of channels that pairs of tasks share, (taps, tasks, tasks), and that each has, (taps, tasks)."""
+    shared = np.zeros((len(taps), len(tasks), len(tasks)))
+    for at, tap in enumerate(taps):
+        member = np.zeros((len(tasks), sizes[tap]))
+        for task, parts in enumerate(tasks):
+            for part in parts:
+                if part.tap == tap:
+                    member[task, part.index.numpy()] = 1
+        shared[at] = member @ member.T
+    return shared, shared.diagonal(axis1=1, axis2=2)
+
+
+def _jaccard(shared: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    either = counts[..., :, None] + counts[..., None, :] - shared
+    index: np.ndarray = np.divide(shared, either, out=np.zeros_like(shared), where=either > 0)
+    return index
+
+
+def _mean_of_pairs(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(taps, tasks, tasks) -> (taps,), over pairs of tasks that both read the tap."""
+    both = (counts[:, :, None] > 0) & (counts[:, None, :] > 0) & ~np.eye(counts.shape[1], dtype=bool)
+    pairs = both.sum((1, 2))
+    sums = (values * both).sum((1, 2))
+    means: np.ndarray = np.divide(sums, pairs, out=np.full(len(values), np.nan), where=pairs > 0)
+    return means
+
+
+def _plain(values: np.ndarray) -> list[Any]:
+    return [
+        _plain(value) if isinstance(value, np.ndarray) else None if np.isnan(value) else float(value)
+        for value in values
+    ]

@@ -240,7 +240,7 @@ def complete(
     from torchsnow.plots import draw_run, without_harm  # here: drawing is loaded when there is something to draw
 
     with without_harm(run.log, "the run"):
-        draw_run(run, result.metrics)
+        draw_run(run, result)
     path = None if hub is None else hub.path
     seconds = time.monotonic() - start_s
     return TrainedTask(training.name, path, run.path, result, test, probe_accuracy, warning, size_bytes, seconds)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ import pytest
 from sample_tasks import sample_task
 from torchsnow.delta import Delta
 from torchsnow.errors import TrainingError
-from torchsnow.explain.settling import settling_figure, task_of_run
+from torchsnow.explain.page import task_of_run
 from torchsnow.methods.snow import Snow, make_snow
 from torchsnow.source import Source, load_source
 from torchsnow.train import RunFolder
@@ -37,7 +36,6 @@ def run(source: Source, tmp_path: Path) -> RunFolder:
     method = made(source)
     folder = RunFolder(tmp_path)
     folder.create({})
-    folder.write_tables([], [{"epoch": epoch, **row} for epoch in (1, 2) for row in method.record()])
     folder.write_subscription(method.subscription())
     return folder
 
@@ -77,19 +75,3 @@ def test_folders_that_are_no_finished_run(run: RunFolder, tmp_path: Path) -> Non
     run.subscription.unlink()
     with pytest.raises(TrainingError, match="not finished, or its method chooses no channels"):
         task_of_run(run, {})
-
-
-def test_the_table_is_drawn(run: RunFolder, source: Source) -> None:
-    ever, changing, _ = settling_figure(run).axes
-    rows = len(json.loads(run.subscription.read_text()))
-    assert ever.images[0].get_array().shape == changing.images[0].get_array().shape == (rows, 2)
-
-
-@pytest.mark.parametrize("text", ["", "epoch,tap\n1,conv\n", "a\n\x00", "epoch,tap,channels,chosen\n1,conv,0,x\n"])
-def test_a_damaged_table_is_one_sentence(run: RunFolder, text: str) -> None:
-    run.selection.write_text(text)
-    with pytest.raises(TrainingError, match=r"selection\.csv is damaged"):
-        settling_figure(run)
-    run.selection.unlink()
-    with pytest.raises(TrainingError, match=r"cannot read .*selection\.csv: no such file"):
-        settling_figure(run)
