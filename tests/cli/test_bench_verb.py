@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from command_line import refused, torchsnow
 
-from torchsnow.experiments import throughput, training_speed
+from torchsnow.experiments import serving_speed, training_speed
 
 TINY = ("--source", "test_resnet", "--image-size", "32", "--batch-size", "2", "--rounds", "1")
 
 
 @pytest.fixture(autouse=True)
 def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (training_speed, throughput):
+    for module in (training_speed, serving_speed):
         monkeypatch.setattr(module, "peak_bytes", lambda device, prepare, whole: 2**20)
 
 
