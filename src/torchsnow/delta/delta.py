@@ -23,6 +23,8 @@ from torchsnow.source.source import Source
 
 GRID = "grid"
 """The name of a grid body's pool."""
+HEAD_COLUMNS = "head.fc.columns"
+"""In the state of a delta: the head's weights over what it reads of the source."""
 
 
 class Delta(nn.Module):
@@ -57,7 +59,8 @@ class Delta(nn.Module):
                     f"{source.num_chs} together; use a divisor of at most {source.num_chs}"
                 )
             num_chs = num_pooled(source.num_chs, spec.pool_divisor)
-            self.body, self.reads_images = GridBody(num_chs, spec.grid_width, spec.grid_blocks, fixed), False
+            self.body = GridBody(num_chs, spec.grid_width, spec.grid_blocks, spec.global_pool, fixed)
+            self.reads_images = False
             own_chs = self.body.num_features
             self.pools[GRID] = Subscription(source.num_chs, num_chs)
             self.pools[GRID].requires_grad_(False)
@@ -68,7 +71,8 @@ class Delta(nn.Module):
     @property
     def reduction(self) -> int:
         """The reduction of the grid that it reads, or that its averages may be taken from."""
-        return ONE_CELL if self.grid_pool is None else self.spec.grid_reduction
+        needs_cells = self.grid_pool is not None or self.spec.head_std
+        return self.spec.grid_reduction if needs_cells else ONE_CELL
 
     @property
     def grid_pool(self) -> Subscription | None:
@@ -147,7 +151,7 @@ class Delta(nn.Module):
         if not counts_body:
             spec = replace(spec, width_divisor=None, grid_width=None)
         if not counts_read:
-            return replace(spec, head_last=False, head_taps=(), head_divisor=1)
+            return replace(spec, head_last=False, head_taps=(), head_std=False, head_divisor=1)
         if isinstance(self.head, Head):
             spec = replace(spec, head_divisor=_head_divisor(spec, self.head))
         return spec
@@ -173,7 +177,9 @@ class Delta(nn.Module):
             state |= {"head.weight": weight, "head.bias": bias}
         if self.grid_pool is not None:
             state = {
-                key: rounded(tensor) if tensor.is_floating_point() and tensor.ndim > 1 else tensor
+                key: rounded(tensor, self.spec.head_bits if key == HEAD_COLUMNS else 8)
+                if tensor.is_floating_point() and tensor.ndim > 1
+                else tensor
                 for key, tensor in state.items()
             }
         settled.load_state_dict(state)
@@ -194,13 +200,13 @@ def _as_read(images: Tensor) -> Tensor:
 def _make_head(source: Source, spec: DeltaSpec, own_chs: int, fixed: bool) -> Head | nn.Linear:
     channels = source.channels_of(tap_names(source, spec.head_taps))
     num_last = source.num_features if spec.head_last else 0
-    num_values = len(channels) + num_last
+    num_values = (1 + spec.head_std) * len(channels) + num_last
     if num_values == 0:
         if own_chs == 0:
             raise DeltaError("width_divisor is None, which leaves no layers, and the head reads nothing of the source")
         return nn.Linear(own_chs, spec.num_classes)
     num_read = num_pooled(num_values, spec.head_divisor)
-    return Head(own_chs, channels, num_last, num_read, spec.num_classes, spec.slots, fixed)
+    return Head(own_chs, channels, num_last, num_read, spec, fixed)
 
 
 def _settled_state(delta: Delta) -> dict[str, Tensor]:
