@@ -15,8 +15,7 @@ from running_server import picture, running
 from torchsnow.hub import Hub
 from torchsnow.hub.live import LiveHub
 from torchsnow.serving import bodies, patience
-from torchsnow.serving.draining import DrainingServer
-from torchsnow.serving.patience import max_connections
+from torchsnow.serving.run import DrainingServer, max_connections
 
 
 class Told:

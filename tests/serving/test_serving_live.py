@@ -15,7 +15,7 @@ from sample_tasks import sample_task
 from torchsnow.hub import Entry, Hub
 from torchsnow.hub.live import LiveHub
 from torchsnow.serving import batcher
-from torchsnow.serving.file_watch import FileWatch
+from torchsnow.serving.following import FileWatch
 from torchsnow.serving.settings import ServeSettings
 from torchsnow.task_file import Task
 

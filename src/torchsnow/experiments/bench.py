@@ -19,8 +19,7 @@ from torchsnow.errors import ExperimentError
 from torchsnow.experiments.measuring import Progress, silent
 from torchsnow.experiments.throughput import KINDS, Serving, multiply_adds, throughput
 from torchsnow.experiments.training_speed import TrainingSpeed, training_speeds
-from torchsnow.io.csv_cells import plain_row
-from torchsnow.io.files import clear_os_errors, refuse_unwritable, write_atomically
+from torchsnow.io.files import clear_os_errors, plain_row, refuse_unwritable, write_atomically
 from torchsnow.methods import split_name
 from torchsnow.plots import png_bytes, without_harm
 from torchsnow.report.throughput import bench_figure

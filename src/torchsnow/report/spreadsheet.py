@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torchsnow.errors import ExperimentError
-from torchsnow.io.csv_cells import plain_row
-from torchsnow.io.files import write_atomically
+from torchsnow.io.files import plain_row, write_atomically
 from torchsnow.report.results import Cell, Results
 
 _PLACE = ("source", "data", "method", "seed")

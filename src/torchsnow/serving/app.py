@@ -1,28 +1,59 @@
-"""All routes together."""
+"""All routes together, and the page at `/`: one file, which may load nothing and talk to nobody but this server."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from torchsnow.serving import admin, open_inference
-from torchsnow.serving.bodies import Asked, read_asked
+from torchsnow.serving.asked import Asked, read_asked
 from torchsnow.serving.guard import REQUEST_ID, Guard
 from torchsnow.serving.openapi import api_page, describe
-from torchsnow.serving.page import page
 from torchsnow.serving.refusal import ClientGone, Refusal
 from torchsnow.serving.replies import as_json, on_client_gone, on_fault, on_http_error, on_refusal
 from torchsnow.serving.service import DEADLINE_HEADER, Service, predictions
+
+
+@cache
+def page_html() -> str:
+    """The page as it is shipped."""
+    return files("torchsnow.serving").joinpath("page.html").read_text("utf-8")
+
+
+@cache
+def policy() -> str:
+    """The content security policy: the page's own script and style, by their hashes, and nothing else."""
+    script, style = (_hash(kind) for kind in ("script", "style"))
+    return (
+        f"default-src 'none'; script-src {script}; style-src {style}; img-src blob: data:; connect-src 'self'; "
+        "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+    )
+
+
+async def page(request: Request) -> Response:
+    """GET /"""
+    return HTMLResponse(page_html(), headers={"content-security-policy": policy()})
+
+
+def _hash(kind: str) -> str:
+    (content,) = re.findall(f"<{kind}>(.*?)</{kind}>", page_html(), re.DOTALL)
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from torchsnow.serving.answers import Answers, TaskAnswer
-from torchsnow.serving.bodies import from_base64, refuse_many, strict_json
+from torchsnow.serving.asked import from_base64, refuse_many, strict_json
 from torchsnow.serving.pictures import Picture, picture
 from torchsnow.serving.refusal import Refusal
 from torchsnow.serving.replies import as_json

@@ -13,11 +13,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from torchsnow.hub.live import LiveHub, LiveTask
-from torchsnow.serving.answers import Answers, TaskAnswer, TaskFailure
+from torchsnow.serving.answers import Answers, Explainer, TaskAnswer, TaskFailure
 from torchsnow.serving.batcher import Batcher
 from torchsnow.serving.bodies import Bodies
 from torchsnow.serving.decoders import Decoders
-from torchsnow.serving.explaining import Explainer
 from torchsnow.serving.following import Following
 from torchsnow.serving.metrics import Metrics
 from torchsnow.serving.refusal import ClientGone, Refusal
