@@ -17,7 +17,7 @@ from torchsnow.errors import ServingError
 from torchsnow.hub import Hub
 from torchsnow.hub.live import LiveHub
 from torchsnow.serving import bodies as module
-from torchsnow.serving import patience
+from torchsnow.serving import run as patience
 from torchsnow.serving.bodies import Bodies, caller
 from torchsnow.serving.refusal import Refusal
 from torchsnow.serving.run import PatientProtocol

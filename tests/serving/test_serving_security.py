@@ -23,7 +23,7 @@ from sample_tasks import sample_task
 from torchsnow.errors import ServingError
 from torchsnow.hub import Hub
 from torchsnow.hub.live import LiveHub
-from torchsnow.serving import patience
+from torchsnow.serving import run as patience
 from torchsnow.serving.settings import ServeSettings
 from torchsnow.task_file import encode_task
 

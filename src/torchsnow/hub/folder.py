@@ -194,6 +194,10 @@ class Folder:
         """The folder of one task's files; `name` must be a valid task name."""
         return self._inside(TASKS_FOLDER, name)
 
+    def task_place(self, name: str, entry: Entry) -> Path:
+        """Where the file of one version of a task is or would be, whatever is there now."""
+        return self.path / TASKS_FOLDER / name / _file_name(entry)
+
     def task_file(self, name: str, entry: Entry) -> Path:
         """The file of one version of a task, as the index names it."""
         return self._inside(TASKS_FOLDER, name, _file_name(entry))

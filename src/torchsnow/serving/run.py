@@ -11,6 +11,7 @@ import math
 import resource
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections import Counter
@@ -23,7 +24,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from torchsnow.errors import ServingError
+from torchsnow.hub import Hub
 from torchsnow.hub.live import LiveHub
 from torchsnow.serving.app import make_app
 from torchsnow.serving.bodies import caller
@@ -31,7 +32,9 @@ from torchsnow.serving.logs import log
 from torchsnow.serving.replies import HEADERS, as_error
 from torchsnow.serving.service import Service
 from torchsnow.serving.settings import ServeSettings
+from torchsnow.serving.siblings import Place
 from torchsnow.serving.starting import Starting
+from torchsnow.train import torch_device
 
 HEADER_TIMEOUT_S = 10.0
 WRITE_TIMEOUT_S = 30.0
@@ -117,6 +120,9 @@ class Served(Protocol):
     def drain(self) -> None:
         """Ask for no more requests, by readiness; those that come are answered."""
 
+    tls: ssl.SSLContext | None
+    """Set to what connections are encrypted with."""
+
     def end(self) -> None:
         """No more connections are taken: let no request that is still arriving hold up the end."""
 
@@ -156,27 +162,11 @@ _MAX_HEAD_BYTES = 32 * 2**10
 _BACKLOG = 512
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening place; port 0 is any free one. Raises ServingError when the system refuses."""
-    if not 0 <= port < 2**16:
-        raise ServingError(f"cannot listen on port {port}; expected 0 to 65535")
-    try:
-        # With the protocol: asyncio sends small replies at once (TCP_NODELAY) only where it sees that this is TCP.
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except OSError:
-            listener.close()
-            raise
-        return listener
-    except OSError as error:
-        raise ServingError(f"cannot listen on {host} port {port}: {error}; choose another --host or --port") from error
-
-
-def serve(load: Callable[[], LiveHub], settings: ServeSettings, listener: socket.socket) -> None:
-    """Answer until SIGTERM, SIGINT, SIGHUP or SIGQUIT, then finish what has been accepted.
+def serve(
+    load: Callable[[], LiveHub], settings: ServeSettings, listener: socket.socket, place: Place | None = None
+) -> None:
+    """Answer until SIGTERM, SIGINT, SIGHUP or SIGQUIT, then finish what was accepted; as one of several workers, if
+    this has a place among them.
 
     Liveness is answered while the hub loads. Raises what `load` raises.
     """
@@ -184,7 +174,7 @@ def serve(load: Callable[[], LiveHub], settings: ServeSettings, listener: socket
     def give_up() -> None:
         server.should_exit = True
 
-    app = Starting(load, settings, give_up)
+    app = Starting(load, settings, give_up, place)
     server = _server(app, settings, app)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     for stop in (signal.SIGTERM, signal.SIGINT):  # uvicorn sets its own, and raises them again when it has drained
@@ -197,6 +187,17 @@ def serve(load: Callable[[], LiveHub], settings: ServeSettings, listener: socket
     log("stopped")
     if app.failure is not None:
         raise app.failure
+
+
+def answer(hub: Hub, device: str, settings: ServeSettings, listener: socket.socket, place: Place | None = None) -> None:
+    """Serve a hub on a device, as `serve` does."""
+    on_device = torch_device(device)
+
+    def load() -> LiveHub:
+        hub.source.to(on_device)
+        return LiveHub(hub)
+
+    serve(load, settings, listener, place)
 
 
 def make_server(service: Service) -> uvicorn.Server:
@@ -222,4 +223,6 @@ def _server(app: ASGIApp, settings: ServeSettings, served: Served) -> uvicorn.Se
         timeout_keep_alive=5,
         timeout_graceful_shutdown=math.ceil(settings.deadline_s) + 1,
     )
+    config.load()
+    served.tls = config.ssl
     return DrainingServer(config, served, settings.drain_s)
