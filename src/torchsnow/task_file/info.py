@@ -151,7 +151,7 @@ def _shape_of(values: Any) -> tuple[Any, ...]:
     return None, {key: shape for key, shape in _SHAPES.items() if not isinstance(values, dict) or key in values}
 
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _TEXT = Within(str, 1, 100)
 _TAPS = (None, [str])
@@ -166,12 +166,14 @@ _SHAPE = {
         "grid_width": (None, int),
         "grid_blocks": int,
         "grid_reduction": int,
+        "global_pool": str,
         "entry_reduction": int,
         "slots": str,
         "taps": _TAPS,
         "head_last": bool,
         "head_taps": _TAPS,
         "head_divisor": int,
+        "head_bits": int,
     },
     "source_info": dict,
     "subscription": {str: Within(int, 1, 2**31)},
@@ -208,20 +210,23 @@ def decode_info(text: str) -> TaskInfo:
 
 
 def _from_former_version(values: Any) -> Any:
-    """Version 1 had no entry: every delta began at the image. Version 2 had no grid, and up to version 3 the middle was
-    cut out of every picture."""
+    """Version 1 had no entry: every delta began at the image. Version 2 had no grid; up to version 3 the middle was cut
+    out of every picture, and up to version 4 grid bodies had means alone, and no matrix had less than a byte
+    per number."""
     version, spec = (values.get(key) if isinstance(values, dict) else None for key in ("schema_version", "spec"))
     if type(version) is not int or not 1 <= version < SCHEMA_VERSION or not isinstance(spec, dict):
         return values
     added = {key: value for first, of_spec in _ADDED.items() if version <= first for key, value in of_spec.items()}
-    if set(spec) & set(added) or "crop_mode" in values:
+    framing = {"crop_mode": "center"} if version <= 3 else {}
+    if set(spec) & set(added) or set(values) & set(framing):
         return values
-    return {**values, "schema_version": SCHEMA_VERSION, "crop_mode": "center", "spec": {**spec, **added}}
+    return {**values, "schema_version": SCHEMA_VERSION, **framing, "spec": {**spec, **added}}
 
 
 _ADDED: dict[int, dict[str, Any]] = {
     1: {"entry_reduction": 1},
     2: {"grid_width": None, "grid_blocks": 3, "grid_reduction": 32},
+    4: {"global_pool": "avg", "head_bits": 8},
 }
 """What files of these versions and before lack in their spec, and the values under which nothing changes."""
 
