@@ -36,7 +36,7 @@ def pair(hub: Hub, tmp_path: Path) -> Iterator[Pair]:
                 )
             )
             apps.append(app)
-        server.wait_until(lambda: readiness(server) == 200, 60)
+        server.wait_until(lambda: readiness(server) == 200, 120)
         yield server, apps
 
 

@@ -169,7 +169,7 @@ def picture(content: bytes, name: str | None, number: int) -> Picture:
 
 
 def decode(given: Picture, cuts: Sequence[Cut], max_pixels: int, formats: Collection[str] = FORMATS) -> list[bytes]:
-    """The cuts of a picture, each as its rows of RGB pixels, S x S x 3 bytes. Needs no torch: see `decode_process`.
+    """The cuts of a picture, each as its rows of RGB pixels, S x S x 3 bytes. Needs no torch, for `main`.
 
     Raises Refusal (415) for anything but these formats, by default all that images for training may be in, and (422)
     for a picture that is damaged, too large, made of too many parts, or of a shape that cannot be used; the words name
