@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from torchsnow.serving.bodies import read_asked
+from torchsnow.serving.asked import read_asked
 from torchsnow.serving.refusal import Refusal
 from torchsnow.serving.settings import ServeSettings
 

@@ -126,11 +126,6 @@ class Process:
         self.process.wait(30)
         self.log.close()
 
-    def engine(self) -> str:
-        """What the server's log says about its engine."""
-        self.log.seek(0)
-        return next(json.loads(line)["note"] for line in self.log if '"engine"' in line)
-
     def memory_mb(self) -> float:
         """Resident memory."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
@@ -245,9 +240,8 @@ def mixed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     with Process(command(hub, args.port), args.port) as server:
         asyncio.run(main(args.port))
-        code, engine = server.process.poll(), server.engine()
+        code = server.process.poll()
     return {
-        "engine": engine,
         **counts,
         "versions_seen": len(versions),
         "seconds_until_a_new_task_answers": {"median": statistics.median(late_s), "largest": max(late_s)},
@@ -264,8 +258,7 @@ def speed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     plain = [sys.executable, str(Path(__file__).with_name("plain_server.py")), args.source, str(args.port + 1)]
     workers, words = 2 * args.batch_size, ("--batch-size", str(args.batch_size), "--deadline-s", "120")
     found: dict[str, list[float]] = {}
-    with Process(command(hub, args.port, *words), args.port) as server, Process(plain, args.port + 1):
-        engine = server.engine()
+    with Process(command(hub, args.port, *words), args.port), Process(plain, args.port + 1):
         for _ in range(args.rounds):
             rounds: list[tuple[str, Callable[[], Awaitable[tuple[int, float]]]]] = [
                 (
@@ -289,7 +282,6 @@ def speed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             print({what: round(values[-1], 2) for what, values in found.items()}, file=sys.stderr)
     middle = {what: statistics.median(values) for what, values in found.items()}
     return {
-        "engine": engine,
         "images_per_s": found,
         "served / bare, one task": middle["served, one task"] / middle["bare, one task"],
         "served / bare, 8 tasks": middle["served, 8 tasks"] / middle["bare, 8 tasks"],
@@ -366,10 +358,9 @@ def overload(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         capacity = number / seconds
         before = server.memory_mb()
         memory = asyncio.run(flood(args.port, 3 * capacity))
-        after, engine = server.memory_mb(), server.engine()
+        after = server.memory_mb()
     ordered = sorted(latencies)
     return {
-        "engine": engine,
         "capacity_per_s": capacity,
         "answered_per_s_meanwhile": meanwhile[0] / args.seconds,
         "statuses": statuses,

@@ -27,7 +27,7 @@ from sample_tasks import sample_task
 from torchsnow.delta import Delta, DeltaSpec
 from torchsnow.errors import DeltaError
 from torchsnow.hub import Hub
-from torchsnow.hub.index import Entry, Index
+from torchsnow.hub.folder import Entry, Index
 from torchsnow.source import load_source
 from torchsnow.task_file import content_hash, encode_task
 

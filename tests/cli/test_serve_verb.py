@@ -96,6 +96,34 @@ def test_serve_follows_train_and_drains(trained: Trained, tmp_path: Path) -> Non
         assert {"time", "level", "event"} <= set(json.loads(line))
 
 
+@pytest.mark.slow
+def test_workers_answer_as_one_and_are_replaced(trained: Trained, tmp_path: Path) -> None:
+    image = trained.photos / "red" / "1.png"
+    with served(trained.hub, tmp_path, "--workers", "2") as (process, url):
+        wait_for_workers(url)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert len(children) == 2
+        os.kill(int(children[0]), signal.SIGKILL)
+        for _ in range(10):
+            (answer,) = Client(url).predict([image])[0]
+            assert answer["task"] == "colours"
+        wait_for_workers(url)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+    lines = [json.loads(line) for line in (tmp_path / "server.log").read_text().splitlines()]
+    assert {line.get("worker") for line in lines if line["event"] == "request"} == {0, 1}
+    assert "a worker ended and is replaced" in [line["event"] for line in lines]
+
+
+def wait_for_workers(url: str) -> None:
+    """Until both answer."""
+    end_s = time.monotonic() + 120
+    while not all(f'torchsnow_worker_up{{worker="{number}"}} 1.0' in metrics(url) for number in (0, 1)):
+        assert time.monotonic() < end_s
+        time.sleep(0.2)
+
+
 def metrics(url: str) -> str:
     import urllib.request
 

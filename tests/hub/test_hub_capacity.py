@@ -20,7 +20,7 @@ from torch import fx
 
 from sample_tasks import logits, sample_task
 from torchsnow.errors import HubError
-from torchsnow.hub import Hub, index
+from torchsnow.hub import Hub, folder
 from torchsnow.hub.residents import size_of
 from torchsnow.source import Source
 
@@ -111,13 +111,13 @@ def test_tasks_that_come_and_go_leave_nothing(hub: Hub, source: Source, request:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The index files that were parsed."""
     paths: list[Path] = []
-    decode = index.decode_index
+    decode = folder.decode_index
 
     def counting(content: bytes, path: Path) -> Any:
         paths.append(path)
         return decode(content, path)
 
-    monkeypatch.setattr(index, "decode_index", counting)
+    monkeypatch.setattr(folder, "decode_index", counting)
     return paths
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,33 @@ def test_a_cut_in_the_middle_leaves_what_was_there(
     assert remote.task("b").name == "b"
     store.pipe_file(path, task)
     assert remote.task("a").name == "a"
+
+
+def test_a_task_that_does_not_come_is_fetched_now_and_then(
+    hub: Hub, store: Any, source: Source, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whoever follows the hub, four times a second it may be."""
+    upload(hub, store)
+    path = next(file for file in store.find("/bucket/hub/tasks/a"))
+    content, opened, opens = store.cat_file(path), [], type(store).open
+    store.pipe_file(path, content[:100])
+
+    def noting(self: Any, file: str, *given: Any, **how: Any) -> Any:
+        opened.append(file)
+        return opens(self, file, *given, **how)
+
+    live = LiveHub(Hub.open(URL, source))
+    assert list(live.predict(images)) == ["b"]
+    monkeypatch.setattr(type(store), "open", noting)
+    for _ in range(3):
+        assert not live.follow()
+        assert list(live.predict(images)) == ["b"]
+    assert opened == []
+    store.pipe_file(path, content)
+    later_s = time.monotonic() + 6
+    monkeypatch.setattr(time, "monotonic", lambda: later_s)
+    assert live.follow()
+    assert list(live.predict(images)) == ["a", "b"]
 
 
 def test_no_connection(hub: Hub, store: Any, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from torchsnow.io.csv_cells import given_cell, plain_cell, plain_row
+from torchsnow.io.files import given_cell, plain_cell, plain_row
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-cmd", "@SUM(A1)", "\t=1", "\r=1", "\n=1"])

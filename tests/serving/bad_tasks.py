@@ -12,7 +12,8 @@ import torch
 
 from sample_tasks import sample_task
 from torchsnow.hub import Entry, Hub
-from torchsnow.task_file import content_hash, encode_task, storage
+from torchsnow.task_file import content_hash, encode_task
+from torchsnow.task_file import task as storage
 
 OVERFLOW = {"spread": 1e-38, "fc.columns": 1e38}
 Change = Callable[[dict[str, torch.Tensor], dict[str, Any]], Any]

@@ -9,7 +9,7 @@ import torch
 
 from torchsnow.hub.live import LiveTask
 from torchsnow.serving.answers import Lead, TaskAnswer
-from torchsnow.serving.page import page_html
+from torchsnow.serving.app import page_html
 from torchsnow.serving.service import predictions
 from torchsnow.source import Framing
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running_server import form, picture
 
-from torchsnow.serving.bodies import _without_texts, from_base64, read_asked, strict_json
+from torchsnow.serving.asked import _without_texts, from_base64, read_asked, strict_json
 from torchsnow.serving.refusal import Refusal
 from torchsnow.serving.settings import ServeSettings
 

@@ -17,11 +17,10 @@ from torchsnow.errors import ServingError
 from torchsnow.hub import Hub
 from torchsnow.hub.live import LiveHub
 from torchsnow.serving import bodies as module
-from torchsnow.serving import patience
-from torchsnow.serving.bodies import Bodies
-from torchsnow.serving.callers import caller
-from torchsnow.serving.patience import PatientProtocol
+from torchsnow.serving import run as patience
+from torchsnow.serving.bodies import Bodies, caller
 from torchsnow.serving.refusal import Refusal
+from torchsnow.serving.run import PatientProtocol
 from torchsnow.serving.settings import ServeSettings
 
 

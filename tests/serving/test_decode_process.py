@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import pytest
 from running_server import picture
 
-CODE = "from torchsnow.serving.decode_process import main; main()"
-SLOW = "import time, torchsnow.serving.decode_process as m; m.decode = lambda *given: time.sleep(60); m.main()"
-BROKEN = "import torchsnow.serving.decode_process as m; m.decode = lambda *given: 1 / 0; m.main()"
+CODE = "from torchsnow.serving.pictures import main; main()"
+SLOW = "import time, torchsnow.serving.pictures as m; m.decode = lambda *given: time.sleep(60); m.main()"
+BROKEN = "import torchsnow.serving.pictures as m; m.decode = lambda *given: 1 / 0; m.main()"
 Process = subprocess.Popen[bytes]
 
 
@@ -81,6 +81,6 @@ def test_a_mistake_of_ours_is_logged_and_told_without_its_trace(process: Process
 
 
 def test_it_is_small() -> None:
-    code = "import sys, torchsnow.serving.decode_process; print(sorted({'torch', 'starlette'} & set(sys.modules)))"
+    code = "import sys, torchsnow.serving.pictures; print(sorted({'torch', 'starlette'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=os.environ)
     assert (result.stdout, result.stderr) == ("[]\n", "")

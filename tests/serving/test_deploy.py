@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,6 +80,7 @@ def test_the_unit_starts_a_server() -> None:
     assert Path(program).name == "torchsnow"
     given = parse(words)
     assert given["host"] == "127.0.0.1"
+    assert unit["Service"]["KillMode"] == "mixed"
     assert int(unit["Service"]["TimeoutStopSec"]) > given["drain_s"] + given["deadline_s"] + 1
 
 
@@ -208,4 +210,4 @@ def test_a_proxy_fits_the_server(file: str) -> None:
 
 def idle_s() -> int:
     """How long the server keeps an idle connection."""
-    return _server(lambda *given: None, ServeSettings(), None).config.timeout_keep_alive  # type: ignore[arg-type, return-value]
+    return _server(lambda *given: None, ServeSettings(), SimpleNamespace()).config.timeout_keep_alive  # type: ignore[arg-type, return-value]

@@ -14,9 +14,9 @@ from running_server import picture, running
 
 from torchsnow.hub import Hub
 from torchsnow.hub.live import LiveHub
-from torchsnow.serving import bodies, patience
-from torchsnow.serving.draining import DrainingServer
-from torchsnow.serving.patience import max_connections
+from torchsnow.serving import bodies
+from torchsnow.serving import run as patience
+from torchsnow.serving.run import DrainingServer, max_connections
 
 
 class Told:

@@ -17,7 +17,7 @@ from torchsnow.data import eval_transform, read_image
 from torchsnow.delta.head import LAST, Head
 from torchsnow.explain.attribution import attribute
 from torchsnow.hub import Hub
-from torchsnow.serving.explaining import Explainer
+from torchsnow.serving.answers import Explainer
 from torchsnow.source import Source
 from torchsnow.task_file import Task
 

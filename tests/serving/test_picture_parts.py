@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from torchsnow.data.images import format_of, read_image
-from torchsnow.serving.picture_parts import parts_problem
+from torchsnow.serving.pictures import parts_problem
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (1000, 1200, 3), dtype=np.uint8))
 JPEG = saved(NOISE, "JPEG")

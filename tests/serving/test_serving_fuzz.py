@@ -6,9 +6,10 @@ import json
 import os
 from typing import Any
 
+import jsonschema
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from running_server import BEARER, Running, form, picture
+from running_server import BEARER, Running, document_of, form, picture
 
 # A long run: FUZZ_EXAMPLES=1200 python -m pytest tests/serving/test_serving_fuzz.py
 EXAMPLES = settings(
@@ -40,8 +41,13 @@ def alive(server: Running, status: int) -> None:
 @EXAMPLES
 @given(body=st.dictionaries(st.sampled_from(["images", "tasks", "explain", "x"]), VALUES) | VALUES)
 def test_any_json_to_predict(sealed: Running, body: Any) -> None:
+    """And what the document allows is taken, and nothing else."""
     headers = {**BEARER, "content-type": "application/json"}
-    alive(sealed, sealed.call("POST", "/predict", json.dumps(body), headers).status)
+    status = sealed.call("POST", "/predict", json.dumps(body), headers).status
+    alive(sealed, status)
+    operation = document_of(sealed.service)["paths"]["/predict"]["post"]
+    schema = operation["requestBody"]["content"]["application/json"]["schema"]
+    assert jsonschema.Draft202012Validator(schema).is_valid(body) == (status not in (400, 413))
 
 
 @EXAMPLES

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,12 @@ from running_server import Running, picture, running
 
 from sample_tasks import sample_task
 from torchsnow.hub import Entry, Hub
+from torchsnow.hub.folder import Index
 from torchsnow.hub.live import LiveHub
 from torchsnow.serving import batcher
-from torchsnow.serving.file_watch import FileWatch
+from torchsnow.serving.following import Following
+from torchsnow.serving.metrics import Metrics
+from torchsnow.serving.refusal import Refusal
 from torchsnow.serving.settings import ServeSettings
 from torchsnow.task_file import Task
 
@@ -88,13 +93,13 @@ def test_a_file_that_is_damaged_later_is_reported_and_its_task_answers(
 
 
 def test_a_file_that_changes_while_it_is_damaged_is_reported_once(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
-    watch, entries = FileWatch(hub), hub.index().tasks
-    file = hub.folder.task_file("b", entries["b"])
-    watch.look(entries)
+    live, file = LiveHub(hub), hub.folder.task_file("b", hub.infos()["b"])
+    following = Following(live, Metrics(), 60)
+    assert following.look()
     for half in (b"", b"half", b"damaged"):
         file.write_bytes(half)
-        watch.look(entries)
-        assert watch.damaged == {"b"}
+        assert following.look()
+        assert set(following.damaged) == {"b"}
     assert [r.getMessage() for r in caplog.records] == ["the file of a task is damaged"]
 
 
@@ -115,6 +120,27 @@ def test_a_bad_file_from_the_start_until_it_is_brought_back(hub: Hub) -> None:
         server.wait_until(lambda: server.call("GET", "/tasks").json["unusable"] == [])
         server.wait_until(lambda: "b" in {row["task"] for row in server.call("GET", "/tasks").json["tasks"]})
         assert speaks(server, "b") == hub.infos()["b"].sha256
+
+
+def test_a_name_that_there_is_not_is_compared_with_few(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the event loop, where a hub of 10,000 tasks would hold up all others for 0.3 s."""
+    live, compare, compared = LiveHub(hub), difflib.get_close_matches, []
+
+    def noting(name: str, others: Iterable[str], n: int) -> list[str]:
+        found = list(others)
+        compared.append(len(found))
+        return compare(name, found, n)
+
+    entry = hub.infos()["a"]
+    index = Index(1, {**{f"name-{number}": entry for number in range(1000)}, "other": entry})
+    monkeypatch.setattr(live, "_now", replace(live.now, index=index))
+    monkeypatch.setattr(difflib, "get_close_matches", noting)
+    following = Following(live, Metrics(), 60)
+    with pytest.raises(Refusal, match="did you mean 'name-7'"):
+        following.tasks_at_hand(["name-7x"])
+    with pytest.raises(Refusal, match="GET /tasks lists"):
+        following.tasks_at_hand([""])
+    assert compared == [200, 0]
 
 
 def test_a_hub_that_cannot_be_read_goes_on_answering(server: Running, hub: Hub) -> None:
@@ -204,7 +230,7 @@ def test_a_round_may_take_a_deadline_and_some_time_more() -> None:
 
 
 @pytest.mark.parametrize("error", [MemoryError, RuntimeError])
-@pytest.mark.parametrize("place", [(LiveHub, "follow"), (FileWatch, "look"), (Hub, "index")])
+@pytest.mark.parametrize("place", [(LiveHub, "follow"), (Following, "_look"), (Hub, "index")])
 def test_the_follower_outlives_any_exception_and_says_so(
     watched: Running,
     hub: Hub,

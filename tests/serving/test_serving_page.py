@@ -17,7 +17,7 @@ from running_server import TOKEN, Running, form, picture, running
 from sample_tasks import sample_task
 from torchsnow.hub import Hub
 from torchsnow.hub.live import LiveHub
-from torchsnow.serving.page import page_html, policy
+from torchsnow.serving.app import page_html, policy
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 WHY_NOT = "no browser: install chromium (apt-get install chromium), or name one in CHROMIUM"

@@ -23,7 +23,7 @@ from sample_tasks import sample_task
 from torchsnow.errors import ServingError
 from torchsnow.hub import Hub
 from torchsnow.hub.live import LiveHub
-from torchsnow.serving import patience
+from torchsnow.serving import run as patience
 from torchsnow.serving.settings import ServeSettings
 from torchsnow.task_file import encode_task
 
@@ -425,7 +425,7 @@ def unpicklers(code: str) -> list[str]:
 def test_no_pickle_can_be_reached() -> None:
     """Nothing of ours that the server imports unpickles, but for the bundled weights, whose reader is told so."""
     files = own_files("torchsnow.serving.run")
-    assert {"torchsnow.task_file.storage", "torchsnow.serving.admin", "torchsnow.hub.live"} <= set(files)
+    assert {"torchsnow.task_file.task", "torchsnow.serving.admin", "torchsnow.hub.live"} <= set(files)
     assert {name: unpicklers(file.read_text()) for name, file in files.items() if unpicklers(file.read_text())} == {}
 
 

@@ -5,44 +5,16 @@ from __future__ import annotations
 import http.client
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from running_server import Reply, Running, picture, running
+from running_server import Reply, Running, picture, running, starting
 
 from sample_tasks import sample_task
 from torchsnow.errors import HubError
 from torchsnow.hub import Hub
 from torchsnow.hub.live import LiveHub
-from torchsnow.serving.run import _server, bind
-from torchsnow.serving.settings import ServeSettings
-from torchsnow.serving.starting import Starting
-
-
-@contextmanager
-def starting(load: Any, **settings: Any) -> Iterator[tuple[Running, Starting]]:
-    """A server whose hub is loaded as the test says."""
-    given = ServeSettings(**settings)
-
-    def give_up() -> None:
-        server.should_exit = True
-
-    app = Starting(load, given, give_up)
-    server = _server(app, given, app)
-    with bind("127.0.0.1", 0) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            while not server.started:
-                time.sleep(0.01)
-            yield Running(listener.getsockname()[1], None), app  # type: ignore[arg-type]
-        finally:
-            server.should_exit = True
-            thread.join(30)
-    assert not thread.is_alive()
 
 
 def test_it_lives_while_its_hub_is_loaded_and_requests_wait(hub: Hub) -> None:
@@ -80,6 +52,20 @@ def test_requests_do_not_wait_beyond_their_deadline_and_a_hub_that_fails_ends_th
         server.wait_until(lambda: app.failure is not None)
         server.wait_until(lambda: not answers(server))
     assert str(app.failure) == "the source is gone"
+
+
+def test_a_server_that_is_told_to_stop_while_it_loads_is_never_ready(hub: Hub) -> None:
+    go_on = threading.Event()
+
+    def load() -> LiveHub:
+        go_on.wait(30)
+        return LiveHub(hub)
+
+    with starting(load) as (server, app):
+        app.drain()
+        go_on.set()
+        server.wait_until(lambda: server.predict([picture()], ["a"]).status == 200)
+        assert server.call("GET", "/v2/health/ready").status == 503
 
 
 def answers(server: Running) -> bool:

@@ -21,8 +21,8 @@ from torchsnow.task_file import (
     read_task_info,
     refuse_too_large,
     save_task,
-    storage,
 )
+from torchsnow.task_file import task as storage
 
 
 @pytest.fixture(scope="module")

@@ -142,7 +142,7 @@ def test_data_without_a_test_split_has_no_test_metrics(data: LoadedData, tmp_pat
 def test_what_no_file_could_hold_is_refused_before_the_training(
     data: LoadedData, tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torchsnow.task_file.storage.MAX_SIZE_BYTES", 2**20)
+    monkeypatch.setattr("torchsnow.task_file.task.MAX_SIZE_BYTES", 2**20)
     with pytest.raises(TaskFileError, match=r"a task of 3 classes may take .* bytes with these settings"):
         trained(data, tmp_path / "hub", tmp_path / "run", source)
     assert list(tmp_path.iterdir()) == []

@@ -40,6 +40,7 @@ def serve(
         list[str] | None,
         typer.Option(help="Address or network of a proxy, which says who calls (X-Forwarded-For); may be repeated."),
     ] = None,
+    workers: Annotated[int, typer.Option(help="Processes that answer on the port, each with its own source.")] = 1,
     batch_size: Annotated[int, typer.Option(help="Images of one source pass, at most.")] = 16,
     wait_ms: Annotated[float, typer.Option(help="How long an image waits for others.")] = 5.0,
     queue: Annotated[int, typer.Option(help="Images that may wait; more get status 429.")] = 256,
@@ -51,6 +52,9 @@ def serve(
         list[str] | None, typer.Option(help="Format that pictures may be in, as JPEG; may be repeated. By default all.")
     ] = None,
     max_megapixels: Annotated[float, typer.Option(help="Of one picture; larger ones are refused.")] = 50.0,
+    traces: Annotated[
+        bool, typer.Option("--traces", help="Trace requests for OpenTelemetry; needs the extra 'traces'.")
+    ] = False,
     device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda' or 'cuda:1'.")] = "auto",
 ) -> None:
     """Answer over HTTP for all tasks of a hub, and follow its folder.
@@ -67,14 +71,15 @@ def serve(
     """
     refuse_missing()
     from torchsnow.hub import Hub
-    from torchsnow.hub.live import LiveHub
     from torchsnow.serving.logs import write_logs
-    from torchsnow.serving.run import bind
-    from torchsnow.serving.run import serve as run
     from torchsnow.serving.settings import ServeSettings
-    from torchsnow.train import torch_device
+    from torchsnow.serving.tracing import refuse_without_traces
+    from torchsnow.serving.workers import Workers, bind
 
+    if traces:
+        refuse_without_traces()
     settings = ServeSettings(
+        workers=workers,
         batch_size=batch_size,
         wait_s=wait_ms / 1000,
         queue_size=queue,
@@ -85,19 +90,20 @@ def serve(
         token=read_token(token_file),
         proxies=tuple(proxy or ()),
         origins=tuple(origin.lower().rstrip("/") for origin in allow_origin or ()),
+        traces=traces,
         tls_cert=tls_cert,
         tls_key=tls_key,
         hosts=(*ServeSettings.hosts, *(name.lower() for name in (_in_header(host), *(allow_host or ())))),
     )
-    on_device, opened = torch_device(device), Hub.open(hub)
-
-    def load() -> LiveHub:
-        opened.source.to(on_device)
-        return LiveHub(opened)
-
+    opened = Hub.open(hub)
     with bind(host, port) as listener:
         write_logs()
-        run(load, settings, listener)
+        if workers > 1:
+            Workers(hub, device, settings, listener).run()
+            return
+        from torchsnow.serving.run import answer  # here: who starts workers needs no torch
+
+        answer(opened, device, settings, listener)
 
 
 def _in_header(host: str) -> str:

@@ -1,10 +1,10 @@
 from .folder import SOURCE_FILE as SOURCE_FILE
 from .folder import Cleanup as Cleanup
+from .folder import Entry as Entry
 from .hub import Hub as Hub
-from .index import Entry as Entry
+from .live import not_finite as not_finite
+from .live import predict_together as predict_together
 from .remote import refuse_writing as refuse_writing
 from .source import is_hub as is_hub
 from .source import source_for as source_for
-from .together import not_finite as not_finite
-from .together import predict_together as predict_together
 from .verify import Problem as Problem

@@ -17,15 +17,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from torchsnow.errors import HubError, SourceError, TaskFileError
-from torchsnow.hub.folder import SOURCE_FILE, TASKS_FOLDER, Cleanup, Folder
-from torchsnow.hub.index import Entry, Index, read_source_info, write_source_info
+from torchsnow.hub.folder import (
+    SOURCE_FILE,
+    TASKS_FOLDER,
+    Cleanup,
+    Entry,
+    Folder,
+    Index,
+    read_source_info,
+    write_source_info,
+)
 from torchsnow.hub.remote import folder_at, refuse_writing
 from torchsnow.hub.residents import RESIDENT_BYTES, Residents, size_of
 from torchsnow.hub.verify import Problem, check_current, check_former, read_current, unusable
 from torchsnow.io.files import clear_os_errors, write_atomically
 from torchsnow.source.packages import PACKAGES
-from torchsnow.task_file.info import TaskInfo
-from torchsnow.task_file.reading import content_hash, read_task_info
+from torchsnow.task_file.info import TaskInfo, content_hash, read_task_info
 from torchsnow.task_file.source_info import SourceInfo
 
 if TYPE_CHECKING:  # a hub's list needs no torch
@@ -212,7 +219,7 @@ class Hub:
         without `on_bad`, HubError is raised, as it always is for an unknown task. Raises SourceError for images of
         another shape.
         """
-        from torchsnow.hub.together import not_finite, predict_together
+        from torchsnow.hub.live import not_finite, predict_together
 
         tasks = self.tasks(names, on_bad)
         logits = predict_together(self.source, tasks, images) if tasks else {}

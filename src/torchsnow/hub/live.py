@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -15,13 +17,37 @@ from torch import Tensor
 from torchsnow.engines import Engine, Work
 from torchsnow.errors import HubError, SourceError, TorchsnowError
 from torchsnow.hub import Entry, Hub
-from torchsnow.hub.index import Index
+from torchsnow.hub.folder import Index
+from torchsnow.hub.remote import REFRESH_S, Copy
 from torchsnow.hub.residents import Residents, size_of
 from torchsnow.io.files import Stamp, file_stamp
 from torchsnow.io.shortage import shortage
-from torchsnow.source import Framing
+from torchsnow.source import Framing, Request, Source
+from torchsnow.task_file import Task
 
 RESIDENT_BYTES = 2 * 2**30  # of tasks; about 400 on ResNet-50
+
+
+def predict_together(source: Source, tasks: Mapping[str, Task], images: Tensor) -> dict[str, Tensor]:
+    """Logits (B, num_classes) of every task from one pass over normalised images (B, 3, H, W); none for no tasks.
+
+    All of them are on one device. Raises SourceError for images of another shape.
+    """
+    deltas = {name: task.delta.eval() for name, task in tasks.items()}
+    if not deltas:
+        return {}
+    with torch.no_grad():
+        requests = (delta.request(delta.choose()) for delta in deltas.values())
+        features = source(images, Request.together(requests))
+        return {name: delta(features) for name, delta in deltas.items()}
+
+
+def not_finite(logits: Mapping[str, Tensor]) -> list[str]:
+    """The tasks with logits that are no finite numbers; an accelerator is waited for once, not for every task."""
+    if not logits:
+        return []
+    are_finite = torch.stack([own.isfinite().all() for own in logits.values()]).tolist()
+    return [name for name, is_finite in zip(logits, are_finite, strict=True) if not is_finite]
 
 
 @dataclass(frozen=True)
@@ -46,15 +72,34 @@ class Answer:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The tasks of a hub at one moment; never changed. `faults` are the tasks that cannot be used, and why."""
+    """The tasks of a hub at one moment; never changed.
+
+    `faults` are the tasks that cannot be used, and why; `damaged` those that were loaded before their files were, and
+    answer from memory.
+    """
 
     index: Index
     faults: Mapping[str, str]
+    damaged: Mapping[str, str]
 
     @property
     def entries(self) -> Mapping[str, Entry]:
         """The current version of every task."""
         return self.index.tasks
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A version that was loaded, or could not be; its file, what that was like, and when to fetch it from afar."""
+
+    entry: Entry
+    file: Path
+    stamp: Stamp
+    fetch_s: float
+
+    def is_new(self) -> bool:
+        """Whether the file is to be read again."""
+        return file_stamp(self.file) != self.stamp or (self.stamp is None and time.monotonic() > self.fetch_s)
 
 
 class TransientError(HubError):
@@ -75,14 +120,9 @@ class LiveHub:
         self.engine = Engine(hub.source)
         self.residents: Residents[LiveTask] = Residents(resident_bytes)
         self._lock = threading.Lock()
-        self._faulty: dict[str, Stamp] = {}  # what the files of faulty tasks were like
-        self._now = Snapshot(Index(-1, {}), MappingProxyType({}))
+        self._seen: dict[str, _Seen] = {}
+        self._now = Snapshot(Index(-1, {}), MappingProxyType({}), MappingProxyType({}))
         self.follow()
-
-    @property
-    def resident_bytes(self) -> int:
-        """How much room there is for tasks."""
-        return self.residents.budget_bytes
 
     @property
     def now(self) -> Snapshot:
@@ -90,18 +130,24 @@ class LiveHub:
         return self._now
 
     def follow(self) -> bool:
-        """Take over what has changed in the hub's folder; returns whether anything has, the file of a faulty task too.
+        """Take over what has changed in the hub's folder, files behind the index's back too; returns whether anything
+        has.
 
         Raises HubError when the index cannot be read; the tasks that were there go on answering.
         """
         index = self.hub.index()
         with self._lock:
-            now = self._now
-            kept = {name: why for name, why in now.faults.items() if self._is_still_faulty(name, index)}
-            if index == now.index and kept == now.faults:
-                return False
-            self._now = Snapshot(index, MappingProxyType(kept))
-        return True
+            before = self._now
+            self._seen = {name: seen for name, seen in self._seen.items() if index.tasks.get(name) == seen.entry}
+            rewritten = {name: seen for name, seen in self._seen.items() if seen.is_new()}
+            for name in before.faults.keys() & rewritten.keys():  # to be tried again by whoever asks for it
+                del self._seen[name]
+            faults = {name: why for name, why in before.faults.items() if name in self._seen}
+            damaged = {name: why for name, why in before.damaged.items() if name in self._seen}
+            self._now = Snapshot(index, MappingProxyType(faults), MappingProxyType(damaged))
+        for name in rewritten.keys() - before.faults.keys():
+            self._check(name, rewritten[name])
+        return self._now != before
 
     def tasks(self, names: Iterable[str] | None = None) -> list[LiveTask]:
         """The named tasks, or all that can be used, in alphabetical order.
@@ -163,7 +209,7 @@ class LiveHub:
             return resident
         if name in now.faults:
             raise HubError(now.faults[name])
-        stamp = self._stamp(name, entry)  # before the file is read: it may be mended right after
+        seen = self._look_at(name, entry)  # before the file is read: it may be mended right after
         try:
             task = self._load(name, entry)
         except Exception as error:  # whatever it is, those who ask for other tasks must not meet it
@@ -172,8 +218,10 @@ class LiveHub:
             why = str(error) if isinstance(error, TorchsnowError) else f"task {name!r} cannot be loaded: {error!r}"
             if isinstance(error, OSError) or shortage(error) is not None:
                 raise TransientError(why) from error
-            self._note_fault(name, entry, why, stamp)
+            self._note_fault(name, seen, why)
             raise HubError(why) from error
+        with self._lock:
+            self._seen[name] = self._look_at(name, entry)
         return task
 
     def _load(self, name: str, entry: Entry) -> LiveTask:
@@ -183,22 +231,31 @@ class LiveHub:
         self.residents.put(name, entry.sha256, live, size_of(task))
         return live
 
-    def _is_still_faulty(self, name: str, index: Index) -> bool:
-        entry = index.tasks.get(name)
-        return entry is not None and entry == self._now.entries[name] and self._stamp(name, entry) == self._faulty[name]
+    def _look_at(self, name: str, entry: Entry) -> _Seen:
+        folder = self.hub.folder
+        fetch_s = time.monotonic() + REFRESH_S if isinstance(folder, Copy) else math.inf
+        file = folder.task_place(name, entry)
+        return _Seen(entry, file, file_stamp(file), fetch_s)
 
-    def _stamp(self, name: str, entry: Entry) -> Stamp:
-        with suppress(HubError):  # of a link, which is not followed
-            return file_stamp(self.hub.folder.task_file(name, entry))
-        return None
-
-    def _note_fault(self, name: str, entry: Entry, why: str, stamp: Stamp) -> None:
+    def _check(self, name: str, seen: _Seen) -> None:
+        """Note whether the file of a task that was loaded is sound."""
+        found, why = self._look_at(name, seen.entry), None
+        try:
+            self.hub.version(name, seen.entry)
+        except HubError as error:
+            why = str(error)
         with self._lock:
-            now = self._now
-            if now.entries.get(name) == entry:
-                self._faulty[name] = stamp
-                faults = MappingProxyType({**now.faults, name: why})
-                self._now = Snapshot(now.index, faults)
+            if self._seen.get(name) == seen:
+                others = {other: own for other, own in self._now.damaged.items() if other != name}
+                damaged = others if why is None else {**others, name: why}
+                self._seen[name], self._now = found, replace(self._now, damaged=MappingProxyType(damaged))
+
+    def _note_fault(self, name: str, seen: _Seen, why: str) -> None:
+        with self._lock:
+            if self._now.entries.get(name) == seen.entry:
+                self._seen[name] = seen
+                self._now = replace(self._now, faults=MappingProxyType({**self._now.faults, name: why}))
+                self.residents.drop(name)  # a former version does not speak for it
 
 
 def _refuse_odd(images: Tensor) -> None:

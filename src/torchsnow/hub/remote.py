@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from torchsnow.errors import HubError
-from torchsnow.hub.folder import INDEX_FILE, SOURCE_FILE, Folder
-from torchsnow.hub.index import Entry, Index, decode_index
+from torchsnow.hub.folder import INDEX_FILE, SOURCE_FILE, Entry, Folder, Index, decode_index
 from torchsnow.io.files import clear_os_errors, write_atomically
 from torchsnow.task_file import content_hash
-from torchsnow.task_file.reading import MAX_SIZE_BYTES
+from torchsnow.task_file.info import MAX_SIZE_BYTES
 
 ORIGIN_FILE = "origin.json"
 REFRESH_S = 5.0

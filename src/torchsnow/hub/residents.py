@@ -48,10 +48,13 @@ class Residents(Generic[T]):
         """The task of this version, if it is here; it counts as used."""
         with self._lock:
             resident = self._by_name.get(name)
-            if resident is None or resident.sha256 != sha256:
-                return None
-            self._by_name.move_to_end(name)
-            return resident.task
+            return self._used(name, resident) if resident is not None and resident.sha256 == sha256 else None
+
+    def latest(self, name: str) -> T | None:
+        """Whichever version of a task is here; it counts as used."""
+        with self._lock:
+            resident = self._by_name.get(name)
+            return None if resident is None else self._used(name, resident)
 
     def put(self, name: str, sha256: str, task: T, size_bytes: int) -> None:
         """Keep a task instead of another version of it. One that is larger than the whole budget does not stay."""
@@ -67,6 +70,10 @@ class Residents(Generic[T]):
         """Let a task go, if it is here."""
         with self._lock:
             self._drop(name)
+
+    def _used(self, name: str, resident: _Resident[T]) -> T:
+        self._by_name.move_to_end(name)
+        return resident.task
 
     def _drop(self, name: str) -> None:
         resident = self._by_name.pop(name, None)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torchsnow.errors import HubError, TaskFileError
-from torchsnow.hub.folder import Folder
-from torchsnow.hub.index import Entry
+from torchsnow.hub.folder import Entry, Folder
 from torchsnow.io.files import clear_os_errors
 
 if TYPE_CHECKING:

@@ -14,8 +14,7 @@ from torchsnow.data.listing import Entry, Listing
 from torchsnow.data.names import ALL, first_few
 from torchsnow.data.tables import Columns, read_table
 from torchsnow.errors import DataError
-from torchsnow.io.csv_cells import given_cell
-from torchsnow.io.files import clear_os_errors, sync_folder, write_atomically, write_csv
+from torchsnow.io.files import clear_os_errors, given_cell, sync_folder, write_atomically, write_csv
 from torchsnow.review.findings import Image, Review, num_classes, num_splits
 
 COLUMNS = ("path", "class", "move_to", "reason", "likelier", "taken_for", "probability", "split")

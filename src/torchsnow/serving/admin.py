@@ -10,21 +10,22 @@ from typing import Any, NoReturn
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from torchsnow.errors import TaskFileError, TorchsnowError
 from torchsnow.hub import Entry
 from torchsnow.io.shortage import system_refusal
 from torchsnow.serving.logs import log, log_fault, log_trouble
+from torchsnow.serving.openapi import OF_BODY, TEXT, Described, Says, object_of
 from torchsnow.serving.refusal import Refusal, refusal_of
 from torchsnow.serving.replies import as_json
 from torchsnow.serving.service import Service
 from torchsnow.task_file import load_task
 
 ADMIN_PATHS = ("/admin/", "/v2/repository/models/")
+_OF_CHANGE = (403, 404, 409)
 
 
-def routes(service: Service) -> list[Route]:
+def routes(service: Service) -> list[Described]:
     """Upload, remove and roll back; load and unload of the repository extension."""
 
     async def upload(request: Request) -> Response:
@@ -52,19 +53,33 @@ def routes(service: Service) -> list[Route]:
     def offering(offered: bool) -> Callable[[Request], Any]:
         async def route(request: Request) -> Response:
             name = request.path_params["name"]
-            await asyncio.to_thread(service.following.look)
-            service.following.set_offered(name, offered)
+            await service.look()
+            await service.offer(name, offered)
             log("task loaded" if offered else "task unloaded", task=name)
             return as_json({})
 
         return route
 
+    version, model = object_of(task=TEXT, sha256=TEXT), "/v2/repository/models/{name}"
+    file = {"application/octet-stream": {**TEXT, "format": "binary"}}
+    whether = {"name": "replace", "in": "query", "schema": {**TEXT, "enum": ["true", "false"]}}
+    of_upload = Says(
+        "Add a task file, or replace a task",
+        version,
+        status=201,
+        body=file,
+        parameters=[whether],
+        errors=(403, 409, 422, *OF_BODY),
+    )
+    of_removal = Says("Remove a task", object_of(removed=TEXT), errors=_OF_CHANGE)
+    of_rollback = Says("Put a task's former version back", version, errors=_OF_CHANGE)
+    again, no_longer = "Offer a task again", "Offer a task no longer, until it is loaded"
     return [
-        Route("/admin/tasks", upload, methods=["POST"]),
-        Route("/admin/tasks/{name}", remove, methods=["DELETE"]),
-        Route("/v2/repository/models/{name}/load", offering(True), methods=["POST"]),
-        Route("/v2/repository/models/{name}/unload", offering(False), methods=["POST"]),
-        Route("/admin/tasks/{name}/rollback", roll_back, methods=["POST"]),
+        Described("POST", "/admin/tasks", upload, of_upload),
+        Described("DELETE", "/admin/tasks/{name}", remove, of_removal),
+        Described("POST", "/admin/tasks/{name}/rollback", roll_back, of_rollback),
+        Described("POST", f"{model}/load", offering(True), Says(again, object_of(), errors=_OF_CHANGE)),
+        Described("POST", f"{model}/unload", offering(False), Says(no_longer, object_of(), errors=_OF_CHANGE)),
     ]
 
 
@@ -75,7 +90,7 @@ async def _changing(service: Service, change: Callable[[], Any]) -> Any:
     except (TorchsnowError, OSError, MemoryError) as error:
         _refuse(error, service)
     try:
-        await asyncio.to_thread(service.following.look)
+        await service.look()
     except Exception as error:  # the change is made, and the next look takes it over
         log_fault("a change was not taken over yet", error)
     return result

@@ -1,14 +1,27 @@
-"""What tasks say of an image."""
+"""What tasks say of an image, and what that rests on: the lead of the likeliest class over the next one, tap by tap.
+
+A head is linear over averages of taps, so what each tap adds to the difference of two logits is exact. What remains is
+of the task's own layers. It takes one more pass of the source, in PyTorch, for who asks for it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from torchsnow.hub.live import LiveTask
+from torchsnow.delta.head import Head, split_by_tap
+from torchsnow.errors import HubError
+from torchsnow.hub import Entry
+from torchsnow.hub.live import LiveHub, LiveTask
 from torchsnow.serving.refusal import Refusal
+from torchsnow.source import Request, Source
+from torchsnow.source.grid import ONE_CELL
 
 
 @dataclass(frozen=True)
@@ -69,3 +82,88 @@ class TaskFailure:
 
 Answers = dict[str, TaskAnswer | TaskFailure]
 """Of one image, by task name; at least one of them is an answer."""
+
+
+_MAX_HEADS = 64  # kept, about a megabyte each on ResNet-50
+Heads = Mapping[str, nn.Module]
+"""By the SHA-256 of their task's file."""
+
+
+class Explainer:
+    """Explains answers of a hub's tasks. Everything here takes time: call it from a thread."""
+
+    def __init__(self, live: LiveHub) -> None:
+        self._live = live
+        self._head = lru_cache(_MAX_HEADS)(self._load)
+
+    def heads(self, tasks: Sequence[LiveTask], end_s: float) -> Heads:
+        """The heads of these versions, but for those that the hub has no longer. Raises Refusal (429) after `end_s`,
+        a time of `time.monotonic`."""
+        found = {}
+        for task in tasks:
+            if time.monotonic() > end_s:
+                raise Refusal(429, "deadline", "not explained before the deadline; name fewer tasks", 1)
+            entry = self._live.now.entries.get(task.name)
+            if entry is not None and entry.sha256 == task.sha256:
+                try:
+                    found[task.sha256] = self._head(task.name, entry)
+                except HubError:
+                    continue  # the file was damaged since; the answer stands
+        return found
+
+    def explain(self, answers: Sequence[Answers], heads: Heads) -> list[Answers]:
+        """Answers of the same tasks for every image, with their leads, from one source pass for each framing."""
+        explained: list[Answers] = [dict(own) for own in answers]
+        tasks = [answer.task for answer in answers[0].values() if answer.task.sha256 in heads]
+        for framing in {task.framing for task in tasks}:
+            names = [task.name for task in tasks if task.framing == framing]
+            self._explain(explained, {name: heads[answers[0][name].task.sha256] for name in names})
+        return explained
+
+    @torch.no_grad()
+    def _explain(self, answers: list[Answers], heads: Heads) -> None:
+        source = self._live.hub.source
+        spoken = [[answer for name in heads if isinstance(answer := own[name], TaskAnswer)] for own in answers]
+        rows = [row for row, said in enumerate(spoken) if said]
+        if not rows:
+            return
+        pixels = torch.stack([spoken[row][0].pixels for row in rows])
+        reading = [head for head in heads.values() if isinstance(head, Head)]
+        request = Request.together(head.request(ONE_CELL) for head in reading)
+        features = source(pixels.to(next(source.parameters()).device), request) if reading else None
+        for name, head in heads.items():
+            read = head.read(features)[0] if isinstance(head, Head) and features is not None else None
+            for place, row in enumerate(rows):
+                answer = answers[row][name]
+                if isinstance(answer, TaskAnswer):
+                    lead = _lead(source, head, None if read is None else read[place], answer)
+                    answers[row][name] = replace(answer, lead=lead)
+
+    def _load(self, name: str, entry: Entry) -> nn.Module:
+        return self._live.hub.version(name, entry).delta.head
+
+
+def _lead(source: Source, head: nn.Module, read: Tensor | None, answer: TaskAnswer) -> Lead | None:
+    """`read` are the values (num_read,) that the head reads, None for a head that reads nothing of the source. None
+    where the parts are too large to be numbers, though the logits are."""
+    first, *rest = answer.order()[:2]
+
+    def above(by_class: Tensor) -> Tensor:
+        return by_class[first] - by_class[rest[0]] if rest else by_class[first]
+
+    taps: dict[str, float] = {}
+    linear = head.fc.local if isinstance(head, Head) else head
+    assert isinstance(linear, nn.Linear)
+    if isinstance(head, Head) and read is not None:
+        shares = (above(head.fc.columns) * head.pool.weight * head.scale * read).cpu()
+        taps = {name: float(shares[at].sum()) for name, _, _, at in split_by_tap(source, head)}
+    logits, bias = float(above(answer.logits)), float(above(linear.bias))
+    if not all(map(math.isfinite, (logits, bias, *taps.values()))):
+        return None
+    return Lead(
+        over=answer.task.classes[rest[0]] if rest else None,
+        logits=logits,
+        taps=dict(sorted(taps.items(), key=lambda item: -item[1])),
+        own=logits - bias - sum(taps.values()),
+        bias=bias,
+    )

@@ -32,6 +32,7 @@ from torchsnow.serving.metrics import Metrics
 from torchsnow.serving.pictures import Picture
 from torchsnow.serving.refusal import Refusal, refusal_of
 from torchsnow.serving.settings import ServeSettings
+from torchsnow.serving.tracing import Stages
 from torchsnow.source import Framing
 
 _IDLE_S = 1.0
@@ -56,6 +57,7 @@ class Item:
     answer: asyncio.Future[Answers]
     decoding: bool = False
     said: Answers = field(default_factory=dict)
+    stages: Stages = field(default_factory=Stages)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +85,9 @@ class Batcher:
         self._wake = asyncio.Event()
         self._engine = ThreadPoolExecutor(1, "engine")
         self.loop = Loop("passes", self._round)
+        self._source_ns = 0  # when the source was through with the last pass, where that is traced
+        if settings.traces:
+            live.hub.source.register_forward_hook(self._note_source)
         self._end_s = 0.0  # of the last pass, if there was more to do by then
         metrics.queue.set_function(lambda: len(self._waiting) + len(self._window))
 
@@ -175,6 +180,7 @@ class Batcher:
             self._order.reached(item.place)
             self._window.add(item)
             item.decoding = True
+            item.stages.end("queue")
             framings = sorted({task.framing for task in item.tasks})
             self._decode(item.picture, framings, item.answer.done).add_done_callback(partial(self._decoded, item))
 
@@ -189,6 +195,7 @@ class Batcher:
         if item.answer.done():
             self._leave(item)
             return
+        item.stages.end("decode")
         for framing, pixels in decoding.result().items():
             own = tuple(task for task in item.tasks if task.framing == framing)
             self._ready.setdefault(framing, []).append(Piece(item, pixels, own, time.monotonic()))
@@ -320,6 +327,8 @@ class Batcher:
                 else:
                     asked.setdefault((task.name, task.sha256), (task, []))[1].append(row)
         tasks, rows = [task for task, _ in asked.values()], [own for _, own in asked.values()]
+        for piece in batch:
+            piece.item.stages.end("batch")
         images = torch.stack([piece.pixels for piece in batch]).to(self._device)
         for answer, own_rows in zip(self._live.run(images, tasks, rows), rows, strict=True):
             logits = answer.logits.float().cpu()
@@ -334,9 +343,17 @@ class Batcher:
             if not all(are_finite):
                 log_trouble("the logits of a task are not finite", task=answer.task.name, sha256=answer.task.sha256)
                 self._metrics.rejected.labels("not_finite").inc(are_finite.count(False))
+        for piece in batch:
+            piece.item.stages.end("source", self._source_ns)
+            piece.item.stages.end("tasks")
         self._metrics.batch_size.observe(len(batch))
         self._metrics.passes.inc()
         return said
+
+    def _note_source(self, *_: object) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._source_ns = time.time_ns()
 
 
 def _place(item: Item) -> float:

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from torchsnow.data.transforms import cut_of, scale
 from torchsnow.io.shortage import shortage
-from torchsnow.serving.decode_process import READY
 from torchsnow.serving.logs import log_trouble
-from torchsnow.serving.pictures import Picture
+from torchsnow.serving.pictures import READY, Picture
 from torchsnow.serving.refusal import Refusal, refusal_of
 from torchsnow.serving.settings import ServeSettings
 from torchsnow.source import Framing, InputConfig
@@ -105,7 +104,7 @@ class Decoders:
     async def _process(self) -> AsyncIterator[Process]:
         """A process that is ready, killed when the block ends."""
         # The same path as here, for the same code, and not the working folder before it.
-        code = f"import sys; sys.path[:] = {sys.path!r}; from torchsnow.serving.decode_process import main; main()"
+        code = f"import sys; sys.path[:] = {sys.path!r}; from torchsnow.serving.pictures import main; main()"
         starting = asyncio.create_task(
             asyncio.create_subprocess_exec(sys.executable, "-c", code, stdin=PIPE, stdout=PIPE, limit=_BUFFER_BYTES)
         )

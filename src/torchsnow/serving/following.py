@@ -5,24 +5,23 @@ from __future__ import annotations
 import asyncio
 import difflib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from types import MappingProxyType
-from typing import TypeVar
 
 from torchsnow.errors import HubError, TorchsnowError
 from torchsnow.hub import Entry
 from torchsnow.hub.live import LiveHub, LiveTask, Snapshot, TransientError
-from torchsnow.serving.file_watch import FileWatch
 from torchsnow.serving.logs import log, log_trouble
 from torchsnow.serving.loop import Loop
 from torchsnow.serving.metrics import Metrics
 from torchsnow.serving.refusal import Refusal
 from torchsnow.task_file import TaskInfo, read_task_info
 
-T = TypeVar("T")
+_MAX_COMPARED = 200  # names with one that there is not: each takes as long as a thousand characters of a request
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,6 @@ class Following:
         self.loop = Loop("follow", partial(asyncio.to_thread, self.look), every_s)
         self._metrics = metrics
         self._turn, self._loading = threading.Lock(), threading.Lock()
-        self._warm: Mapping[str, LiveTask] = MappingProxyType({})
         self._unloaded: frozenset[str] = frozenset()
         self._trouble: str | None = None
         self.listed: Mapping[str, Listed] = MappingProxyType({})
@@ -50,7 +48,8 @@ class Following:
         self._taken: dict[str, Entry] = {}  # what was loaded, where there was room, or found unusable
         self._ended = False
         self._taken_over: Snapshot | None = None
-        self._watch = FileWatch(live.hub)
+        self._told: frozenset[str] = frozenset()  # of damaged files
+        self._refused: dict[str, str] = {}  # what the log said last of tasks that cannot be used
 
     @property
     def faults(self) -> Mapping[str, str]:
@@ -58,9 +57,9 @@ class Following:
         return self.live.now.faults
 
     @property
-    def damaged(self) -> frozenset[str]:
-        """Tasks whose files were damaged since they were loaded; what was loaded goes on answering."""
-        return self._watch.damaged
+    def damaged(self) -> Mapping[str, str]:
+        """Why the files of tasks are not sound that were when they were loaded; what was loaded goes on answering."""
+        return self.live.now.damaged
 
     @property
     def unloaded(self) -> frozenset[str]:
@@ -84,7 +83,7 @@ class Following:
             finally:
                 self.has_looked.set()
                 self._metrics.tasks.set(len(self.listed))
-                self._metrics.unusable.set(len(self.faults.keys() | self.damaged))
+                self._metrics.unusable.set(len(self.faults.keys() | self.damaged.keys()))
                 self._metrics.keep(self.live.now.entries)
             return self._trouble is None
 
@@ -94,7 +93,11 @@ class Following:
         if now != self._taken_over:
             self._take_over(now.entries)
             self._taken_over = replace(now, faults=self.live.now.faults)  # with those that were found just now
-        self._watch.look({name: listed.entry for name, listed in self.listed.items()})
+        for name in self.damaged.keys() - self._told:
+            log_trouble("the file of a task is damaged", task=name, reason=self.damaged[name])
+        for name in (self._told & self.listed.keys()) - self.damaged.keys():
+            log("the file of a task is sound again", task=name)
+        self._told = frozenset(self.damaged)
 
     def _take_over(self, entries: Mapping[str, Entry]) -> None:
         """Raises what loading raised, when all tasks had their turn."""
@@ -102,16 +105,14 @@ class Following:
             log("task removed", task=name)
             self._forget(name)
         self._list(entries)
-        room_bytes = self.live.resident_bytes
         failed = []
         for name, entry in sorted(entries.items()):
             if self._taken.get(name) == entry:
                 continue
             if self._ended:
                 return
-            room_bytes -= entry.size_bytes
             try:
-                self._take(name, entry, room_bytes > 0)
+                self._take(name, entry)
                 self.loop.progress()
             except Exception as error:
                 error.add_note(f"This came of taking over the task {name!r}.")
@@ -130,21 +131,24 @@ class Following:
     def _listed(self, name: str, entry: Entry) -> Listed:
         return Listed(entry, read_task_info(self.live.hub.folder.task_file(name, entry)))
 
-    def _take(self, name: str, entry: Entry, has_room: bool) -> None:
+    def _take(self, name: str, entry: Entry) -> None:
         """Offer a version of a task, loaded if there is room, or no version if this one cannot be used."""
+        residents = self.live.residents
         try:
-            warm = {name: self._load(name)} if has_room else {}
+            if residents.latest(name) is not None or residents.size_bytes < residents.budget_bytes:
+                self._load(name)
             listed = self._listed(name, entry)
         except TransientError:
             raise
         except TorchsnowError as error:
             self._forget(name)
-            if self.live.now.entries.get(name) == entry:
+            if self.live.now.entries.get(name) == entry and self._refused.get(name) != str(error):
+                self._refused[name] = str(error)
                 log_trouble("task cannot be used", task=name, reason=str(error))
             return
+        self._refused.pop(name, None)
         log("task replaced" if name in self._taken else "task added", task=name, sha256=entry.sha256)
         self._taken[name] = entry
-        self._warm = MappingProxyType({**_without(self._warm, name), **warm})
         self.listed = MappingProxyType({**self.listed, name: listed})
 
     def end(self) -> None:
@@ -153,14 +157,14 @@ class Following:
 
     def _forget(self, name: str) -> None:
         self._taken.pop(name, None)
-        self._warm = MappingProxyType(_without(self._warm, name))
-        self.listed = MappingProxyType(_without(self.listed, name))
+        self.live.residents.drop(name)
+        self.listed = MappingProxyType({other: own for other, own in self.listed.items() if other != name})
 
     def tasks_at_hand(self, names: Sequence[str] | None) -> list[LiveTask] | None:
         """What `tasks` would return if that takes no time, else None."""
         if names is None:
             return None
-        warm = [self._warm.get(name) for name in dict.fromkeys(names)]
+        warm = [self.live.residents.latest(name) for name in dict.fromkeys(names)]
         for name in names:
             self._refuse_unknown(name)
         found = [task for task in warm if task is not None]
@@ -196,7 +200,7 @@ class Following:
 
     def _found(self, name: str) -> LiveTask | None:
         """A task, from the disk if need be; None for one that cannot be used. Raises TransientError."""
-        task = self._warm.get(name)
+        task = self.live.residents.latest(name)
         try:
             return self._load(name) if task is None else task
         except TransientError:
@@ -214,14 +218,15 @@ class Following:
             self._refuse_unknown(name)
         self._unloaded = self._unloaded - {name} if offered else self._unloaded | {name}
 
+    def take_over_unloaded(self, names: Iterable[str]) -> None:
+        """Do not offer what another worker does not."""
+        self._unloaded |= frozenset(names)
+
     def _refuse_unknown(self, name: str) -> None:
         known = self.live.now.entries
         if name in known and name not in self._unloaded:
             return
-        near = difflib.get_close_matches(name[:64], set(known) - self._unloaded, n=1)
+        alike = (other for other in known if other[0] == name[:1] and other not in self._unloaded)
+        near = difflib.get_close_matches(name[:64], islice(alike, _MAX_COMPARED), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; GET /tasks lists those there are"
         raise Refusal(404, "unknown_task", f"there is no task of this name{hint}")
-
-
-def _without(tasks: Mapping[str, T], name: str) -> dict[str, T]:
-    return {other: task for other, task in tasks.items() if other != name}

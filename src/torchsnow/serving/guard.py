@@ -18,6 +18,7 @@ from torchsnow.serving.open_inference import LIVE_PATHS, READY_PATHS
 from torchsnow.serving.refusal import Refusal
 from torchsnow.serving.replies import HEADERS, as_error
 from torchsnow.serving.settings import ServeSettings
+from torchsnow.serving.tracing import Trace, Tracing
 
 REQUEST_ID = "x-request-id"
 OPEN_PATHS = frozenset({"/", *LIVE_PATHS, *READY_PATHS})
@@ -27,8 +28,8 @@ OPEN_PATHS = frozenset({"/", *LIVE_PATHS, *READY_PATHS})
 class Guard:
     """Checks the token, and Host and Origin of admin routes; logs and counts every request."""
 
-    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics) -> None:
-        self._app, self._settings, self._metrics = app, settings, metrics
+    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics, tracing: Tracing | None = None) -> None:
+        self._app, self._settings, self._metrics, self._tracing = app, settings, metrics, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -44,6 +45,7 @@ class Guard:
             await send(message)
 
         scope.setdefault("state", {})
+        trace = None if self._tracing is None else self._tracing.begin(Headers(scope=scope))
         try:
             self._check(scope)
             await self._app(scope, receive, noting)
@@ -54,7 +56,7 @@ class Guard:
         except Exception as error:
             log_fault("a request failed", error, request=request_id)  # Starlette has answered it
         finally:
-            self._note(scope, status, request_id, time.monotonic() - start_s)
+            self._note(scope, status, request_id, time.monotonic() - start_s, trace)
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -76,18 +78,24 @@ class Guard:
         if origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
             raise Refusal(403, "origin", "admin routes are not for pages of other sites")
 
-    def _note(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
+    def _note(self, scope: Scope, status: int, request_id: str, seconds: float, trace: Trace | None) -> None:
         route = getattr(scope.get("route"), "path", "none")  # ours, never what a client wrote
+        method, tasks = scope["method"][:16], scope["state"].get("tasks")
         self._metrics.requests.labels(route, str(status)).inc()
+        traced = {} if trace is None else {"trace": trace.id}
+        seconds = round(seconds, 4)
         log(
             "request",
             request=request_id,
-            method=scope["method"][:16],
+            method=method,
             route=route,
             status=status,
-            seconds=round(seconds, 4),
-            tasks=scope["state"].get("tasks"),
+            seconds=seconds,
+            tasks=tasks,
+            **traced,
         )
+        if trace is not None:
+            trace.end(method, route, status, tasks or (), request_id)
 
 
 def _request_id(scope: Scope) -> str:

@@ -21,12 +21,17 @@ _WINDOW_S, _MAX_ALIKE = 60.0, 10
 
 
 class JsonLines(logging.Formatter):
-    """Every record as one line, whatever its text holds."""
+    """Every record as one line, whatever its text holds, with the number of the worker if it is one of several."""
+
+    def __init__(self, worker: int | None = None) -> None:
+        super().__init__()
+        self._own = {} if worker is None else {"worker": worker}
 
     def format(self, record: logging.LogRecord) -> str:
         """The record in JSON; an exception with its trace, for the log alone."""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line: dict[str, Any] = {"time": time, "level": record.levelname.lower(), "event": record.getMessage()}
+        line |= self._own
         line |= getattr(record, _FIELDS, {})
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
@@ -123,10 +128,10 @@ def log_fault(event: str, error: BaseException, **fields: Any) -> None:
     _LOGGER.error(event, exc_info=error, extra={_FIELDS: fields})
 
 
-def write_logs() -> None:
+def write_logs(worker: int | None = None) -> None:
     """Send the logs of this process, and Python's warnings, to stderr, as JSON lines."""
     writer = Writer(2)
-    writer.setFormatter(JsonLines())
+    writer.setFormatter(JsonLines(worker))
     writer.addFilter(FewAlike())
     logging.basicConfig(level=logging.INFO, handlers=[writer], force=True)
     logging.captureWarnings(True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from torchsnow.serving.loop import Loop
 
@@ -50,6 +53,30 @@ class Metrics:
             with suppress(KeyError):
                 self.latency_s.remove(name)
 
-    def text(self) -> bytes:
+    def text(self) -> str:
         """All figures, in Prometheus' text format."""
-        return generate_latest(self._registry)
+        return generate_latest(self._registry).decode()
+
+
+def together(texts: Sequence[str | None]) -> str:
+    """The figures of several workers in one text: every line has the label `worker`, for sums are Prometheus' business.
+
+    None is of a worker that did not answer; `torchsnow_worker_up` says which did.
+    """
+    return generate_latest(_Workers(texts)).decode()
+
+
+class _Workers(Collector):
+    def __init__(self, texts: Sequence[str | None]) -> None:
+        self._texts = texts
+
+    def collect(self) -> Iterable[Metric]:
+        up = GaugeMetricFamily("torchsnow_worker_up", "Whether a worker process answers", labels=["worker"])
+        families: dict[str, Metric] = {}
+        for number, text in enumerate(self._texts):
+            up.add_metric([str(number)], float(text is not None))
+            for family in text_string_to_metric_families(text or ""):
+                ours = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                for sample in family.samples:
+                    ours.add_sample(sample.name, {**sample.labels, "worker": str(number)}, sample.value)
+        return [up, *families.values()]

@@ -17,21 +17,21 @@ from typing import Any, ClassVar
 import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from torchsnow.serving.answers import Answers, TaskAnswer
-from torchsnow.serving.bodies import from_base64, refuse_many, strict_json
+from torchsnow.serving.asked import from_base64, refuse_many, strict_json
+from torchsnow.serving.openapi import FLAG, NAMES, NUMBER, OF_BODY, TEXT, Described, Says, list_of, object_of
 from torchsnow.serving.pictures import Picture, picture
 from torchsnow.serving.refusal import Refusal
 from torchsnow.serving.replies import as_json
-from torchsnow.serving.service import Service, named
+from torchsnow.serving.service import DEADLINE, Service, named
 
 HEADER_LENGTH = "inference-header-content-length"
 LIVE_PATHS, READY_PATHS = ("/v2/health/live",), ("/v2/health/ready", "/health")
 _OUTPUTS = {"probabilities": "FP32", "logits": "FP32", "label": "BYTES"}
 
 
-def routes(service: Service) -> list[Route]:
+def routes(service: Service) -> list[Described]:
     """The addresses under /v2."""
 
     async def server(request: Request) -> Response:
@@ -42,7 +42,8 @@ def routes(service: Service) -> list[Route]:
         return as_json({"live": True})
 
     async def ready(request: Request) -> Response:
-        return as_json({"ready": service.ready}, 200 if service.ready else 503)
+        is_ready = await service.is_ready()
+        return as_json({"ready": is_ready}, 200 if is_ready else 503)
 
     async def model(request: Request) -> Response:
         listed = service.following.listed.get(_model(service, request))
@@ -70,18 +71,74 @@ def routes(service: Service) -> list[Route]:
         return as_json([row for row in _index(service) if row["state"] == "READY" or not only_ready])
 
     found = [
-        Route("/v2", server),
-        *(Route(path, live) for path in LIVE_PATHS),
-        *(Route(path, ready) for path in READY_PATHS),
-        Route("/v2/repository/index", index, methods=["POST"]),
+        Described("GET", "/v2", server, Says("The server's name, version and extensions", _SERVER)),
+        *(Described("GET", path, live, _OF_LIFE) for path in LIVE_PATHS),
+        *(Described("GET", path, ready, _OF_READINESS) for path in READY_PATHS),
+        Described("POST", "/v2/repository/index", index, _OF_INDEX),
     ]
     for start in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         found += [
-            Route(start, model),
-            Route(f"{start}/ready", model_ready),
-            Route(f"{start}/infer", infer, methods=["POST"]),
+            Described("GET", start, model, _OF_MODEL),
+            Described("GET", f"{start}/ready", model_ready, _OF_MODEL_READY),
+            Described("POST", f"{start}/infer", infer, _OF_INFER),
         ]
     return found
+
+
+_COUNTS, _FREE = {"type": "array", "items": {"type": "integer"}}, {"type": "object"}
+_READY = object_of(ready=FLAG)
+_OF_LIFE = Says("Whether the server lives", object_of(live=FLAG))
+_OF_READINESS = Says("Whether it takes requests", _READY, instead={503: _READY})
+_OF_MODEL_READY = Says("Whether a task answers", object_of(name=TEXT, ready=FLAG), errors=(404,))
+_SERVER = object_of(name=TEXT, version=TEXT, extensions=NAMES)
+_PORT = object_of(name=TEXT, datatype=TEXT, shape=_COUNTS)
+_MODEL = object_of(
+    name=TEXT,
+    versions=NAMES,
+    platform=TEXT,
+    inputs=list_of(_PORT),
+    outputs=list_of(_PORT),
+    parameters=object_of(sha256=TEXT),
+)
+_OF_MODEL = Says("A task's inputs and outputs", _MODEL, errors=(404,))
+_STATE = object_of(name=TEXT, version=TEXT, state={**TEXT, "enum": ["READY", "UNAVAILABLE"]}, reason=TEXT)
+_OF_INDEX = Says(
+    "All models and their states",
+    list_of(_STATE),
+    body={"application/json": {**_FREE, "properties": {"ready": FLAG}}},
+    needs_body=False,
+    errors=OF_BODY,
+)
+# What clients send may have more: the protocol lets them.
+_INPUT = {**_FREE, "required": ["name", "datatype", "shape"], "properties": {"name": TEXT, "datatype": TEXT}}
+_WANTED = {**_FREE, "required": ["name"], "properties": {"name": TEXT, "parameters": _FREE}}
+_REQUEST = {
+    **_FREE,
+    "required": ["inputs"],
+    "properties": {"id": {}, "inputs": list_of(_INPUT, 1, 1), "outputs": list_of(_WANTED)},
+}
+_OUTPUT = object_of(
+    ["data", "parameters"],
+    name=TEXT,
+    datatype=TEXT,
+    shape=_COUNTS,
+    data={"type": "array"},
+    parameters=object_of(binary_data_size={"type": "integer"}),
+)
+_OF_INFER = Says(
+    "What a task says of pictures: input `image` (BYTES), outputs `probabilities`, `logits`, `label`",
+    object_of(
+        ["id"],
+        id=TEXT,
+        model_name=TEXT,
+        model_version=TEXT,
+        outputs=list_of(_OUTPUT),
+        parameters=object_of(task=TEXT, version=TEXT, sha256=TEXT, seconds=NUMBER),
+    ),
+    body={"application/json": _REQUEST},
+    parameters=[DEADLINE],
+    errors=(*OF_BODY, 404, 409, 422),
+)
 
 
 def _model(service: Service, request: Request) -> str:

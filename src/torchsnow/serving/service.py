@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence, Set
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence, Set
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -13,18 +14,27 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from torchsnow.hub.live import LiveHub, LiveTask
-from torchsnow.serving.answers import Answers, TaskAnswer, TaskFailure
+from torchsnow.serving.answers import Answers, Explainer, TaskAnswer, TaskFailure
 from torchsnow.serving.batcher import Batcher
 from torchsnow.serving.bodies import Bodies
+from torchsnow.serving.certificate import Certificate
 from torchsnow.serving.decoders import Decoders
-from torchsnow.serving.explaining import Explainer
 from torchsnow.serving.following import Following
-from torchsnow.serving.metrics import Metrics
+from torchsnow.serving.metrics import Metrics, together
 from torchsnow.serving.refusal import ClientGone, Refusal
 from torchsnow.serving.replies import as_json
 from torchsnow.serving.settings import ServeSettings
+from torchsnow.serving.siblings import CHANGE_S, Siblings
+from torchsnow.serving.tracing import Tracing
 
 DEADLINE_HEADER = "x-deadline-s"
+DEADLINE = {
+    "name": DEADLINE_HEADER,
+    "in": "header",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
+    "description": "Seconds after which the answer is of no use",
+}
+"""The header in the words of OpenAPI."""
 # What is done in a moment is done on the event loop: under load, going to a thread and back takes longer.
 _QUICK_BYTES, _QUICK_NUMBERS = 2**17, 1_000
 # A small hub is loaded before the first route answers. Of a large one, each task is, when it is first asked for.
@@ -33,24 +43,56 @@ Result = TypeVar("Result")
 
 
 class Service:
-    """A hub that answers over a network."""
+    """A hub that answers over a network; one of several processes that do, if it has siblings."""
 
-    def __init__(self, live: LiveHub, settings: ServeSettings) -> None:
+    def __init__(self, live: LiveHub, settings: ServeSettings, siblings: Siblings | None = None) -> None:
         self.live, self.settings = live, settings
+        self._siblings = siblings or Siblings(self.hear)
         self.metrics = Metrics()
         self.bodies = Bodies(settings)
         self.following = Following(live, self.metrics, settings.follow_s)
         self.decoders = Decoders(live.hub.source.input_config, settings)
         self.batcher = Batcher(live, self.decoders.decode, settings, self.metrics)
         self.explainer = Explainer(live)
+        self.tracing = Tracing() if settings.traces else None
+        self.tls: ssl.SSLContext | None = None  # which the server set, if it speaks HTTPS
         self._loops = (self.following.loop, self.batcher.loop)
-        for loop in self._loops:
-            self.metrics.watch(loop)
         self._is_running = self._is_draining = False
 
-    @property
-    def ready(self) -> bool:
-        """Whether it answers, and follows its hub: nothing has stuck or failed for long."""
+    async def hear(self, question: Mapping[str, Any]) -> Any:
+        """Answer what a sibling asks, or this process itself."""
+        match question["what"]:
+            case "ready":
+                return self._is_ready()
+            case "metrics":
+                return await asyncio.to_thread(self.metrics.text)
+            case "unloaded":
+                return sorted(self.following.unloaded)
+            case "offer":
+                self.following.set_offered(question["task"], question["offered"])
+            case "look":
+                await asyncio.to_thread(self.following.look)
+        return True
+
+    async def is_ready(self) -> bool:
+        """Whether all workers answer, and follow their hub: nothing has stuck or failed for long."""
+        return all(await self._siblings.ask(what="ready"))
+
+    async def figures(self) -> str:
+        """The metrics of all workers."""
+        texts = await self._siblings.ask(what="metrics")
+        return str(texts[0]) if len(texts) == 1 else await asyncio.to_thread(together, texts)
+
+    async def look(self) -> None:
+        """Let all workers take over what was changed in the hub. Raises what the look of this one raises."""
+        await self._siblings.ask(CHANGE_S, what="look")
+
+    async def offer(self, name: str, offered: bool) -> None:
+        """Offer a task or not, in all workers. Raises Refusal (404) for an unknown one."""
+        self.following.set_offered(name, offered)
+        await self._siblings.ask(CHANGE_S, what="offer", task=name, offered=offered)
+
+    def _is_ready(self) -> bool:
         alive = all(loop.age_s() <= self.settings.longest_age_s for loop in self._loops)
         is_offered = self._is_running and not self._is_draining
         return is_offered and self.following.has_looked.is_set() and alive and not self.decoders.stuck
@@ -66,9 +108,15 @@ class Service:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Answer and follow the hub, until the block ends."""
-        for loop in self._loops:
+        cert, key, loops = self.settings.tls_cert, self.settings.tls_key, [*self._loops]
+        if self.tls is not None and cert is not None and key is not None:
+            loops.append(Certificate(self.tls, cert, key).loop)  # the former one will do: no matter of readiness
+        for loop in loops:
+            self.metrics.watch(loop)
             loop.start()
         await self.decoders.start()
+        for unloaded in await self._siblings.ask(what="unloaded"):  # for one that takes the place of another
+            self.following.take_over_unloaded(unloaded or ())
         await asyncio.to_thread(self.following.has_looked.wait, _FIRST_LOOK_S)
         self._is_running = True
         try:
@@ -76,10 +124,12 @@ class Service:
         finally:
             self._is_running = False
             self.following.end()
-            for loop in self._loops:
+            for loop in loops:
                 await loop.stop()
             await self.decoders.close()
             self.batcher.close()
+            if self.tracing is not None:
+                await self.tracing.close()
 
     async def answer(
         self,

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any, Self
 
 from torchsnow.data.formats import FORMATS
 from torchsnow.data.images import MAX_PIXELS
 from torchsnow.errors import ServingError
-from torchsnow.io.files import clear_os_errors
+from torchsnow.serving.certificate import check_certificate
 
 MIN_TOKEN_CHARACTERS = 16
 _HOUR_S = 3600.0
 _BOUNDS = {
     "max_pixels": (1, 10**9),
+    "workers": (1, 256),
     "batch_size": (1, 4096),
     "queue_size": (1, 1_000_000),
     "wait_s": (0, 60),
@@ -35,6 +37,8 @@ _BOUNDS = {
 class ServeSettings:
     """Limits and times of a server. Raises ServingError for values that make no sense."""
 
+    workers: int = 1
+    """Processes that answer on one port. All other limits are for each of them."""
     batch_size: int = 16
     """Images of one source pass, at most."""
     wait_s: float = 0.005
@@ -73,6 +77,8 @@ class ServeSettings:
     """For a client to send its whole request."""
     body_rate: int = 8 * 2**10
     """Bytes per second at which a body must come, but for a few seconds."""
+    traces: bool = False
+    """Whether requests are traced for OpenTelemetry; needs the extra `traces`."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
     """Files in PEM: the certificate with its chain, and its key; both for HTTPS, or none."""
@@ -92,7 +98,7 @@ class ServeSettings:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ServingError("TLS needs both the certificate and its key: --tls-cert FILE --tls-key FILE")
         if self.tls_cert is not None and self.tls_key is not None:
-            _check_tls(self.tls_cert, self.tls_key)
+            check_certificate(self.tls_cert, self.tls_key)
         for origin in self.origins:
             if origin != "*" and not re.fullmatch(r"https?://[a-z0-9.:\[\]_-]+", origin):
                 raise ServingError(f"{origin!r} is no origin of a page; expected one like https://example.org, or '*'")
@@ -109,20 +115,20 @@ class ServeSettings:
                 "`openssl rand -hex 32` makes a good one"
             )
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From those."""
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        files = {name: Path(given[name]) for name in ("tls_cert", "tls_key") if given[name] is not None}
+        return cls(**{**given, **files})
+
     @property
     def longest_age_s(self) -> float:
         """The highest age of a background loop with which the server is ready: a pass may take a deadline."""
         return self.stale_s + max(self.deadline_s, self.follow_s)
-
-
-def _check_tls(cert: Path, key: Path) -> None:
-    """Raise ServingError for files that cannot be used, before anything slow."""
-    for file in (cert, key):
-        with clear_os_errors("read", file, ServingError):
-            file.read_bytes()
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")
-    except (ssl.SSLError, ValueError) as error:
-        raise ServingError(
-            f"{cert} and {key} cannot be used for TLS ({error}); expected a certificate and its key in PEM, unencrypted"
-        ) from error

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -14,6 +16,7 @@ from torchsnow.serving.open_inference import LIVE_PATHS, READY_PATHS
 from torchsnow.serving.replies import as_error, as_json
 from torchsnow.serving.service import Service
 from torchsnow.serving.settings import ServeSettings
+from torchsnow.serving.siblings import Place, Siblings
 
 
 class Starting:
@@ -22,12 +25,21 @@ class Starting:
     If it raises, that is the `failure`, and `give_up` is called.
     """
 
-    def __init__(self, load: Callable[[], LiveHub], settings: ServeSettings, give_up: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        load: Callable[[], LiveHub],
+        settings: ServeSettings,
+        give_up: Callable[[], None],
+        place: Place | None = None,
+    ) -> None:
         self.failure: Exception | None = None
         self._load, self._settings, self._give_up = load, settings, give_up
         self._app: ASGIApp = self._wait
         self._decided, self._ended = asyncio.Event(), asyncio.Event()
         self._service: Service | None = None
+        self._is_draining = False
+        self.tls: ssl.SSLContext | None = None  # which the server set, if it speaks HTTPS
+        self._siblings = Siblings(self._hear, place)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or the time from start to end."""
@@ -38,6 +50,7 @@ class Starting:
 
     def drain(self) -> None:
         """Ask for no more requests."""
+        self._is_draining = True
         if self._service is not None:
             self._service.drain()
 
@@ -55,10 +68,17 @@ class Starting:
         await running
         await send({"type": "lifespan.shutdown.complete"})
 
+    async def _hear(self, question: Mapping[str, Any]) -> Any:
+        return await self._service.hear(question) if self._service is not None else None
+
     async def _run(self) -> None:
         try:
-            self._service = Service(await asyncio.to_thread(self._load), self._settings)
-            async with self._service.running():
+            live = await asyncio.to_thread(self._load)
+            self._service = service = Service(live, self._settings, self._siblings)
+            service.tls = self.tls
+            if self._is_draining:
+                service.drain()
+            async with self._siblings.listening(), service.running():
                 self._app = make_app(self._service)
                 self._decided.set()
                 await self._ended.wait()

@@ -20,14 +20,21 @@ from typing import Any
 
 from torchsnow.errors import HubError, TaskFileError
 from torchsnow.hub import Entry, Hub, is_hub, refuse_writing
-from torchsnow.hub.folder import INDEX_FILE, SOURCE_FILE, TASKS_FOLDER
+from torchsnow.hub.folder import (
+    INDEX_FILE,
+    SOURCE_FILE,
+    TASKS_FOLDER,
+    Index,
+    IndexFile,
+    read_source_info,
+    write_source_info,
+)
 from torchsnow.hub.hub import load_described
-from torchsnow.hub.index import Index, IndexFile, read_source_info, write_source_info
 from torchsnow.hub.verify import check_former
 from torchsnow.sharing.card import model_card
 from torchsnow.source import Source
 from torchsnow.task_file import SourceInfo, Task, load_task
-from torchsnow.task_file.reading import MAX_SIZE_BYTES
+from torchsnow.task_file.info import MAX_SIZE_BYTES
 
 CARD = "README.md"
 _MAX_JSON_BYTES = 64 * 2**20

@@ -1,17 +1,24 @@
-"""What is known of a task but its numbers, and the rules that it must keep."""
+"""What a task file says about itself: all that is known of a task but its numbers, as one JSON text in the header of
+the .safetensors file, written and read strictly."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from torchsnow.delta import DeltaSpec
-from torchsnow.errors import TaskFileError
+from torchsnow.errors import TaskFileError, TorchsnowError
+from torchsnow.io.files import clear_os_errors
 from torchsnow.source.config import CROP_MODES, MAX_IMAGE_SIZE, Framing
-from torchsnow.task_file.json_shape import is_deeper
+from torchsnow.task_file.json_shape import Within, check_shape, check_version, is_deeper, parse_json
 from torchsnow.task_file.source_info import SourceInfo
 
 _TASK_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -100,3 +107,216 @@ def check_classes(classes: Sequence[str], num_classes: int) -> None:
             f"the {len(classes)} class names take {size_bytes} bytes in JSON, more than the {_MAX_NAMES_BYTES} that a "
             "task file has room for; use shorter names"
         )
+
+
+SPLITS = ("train", "val", "test")
+MOST_ROWS = 100
+"""Of `per_class`; a longer table stays in the run folder."""
+
+_COUNT, _SHARE = Within(int, 0, 2**53), Within(float, 0, 1)
+_ROW = {"name": str, "num_images": _COUNT, "precision": _SHARE, "recall": _SHARE, "f1": _SHARE}
+_SHAPES: dict[str, Any] = {
+    "num_images": _COUNT,
+    "loss": Within(float, 0, 1e38),
+    "accuracy": _SHARE,
+    "top5": (None, _SHARE),
+    "balanced_accuracy": _SHARE,
+    "calibration_error": _SHARE,
+    "per_class": [_ROW],
+}
+_LEFT_OUT = ("confusion", "mistakes")  # older files have the first, which nobody reads there
+
+
+def kept_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What a task file keeps of metrics by split.
+
+    They are as `torchsnow.train.Metrics.to_dict` gives them, or some of that; None for a split that was not measured.
+    Raises ValueError, naming the place, for anything else.
+    """
+    kept = {split: _kept(values) for split, values in metrics.items()}
+    check_shape(kept, {split: _shape_of(kept[split]) for split in SPLITS if split in kept}, "metrics")
+    return kept
+
+
+def _kept(values: Any) -> Any:
+    if not isinstance(values, dict):
+        return values
+    rows = values.get("per_class")
+    left_out = {*_LEFT_OUT, "per_class"} if isinstance(rows, list) and len(rows) > MOST_ROWS else set(_LEFT_OUT)
+    return {key: value for key, value in values.items() if key not in left_out}
+
+
+def _shape_of(values: Any) -> tuple[Any, ...]:
+    """Every number may be missing."""
+    return None, {key: shape for key, shape in _SHAPES.items() if not isinstance(values, dict) or key in values}
+
+
+SCHEMA_VERSION = 5
+
+_TEXT = Within(str, 1, 100)
+_TAPS = (None, [str])
+_SHAPE = {
+    "schema_version": int,
+    "name": str,
+    "classes": [str],
+    "spec": {
+        "num_classes": int,
+        "width_divisor": (None, int),
+        "pool_divisor": int,
+        "grid_width": (None, int),
+        "grid_blocks": int,
+        "grid_reduction": int,
+        "global_pool": str,
+        "entry_reduction": int,
+        "slots": str,
+        "taps": _TAPS,
+        "head_last": bool,
+        "head_taps": _TAPS,
+        "head_std": bool,
+        "head_divisor": int,
+        "head_bits": int,
+    },
+    "source_info": dict,
+    "subscription": {str: Within(int, 1, 2**31)},
+    "image_size": int,
+    "crop_mode": str,
+    "training": dict,
+    "metrics": dict,
+    "versions": {"torchsnow": _TEXT, "torch": _TEXT, "timm": _TEXT},
+    "created": _TEXT,
+}
+
+
+def encode_info(info: TaskInfo) -> str:
+    """A task's information as JSON, the same text for the same information."""
+    values = {field.name: getattr(info, field.name) for field in fields(TaskInfo)}
+    values |= {"spec": info.spec.to_dict(), "source_info": info.source_info.to_dict()}
+    return json.dumps({"schema_version": SCHEMA_VERSION, **values}, allow_nan=False, sort_keys=True)
+
+
+def decode_info(text: str) -> TaskInfo:
+    """Read what `encode_info` wrote. Raises TaskFileError for another version, shape or contradictory values."""
+    try:
+        values = _from_former_version(parse_json(text))
+        check_version(values, SCHEMA_VERSION)
+        check_shape(values, _SHAPE, "metadata")
+        values["metrics"] = kept_metrics(values["metrics"])
+        values["source_info"] = SourceInfo.from_dict(values["source_info"])
+        values["spec"] = DeltaSpec.from_dict(values["spec"])
+        _check_values(values)
+    except ValueError as error:
+        raise TaskFileError(str(error)) from error
+    del values["schema_version"]
+    return TaskInfo(**{**values, "classes": tuple(values["classes"])})
+
+
+def _from_former_version(values: Any) -> Any:
+    """Version 1 had no entry: every delta began at the image. Version 2 had no grid; up to version 3 the middle was cut
+    out of every picture, and up to version 4 bodies and heads read means alone, and no matrix had less than a byte
+    per number."""
+    version, spec = (values.get(key) if isinstance(values, dict) else None for key in ("schema_version", "spec"))
+    if type(version) is not int or not 1 <= version < SCHEMA_VERSION or not isinstance(spec, dict):
+        return values
+    added = {key: value for first, of_spec in _ADDED.items() if version <= first for key, value in of_spec.items()}
+    framing = {"crop_mode": "center"} if version <= 3 else {}
+    if set(spec) & set(added) or set(values) & set(framing):
+        return values
+    return {**values, "schema_version": SCHEMA_VERSION, **framing, "spec": {**spec, **added}}
+
+
+_ADDED: dict[int, dict[str, Any]] = {
+    1: {"entry_reduction": 1},
+    2: {"grid_width": None, "grid_blocks": 3, "grid_reduction": 32},
+    4: {"global_pool": "avg", "head_std": False, "head_bits": 8},
+}
+"""What files of these versions and before lack in their spec, and the values under which nothing changes."""
+
+
+def _check_values(values: dict[str, Any]) -> None:
+    check_task_name(values["name"])
+    check_classes(values["classes"], values["spec"].num_classes)
+    check_framing(Framing(values["image_size"], values["crop_mode"]))
+    check_training(values["training"])
+    _check_date(values["created"])
+    for key in ("taps", "head_taps"):
+        names = getattr(values["spec"], key)
+        if names is not None and len(set(names)) != len(names):
+            raise ValueError(f"metadata.spec.{key} names a tap twice")
+
+
+def _check_date(text: str) -> None:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(
+            f"metadata.created is {text!r}; expected a date and time, as 2026-01-31T12:00:00+00:00"
+        ) from error
+
+
+MAX_SIZE_BYTES = 256 * 2**20
+"""Larger files are refused before they are read, unless the caller allows more."""
+MAX_HEADER_BYTES = 16 * 2**20
+METADATA_KEY = "torchsnow"
+_FOREIGN = {b"\x80": "a Python pickle", b"PK": "a zip archive of pickles, as torch.save writes"}
+
+
+def content_hash(content: bytes) -> str:
+    """SHA-256 of a task file's bytes, in hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_task_info(path: Path | str, max_size_bytes: int = MAX_SIZE_BYTES) -> TaskInfo:
+    """What a task file says about itself, without reading its tensors. Raises TaskFileError as `load_task` does."""
+    path = Path(path)
+    with opened(path, max_size_bytes) as file, naming(path):
+        start = file.read(9)
+        return decode_header(start + file.read(_header_bytes(start) - 1))
+
+
+def decode_header(content: bytes) -> TaskInfo:
+    """From the file's first bytes: the header's length (8 bytes, little-endian), then the header, in JSON."""
+    end = 8 + _header_bytes(content[:9])
+    try:
+        header = parse_json(content[8:end])
+        text = header["__metadata__"][METADATA_KEY]
+    except (ValueError, KeyError, TypeError) as error:
+        raise TaskFileError(
+            "its header does not speak of a task: it was not written by torchsnow, or it is damaged"
+        ) from error
+    if len(header["__metadata__"]) != 1 or not isinstance(text, str):
+        raise TaskFileError(f"its metadata must be one text named {METADATA_KEY!r}, and nothing else")
+    return decode_info(text)
+
+
+def _header_bytes(start: bytes) -> int:
+    size_bytes = int.from_bytes(start[:8], "little")
+    if start[8:9] == b"{" and size_bytes <= MAX_HEADER_BYTES:
+        return size_bytes
+    for magic, kind in _FOREIGN.items():
+        if start.startswith(magic):
+            raise TaskFileError(f"not a .safetensors file but {kind}; it is never unpickled")
+    raise TaskFileError("not a .safetensors file, or a damaged one: it does not begin with a header")
+
+
+@contextmanager
+def opened(path: Path, max_size_bytes: int) -> Iterator[BinaryIO]:
+    """A task file, open to be read. Raises TaskFileError for what is no file, is too large or cannot be read."""
+    with clear_os_errors("read task file", path, TaskFileError):
+        if path.exists() and not path.is_file():
+            raise TaskFileError(f"task file {path}: this is not a file; expected a .safetensors file")
+        with path.open("rb") as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            if size_bytes > max_size_bytes:
+                raise TaskFileError(
+                    f"task file {path}: it has {size_bytes} bytes, more than the {max_size_bytes} allowed"
+                )
+            yield file
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the block as a TaskFileError that names the file."""
+    try:
+        yield
+    except TorchsnowError as error:
+        raise TaskFileError(f"task file {path}: {error}") from error

@@ -16,8 +16,7 @@ from typing import Any
 import yaml
 
 from torchsnow.errors import TrainingError
-from torchsnow.io.csv_cells import plain_row
-from torchsnow.io.files import clear_os_errors, write_atomically
+from torchsnow.io.files import clear_os_errors, plain_row, write_atomically
 from torchsnow.io.lock import LOCK_FILE, OWNER_FILE, FolderLock
 from torchsnow.io.yaml_file import read_yaml
 from torchsnow.train.history import Epoch
