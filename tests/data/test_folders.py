@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from conftest import Folder
-from torchsnow.data import LoadedData, load_data, make_splits
+from torchsnow.data import LoadedData, load_data, load_task_table, make_splits
 from torchsnow.data.names import is_junk, likeness, splits_named
 from torchsnow.errors import DataError
 
@@ -161,6 +161,25 @@ def test_names_that_look_alike_are_a_question(image_folder: Folder, names: tuple
     root = image_folder({names[0]: 3, names[1]: 3, "other": 3})
     with pytest.raises(DataError, match="which look like one class: give it one name"):
         load_data(root)
+
+
+@pytest.mark.parametrize("names", [("Red", "red"), ("light red", "light_red"), ("1", "1.0")])
+def test_names_that_look_alike_are_two_where_that_is_said(image_folder: Folder, names: tuple[str, str]) -> None:
+    root = image_folder({names[0]: 3, names[1]: 3})
+    assert set(load_data(root, distinct_names=True).classes) == set(names)
+    table = root.parent / "labels.csv"
+    rows = [f"pets/{name}/img{number}.png,{name}" for name in names for number in range(3)]
+    table.write_text("\n".join(["path,label", *rows]))
+    with pytest.raises(DataError, match="or, if they are two, say so with --distinct-names"):
+        load_data(table)
+    assert set(load_data(table, distinct_names=True).classes) == set(names)
+    assert set(load_task_table(table, distinct_names=True).tasks["label"].classes) == set(names)
+
+
+@pytest.mark.parametrize("names", [(NFC, NFD), ("red", "red ")])
+def test_names_that_are_one_text_cannot_be_two(image_folder: Folder, names: tuple[str, str]) -> None:
+    with pytest.raises(DataError, match=r"which look like one class: give it one name$"):
+        load_data(image_folder({names[0]: 3, names[1]: 3, "other": 3}), distinct_names=True)
 
 
 @pytest.mark.parametrize("names", [("A", "a"), ("1", "10"), ("1.5", "15"), ("Maße", "Masse"), ("2", "²"), ("-1", "1")])

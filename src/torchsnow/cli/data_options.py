@@ -15,4 +15,7 @@ SplitColumn = Annotated[
 GroupColumn = Annotated[
     str, typer.Option("--group-column", help="Column of a CSV whose values stay in one split; 'group' by default.")
 ]
+DistinctNames = Annotated[
+    bool, typer.Option("--distinct-names", help="Names of classes that look alike are different classes.")
+]
 FollowLinks = Annotated[bool, typer.Option("--follow-links", help="Follow links that leave the data's folder.")]

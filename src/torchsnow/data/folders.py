@@ -53,12 +53,12 @@ class _Found:
 
 
 def list_folder(
-    root: Path, *, follow_links: bool = False, for_training: bool = True, by_a_person: bool = True
+    root: Path, *, follow_links: bool = False, distinct_names: bool = False, for_training: bool = True
 ) -> Listing:
     """Class folders, or folders of them for train, val and test, by these words or others that mean them.
 
     Links that leave the folder are skipped, unless `follow_links`. Not `for_training`, any of the splits may be
-    missing. Names that look like one class are refused if they were given `by_a_person`.
+    missing. Names that look like one class are refused unless they are `distinct_names`.
     """
     root = root.resolve()
     entries: list[Entry] = []
@@ -70,10 +70,9 @@ def list_folder(
         for folder in folders:
             images = _images_below(folder, root, follow_links, found)
             entries += [Entry(path, as_text(folder.name), split) for path in images]
-    if by_a_person:
-        for split, names in written.items():
-            refuse_alike(names, f"the folder {root if split == ALL else root / split}")
-        refuse_alike({as_text(name) for names in written.values() for name in names}, f"the folder {root}")
+    for split, names in written.items():
+        refuse_alike(names, f"the folder {root if split == ALL else root / split}", distinct_names)
+    refuse_alike({as_text(name) for names in written.values() for name in names}, f"the folder {root}", distinct_names)
     trained = written.get(ALL) or written.get("train") or set().union(*written.values())
     classes = natural_sorted({as_text(name) for name in trained})
     return Listing(as_text(root.name), root, tuple(classes), tuple(entries), tuple(found.skipped), tuple(found.notes()))

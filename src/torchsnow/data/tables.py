@@ -106,12 +106,18 @@ class Table:
 
 
 def list_table(
-    file: Path, columns: Columns = Columns(), *, follow_links: bool = False, for_training: bool = True
+    file: Path,
+    columns: Columns = Columns(),
+    *,
+    follow_links: bool = False,
+    distinct_names: bool = False,
+    for_training: bool = True,
 ) -> Listing:
     """A table with a row per image. Not `for_training`, it need not have rows to train on."""
     table = read_table(file, columns, needs_label=True)
     entries = table.entries(table.rows, follow_links)
-    refuse_alike({row[table.columns.label] for _, row in table.rows}, f"the column {table.columns.label!r} of {file}")
+    written = {row[table.columns.label] for _, row in table.rows}
+    refuse_alike(written, f"the column {table.columns.label!r} of {file}", distinct_names)
     trained = {entry.class_name for entry in entries if entry.split in (ALL, "train")}
     classes = natural_sorted(trained if trained or for_training else {entry.class_name for entry in entries})
     notes = (*table.notes, *_unused(table))
