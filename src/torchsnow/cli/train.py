@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchsnow.cli.data_options import DistinctNames, FollowLinks, GroupColumn, LabelColumn, PathColumn, SplitColumn
+from torchsnow.cli.data_options import (
+    DistinctNames,
+    FollowLinks,
+    GreyRange,
+    GroupColumn,
+    LabelColumn,
+    PathColumn,
+    SplitColumn,
+)
 from torchsnow.cli.output import load_checked, note, percent, print_json, say
 from torchsnow.errors import TorchsnowError
 
@@ -69,6 +77,7 @@ def train(
     crop_mode: Annotated[
         str, typer.Option(help="'squash', the picture as a square; or 'center', the square in its middle.")
     ] = "squash",
+    grey_range: GreyRange = (0, 65_535),
     batch_size: Annotated[
         int | None,
         typer.Option("--batch-size", "--batch", help="Images per step; 32 by default, fewer for few images."),
@@ -139,6 +148,7 @@ def train(
         "label_smoothing": label_smoothing,
         "class_weights": class_weights,
         "crop_mode": crop_mode,
+        "grey_range": grey_range,
         "augmentation": augmentation,
         "patience": patience,
         "amp": amp,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchsnow.cli.data_options import DistinctNames, FollowLinks, GroupColumn, PathColumn, SplitColumn
+from torchsnow.cli.data_options import DistinctNames, FollowLinks, GreyRange, GroupColumn, PathColumn, SplitColumn
 from torchsnow.cli.output import counting, load_checked, note, percent, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def train_many(
     crop_mode: Annotated[
         str, typer.Option(help="'squash', the picture as a square; or 'center', the square in its middle.")
     ] = "squash",
+    grey_range: GreyRange = (0, 65_535),
     batch_size: Annotated[
         int | None, typer.Option(help="Images per step; 32 by default, fewer for few images.")
     ] = None,
@@ -96,6 +97,7 @@ def train_many(
             "label_smoothing": label_smoothing,
             "class_weights": class_weights,
             "crop_mode": crop_mode,
+            "grey_range": grey_range,
             "augmentation": augmentation,
             "patience": patience,
             "amp": amp,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torchsnow.data.catalogue import DATASETS
+from torchsnow.data.catalogue import DATASETS, find_torchvision, list_named
 from torchsnow.data.checking import (
     Checked,
     Progress,
@@ -21,7 +21,6 @@ from torchsnow.data.checking import (
 from torchsnow.data.folders import list_folder
 from torchsnow.data.hf import list_hf
 from torchsnow.data.listing import Listing, Skipped
-from torchsnow.data.named import find_torchvision, list_named
 from torchsnow.data.published import list_elpv
 from torchsnow.data.tables import TABLE_SUFFIXES, Columns, list_table
 from torchsnow.errors import DataError

@@ -11,8 +11,7 @@ import signal
 import sys
 from typing import Any, BinaryIO
 
-from torchsnow.data.cuts import Cut
-from torchsnow.data.images import format_of
+from torchsnow.data.images import Cut, format_of
 from torchsnow.io.shortage import shortage
 from torchsnow.serving.logs import log_fault, write_logs
 from torchsnow.serving.pictures import Picture, decode

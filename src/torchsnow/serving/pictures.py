@@ -6,9 +6,8 @@ import io
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from torchsnow.data.cuts import Cut, cut
 from torchsnow.data.formats import FORMATS, PREFIX_BYTES, format_of
-from torchsnow.data.images import read_image
+from torchsnow.data.images import Cut, cut, read_image
 from torchsnow.errors import DataError
 from torchsnow.io.shortage import shortage
 from torchsnow.serving.picture_parts import parts_problem

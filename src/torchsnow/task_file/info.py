@@ -10,7 +10,7 @@ from typing import Any
 
 from torchsnow.delta import DeltaSpec
 from torchsnow.errors import TaskFileError
-from torchsnow.source.config import CROP_MODES, MAX_IMAGE_SIZE, Framing
+from torchsnow.source.config import CROP_MODES, GREYS, MAX_IMAGE_SIZE, Framing
 from torchsnow.task_file.json_shape import is_deeper
 from torchsnow.task_file.source_info import SourceInfo
 
@@ -25,9 +25,9 @@ class TaskInfo:
     """All that is known of a task but its numbers.
 
     `classes` are in the order of the logits; `subscription` is the number of chosen channels per tap (or of all taps
-    together as "grid"), the head's own last as "head"; `image_size` and `crop_mode` say how pictures were shown to it
-    (see `Framing`); `training` is a free JSON object, `metrics` the main results by split; `versions` are those of
-    torchsnow, torch and timm, and `created` is an ISO date and time in UTC.
+    together as "grid"), the head's own last as "head"; `image_size`, `crop_mode` and `grey_range` say how pictures were
+    shown to it (see `Framing`); `training` is a free JSON object, `metrics` the main results by split; `versions` are
+    those of torchsnow, torch and timm, and `created` is an ISO date and time in UTC.
     """
 
     name: str
@@ -37,6 +37,7 @@ class TaskInfo:
     subscription: dict[str, int]
     image_size: int
     crop_mode: str
+    grey_range: tuple[int, int]
     training: dict[str, Any]
     metrics: dict[str, Any]
     versions: dict[str, str]
@@ -45,7 +46,7 @@ class TaskInfo:
     @property
     def framing(self) -> Framing:
         """How pictures are shown to it."""
-        return Framing(self.image_size, self.crop_mode)
+        return Framing(self.image_size, self.crop_mode, self.grey_range)
 
     def __repr__(self) -> str:
         what = f"{len(self.classes)} classes, {self.image_size} px, on {self.source_info.name}"
@@ -67,6 +68,8 @@ def check_framing(framing: Framing) -> None:
         raise TaskFileError(f"image_size is {framing.image_size}; expected 1 pixel to {MAX_IMAGE_SIZE}")
     if framing.crop_mode not in CROP_MODES:
         raise TaskFileError(f"crop_mode is {framing.crop_mode!r}; expected one of {', '.join(CROP_MODES)}")
+    if len(framing.grey_range) != 2 or not 0 <= framing.grey_range[0] < framing.grey_range[1] <= GREYS[1]:
+        raise TaskFileError(f"grey_range is {list(framing.grey_range)}; expected two values of 0 to 65535, rising")
 
 
 def check_training(training: Mapping[str, Any]) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 from torchsnow.delta import DeltaSpec
 from torchsnow.errors import TaskFileError
-from torchsnow.source.config import Framing
+from torchsnow.source.config import GREYS, Framing
 from torchsnow.task_file.info import TaskInfo, check_classes, check_framing, check_task_name, check_training
 from torchsnow.task_file.json_shape import Within, check_shape, check_version, parse_json
 from torchsnow.task_file.metrics import kept_metrics
 from torchsnow.task_file.source_info import SourceInfo
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _TEXT = Within(str, 1, 100)
 _TAPS = (None, [str])
@@ -41,6 +41,7 @@ _SHAPE = {
     "subscription": {str: Within(int, 1, 2**31)},
     "image_size": int,
     "crop_mode": str,
+    "grey_range": [int],
     "training": dict,
     "metrics": dict,
     "versions": {"torchsnow": _TEXT, "torch": _TEXT, "timm": _TEXT},
@@ -68,19 +69,20 @@ def decode_info(text: str) -> TaskInfo:
     except ValueError as error:
         raise TaskFileError(str(error)) from error
     del values["schema_version"]
-    return TaskInfo(**{**values, "classes": tuple(values["classes"])})
+    return TaskInfo(**{**values, "classes": tuple(values["classes"]), "grey_range": tuple(values["grey_range"])})
 
 
 def _from_former_version(values: Any) -> Any:
-    """Version 1 had no entry: every delta began at the image. Version 2 had no grid, and up to version 3 the middle was
-    cut out of every picture."""
+    """Version 1 had no entry: every delta began at the image. Version 2 had no grid, up to version 3 the middle was cut
+    out of every picture, and up to version 4 all greys were in range."""
     version, spec = (values.get(key) if isinstance(values, dict) else None for key in ("schema_version", "spec"))
     if type(version) is not int or not 1 <= version < SCHEMA_VERSION or not isinstance(spec, dict):
         return values
     added = {key: value for first, of_spec in _ADDED.items() if version <= first for key, value in of_spec.items()}
-    if set(spec) & set(added) or "crop_mode" in values:
+    framing = {"grey_range": list(GREYS)} | ({"crop_mode": "center"} if version < 4 else {})
+    if set(spec) & set(added) or set(values) & set(framing):
         return values
-    return {**values, "schema_version": SCHEMA_VERSION, "crop_mode": "center", "spec": {**spec, **added}}
+    return {**values, **framing, "schema_version": SCHEMA_VERSION, "spec": {**spec, **added}}
 
 
 _ADDED: dict[int, dict[str, Any]] = {
@@ -93,7 +95,7 @@ _ADDED: dict[int, dict[str, Any]] = {
 def _check_values(values: dict[str, Any]) -> None:
     check_task_name(values["name"])
     check_classes(values["classes"], values["spec"].num_classes)
-    check_framing(Framing(values["image_size"], values["crop_mode"]))
+    check_framing(Framing(values["image_size"], values["crop_mode"], values["grey_range"]))
     check_training(values["training"])
     _check_date(values["created"])
     for key in ("taps", "head_taps"):
