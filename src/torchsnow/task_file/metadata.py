@@ -82,7 +82,9 @@ def _from_former_version(values: Any) -> Any:
     if type(version) is not int or not 1 <= version < SCHEMA_VERSION or not isinstance(spec, dict):
         return values
     added = {key: value for first, of_spec in _ADDED.items() if version <= first for key, value in of_spec.items()}
-    framing = {"grey_range": list(GREYS)} | ({"crop_mode": "center"} if version < 4 else {})
+    framing: dict[str, Any] = {"grey_range": list(GREYS)}
+    if version < 4:
+        framing["crop_mode"] = "center"
     if set(spec) & set(added) or set(values) & set(framing):
         return values
     return {**values, **framing, "schema_version": SCHEMA_VERSION, "spec": {**spec, **added}}

@@ -98,7 +98,8 @@ def nearest_before(values: Tensor, parts: Tensor) -> list[tuple[int, int, float]
     for rows, similar in _similarities(unit, (parts > 0).nonzero().flatten()):
         most, others = similar.masked_fill(parts >= parts[rows, None], -1).max(1)
         near = most >= enough
-        found += list(zip(*(one[near].tolist() for one in (rows, others, most)), strict=True))
+        pairs = zip(*(one[near].tolist() for one in (rows, others, most)), strict=True)
+        found += [(row, other, similarity) for row, other, similarity in pairs]
     return sorted(found, key=lambda pair: -pair[2])
 
 
