@@ -374,7 +374,7 @@ def test_an_older_file_with_a_confusion_matrix_is_read_without_it(path: Path, so
 
 
 GRID_SETTINGS = {"grid_width": None, "grid_blocks": 3, "grid_reduction": 32}
-ADDED = {"global_pool": "avg", "head_bits": 8}
+ADDED = {"global_pool": "avg", "head_std": False, "head_bits": 8}
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,9 @@ from torchsnow.pooling import num_pooled
 from torchsnow.source import Framing, Request, Source, load_source
 from torchsnow.task_file import encode_task, load_task, make_task, save_task
 
-SPEC = DeltaSpec(3, width_divisor=None, grid_width=8, grid_blocks=2, global_pool="catavgmax", head_divisor=4)
+SPEC = DeltaSpec(
+    3, width_divisor=None, grid_width=8, grid_blocks=2, global_pool="catavgmax", head_std=True, head_divisor=4
+)
 IMAGES = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 ROUNDING = 3e-2  # what is lost where the matrices of a settled delta are rounded to a byte per number
 
@@ -162,7 +164,8 @@ def test_logits_are_the_probe_and_the_body_by_their_shares(source: Source) -> No
     whole = source(IMAGES)
     maps = torch.cat([F.adaptive_avg_pool2d(whole.taps[name], (2, 3)) for name in source.taps], 1)
     own = delta.body(maps[:, pool.index], pool.weight)
-    values = torch.cat([*(whole.taps[name].mean((2, 3)) for name in source.taps), whole.last], 1)
+    averages = torch.cat([whole.taps[name].mean((2, 3)) for name in source.taps], 1)
+    values = torch.cat([averages, maps.std((2, 3), correction=0), whole.last], 1)
     strongest = head.pool.weight.topk(head.pool.num_pooled).indices
     read = ((values - head.center) / head.spread * head.pool.weight)[:, strongest] / len(strongest) ** 0.5
     expected = 0.7 * (read @ head.fc.columns[:, strongest].T + head.fc.local.bias) + 0.4 * own @ head.fc.local.weight.T
@@ -277,7 +280,7 @@ def test_the_cost_is_that_of_its_convolutions(source: Source) -> None:
     m, width = num_pooled(source.num_chs, SPEC.pool_divisor), 8
     block = width * 24 + 24 * 9 + 24 * width
     body = 25 * (m * width + 2 * block + width * 4 * width)
-    num_read = num_pooled(source.num_chs + source.num_features, SPEC.head_divisor)
+    num_read = num_pooled(2 * source.num_chs + source.num_features, SPEC.head_divisor)
     assert delta_cost(source, SPEC).multiply_adds == body + 3 * (8 * width + num_read)
 
 

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from torchsnow.delta.head import Head
-from torchsnow.delta.layers import Slots
+from torchsnow.delta.head import FoldedHead, Head
+from torchsnow.delta.spec import DeltaSpec, Slots
 from torchsnow.source import FeatureMaps
 from torchsnow.source.grid import ONE_CELL
 
 OWN, CLASSES = 6, 3
 VALUES = 4 + 5 + 7  # two taps and the last features
 CHANNELS = torch.arange(9)  # of both taps
+SPEC = DeltaSpec(CLASSES, grid_reduction=3)
 
 
 @pytest.fixture
@@ -19,14 +22,15 @@ def features() -> FeatureMaps:
     torch.manual_seed(0)
     taps = {"a": torch.randn(2, 4, 3, 3), "b": torch.randn(2, 3, 3, 5)}
     averages = torch.cat([taps["a"].mean((2, 3)), taps["b"].mean((1, 2))], 1)[:, :, None, None]
-    grids = {ONE_CELL: (CHANNELS, averages)}
+    cells = torch.cat([taps["a"], taps["b"].movedim(3, 1)], 1)
+    grids = {ONE_CELL: (CHANNELS, averages), 3: (CHANNELS, cells)}
     return FeatureMaps(torch.zeros(2, 3, 9, 9), {"a": 1, "b": 3}, taps=taps, grids=grids, last=torch.randn(2, 7))
 
 
-def head(num_read: int, slots: Slots = "channel", fixed: bool = False) -> Head:
+def head(num_read: int, slots: Slots = "channel", fixed: bool = False, std: bool = False) -> Head:
     """A head with numbers of its own in every tensor."""
     torch.manual_seed(1)
-    made = Head(OWN, CHANNELS, 7, num_read, CLASSES, slots, fixed)
+    made = Head(OWN, CHANNELS, 7, num_read, replace(SPEC, slots=slots, head_std=std), fixed)
     with torch.no_grad():
         for tensor in (*made.parameters(), made.center):
             tensor.normal_()
@@ -34,17 +38,20 @@ def head(num_read: int, slots: Slots = "channel", fixed: bool = False) -> Head:
     return made.eval()
 
 
-def values_of(features: FeatureMaps) -> Tensor:
+def values_of(features: FeatureMaps, std: bool = False) -> Tensor:
     assert features.last is not None
-    return torch.cat([features.taps["a"].mean((2, 3)), features.taps["b"].mean((1, 2)), features.last], 1)
+    a, b = features.taps["a"], features.taps["b"]
+    stds = [a.std((2, 3), correction=0), b.std((1, 2), correction=0)] if std else []
+    return torch.cat([a.mean((2, 3)), b.mean((1, 2)), *stds, features.last], 1)
 
 
 @pytest.mark.parametrize("slots", ["channel", "rank"])
 @pytest.mark.parametrize("num_read", [1, 5, VALUES])
-def test_logits_are_those_of_the_formula(features: FeatureMaps, slots: Slots, num_read: int) -> None:
-    made, own = head(num_read, slots), torch.randn(2, OWN)
-    values = (values_of(features) - made.center) / made.spread
-    strongest = sorted(range(VALUES), key=lambda i: -float(made.pool.weight.detach()[i]))[:num_read]
+@pytest.mark.parametrize("std", [False, True])
+def test_logits_are_those_of_the_formula(features: FeatureMaps, slots: Slots, num_read: int, std: bool) -> None:
+    made, own = head(num_read, slots, std=std), torch.randn(2, OWN)
+    values = (values_of(features, std) - made.center) / made.spread
+    strongest = sorted(range(values.shape[1]), key=lambda i: -float(made.pool.weight.detach()[i]))[:num_read]
     expected = own @ made.fc.local.weight.T + made.fc.local.bias
     for rank, channel in enumerate(strongest):
         column = made.fc.columns[:, channel if slots == "channel" else rank]
@@ -53,10 +60,12 @@ def test_logits_are_those_of_the_formula(features: FeatureMaps, slots: Slots, nu
     torch.testing.assert_close(made(own, features), expected)
 
 
-def test_a_fixed_head_reads_its_subscription(features: FeatureMaps) -> None:
-    opened, own = head(4), torch.randn(2, OWN)
+@pytest.mark.parametrize("std", [False, True])
+@pytest.mark.parametrize("num_read", [4, 12])
+def test_a_fixed_head_reads_its_subscription(features: FeatureMaps, std: bool, num_read: int) -> None:
+    opened, own = head(num_read, std=std), torch.randn(2, OWN)
     idx = opened.pool.choose()
-    fixed = head(4, fixed=True)
+    fixed = head(num_read, fixed=True, std=std)
     state = dict(opened.state_dict())
     del state["pool.times_chosen"], state["share"], state["read_share"], state["num_read"]
     state["pool.index"], state["pool.weight"] = idx, state["pool.weight"][idx]
@@ -64,10 +73,11 @@ def test_a_fixed_head_reads_its_subscription(features: FeatureMaps) -> None:
     state["center"], state["spread"] = state["center"][idx], state["spread"][idx]
     fixed.load_state_dict(state)
     torch.testing.assert_close(fixed(own, features), opened(own, features))
+    torch.testing.assert_close(FoldedHead(fixed)(own, features), opened(own, features))
 
 
 def test_a_new_head_ignores_the_source_until_it_has_learned(features: FeatureMaps) -> None:
-    made, own = Head(OWN, CHANNELS, 7, VALUES, CLASSES, "channel", False), torch.randn(2, OWN)
+    made, own = Head(OWN, CHANNELS, 7, VALUES, SPEC, False), torch.randn(2, OWN)
     torch.testing.assert_close(made(own, features), own @ made.fc.local.weight.T)
     made(own, features).square().sum().backward()
     assert made.fc.columns.grad is not None
@@ -77,7 +87,7 @@ def test_a_new_head_ignores_the_source_until_it_has_learned(features: FeatureMap
 def test_a_head_of_taps_alone_or_of_the_last_features_alone(features: FeatureMaps) -> None:
     own = torch.zeros(2, OWN)
     for channels, num_last, columns in ((CHANNELS[4:], 0, slice(4, 9)), (CHANNELS[:0], 7, slice(9, 16))):
-        made = Head(OWN, channels, num_last, 5, CLASSES, "channel", False)
+        made = Head(OWN, channels, num_last, 5, SPEC, False)
         with torch.no_grad():
             made.fc.columns.fill_(1.0)
         values = values_of(features)[:, columns][:, :5]

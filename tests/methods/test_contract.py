@@ -22,7 +22,7 @@ SHARING = ["head", "taps", "snow", "random", "side"]
 GRIDS = ["snow:default", "snow:small", "snow:large", "random:default"]
 IMAGE_SIZE = 64  # pixels, of the batches
 HALVES = 1e-2  # what may be lost where stored values are rounded to half precision
-ROUNDING = 5e-2  # and where the weights of a grid delta are rounded to a byte per number
+ROUNDING = 0.1  # and where the weights of a grid delta are rounded, those of a head to half a byte per number
 
 
 def made(text: str, source: Source, seed: int = 0) -> Method:
@@ -66,7 +66,8 @@ def test_the_finished_model_has_the_logits_of_the_trained_one(text: str, source:
     expected = logits(method.model, batches)
     finished = method.finish()
     assert not finished.training
-    assert torch.allclose(logits(finished, batches), expected, atol=ROUNDING if text in GRIDS else 1e-5)
+    lost = (logits(finished, batches) - expected).norm() / expected.norm()
+    assert lost < (ROUNDING if text in GRIDS else 1e-5)
 
 
 @pytest.mark.parametrize("text", ALL)

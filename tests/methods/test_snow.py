@@ -26,7 +26,7 @@ from torchsnow.train.store import values_of
 
 CPU = torch.device("cpu")
 Batches = list[tuple[Tensor, Tensor]]
-NARROW = {"width_divisor": 8, "grid_width": None, "learned": True, "sigma": 0.5}
+NARROW = {"width_divisor": 8, "grid_width": None, "learned": True, "sigma": 0.5, "head_std": False}
 """A narrow copy whose choice is learned, otherwise as in the default preset."""
 ROUNDING = 3e-2  # what is lost where a grid delta's weights are rounded to a byte per number
 
@@ -565,7 +565,7 @@ def test_presets() -> None:
     assert (paper.slots, paper.width_divisor, paper.pool_divisor, paper.head_taps) == ("ascending", 8, 8, ())
     assert default.head_last
     assert paper.head_last
-    assert (default.head_divisor, paper.head_divisor) == (4, 8)
+    assert (default.head_std, paper.head_std) == (True, False)
 
 
 def test_config_says_what_was_made(source: Source) -> None:

@@ -71,7 +71,8 @@ class Delta(nn.Module):
     @property
     def reduction(self) -> int:
         """The reduction of the grid that it reads, or that its averages may be taken from."""
-        return ONE_CELL if self.grid_pool is None else self.spec.grid_reduction
+        needs_cells = self.grid_pool is not None or self.spec.head_std
+        return self.spec.grid_reduction if needs_cells else ONE_CELL
 
     @property
     def grid_pool(self) -> Subscription | None:
@@ -150,7 +151,7 @@ class Delta(nn.Module):
         if not counts_body:
             spec = replace(spec, width_divisor=None, grid_width=None)
         if not counts_read:
-            return replace(spec, head_last=False, head_taps=(), head_divisor=1)
+            return replace(spec, head_last=False, head_taps=(), head_std=False, head_divisor=1)
         if isinstance(self.head, Head):
             spec = replace(spec, head_divisor=_head_divisor(spec, self.head))
         return spec
@@ -199,13 +200,13 @@ def _as_read(images: Tensor) -> Tensor:
 def _make_head(source: Source, spec: DeltaSpec, own_chs: int, fixed: bool) -> Head | nn.Linear:
     channels = source.channels_of(tap_names(source, spec.head_taps))
     num_last = source.num_features if spec.head_last else 0
-    num_values = len(channels) + num_last
+    num_values = (1 + spec.head_std) * len(channels) + num_last
     if num_values == 0:
         if own_chs == 0:
             raise DeltaError("width_divisor is None, which leaves no layers, and the head reads nothing of the source")
         return nn.Linear(own_chs, spec.num_classes)
     num_read = num_pooled(num_values, spec.head_divisor)
-    return Head(own_chs, channels, num_last, num_read, spec.num_classes, spec.slots, fixed)
+    return Head(own_chs, channels, num_last, num_read, spec, fixed)
 
 
 def _settled_state(delta: Delta) -> dict[str, Tensor]:

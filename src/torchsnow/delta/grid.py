@@ -52,7 +52,7 @@ class GridBody(nn.Module):
         rows = F.gelu(rows)
         for block in self.blocks:
             rows = block(rows, height, width)
-        cells = F.gelu(self.gather(rows)).reshape(batch_size, height * width, -1)
+        cells = F.gelu(self.gather(rows)).unflatten(0, (batch_size, height * width))
         return torch.cat([cells.mean(1), cells.amax(1)], 1) if self.with_max else cells.mean(1)
 
 

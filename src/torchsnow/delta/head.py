@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchsnow.delta.layers import SubscribedLinear
-from torchsnow.delta.spec import Slots
+from torchsnow.delta.spec import DeltaSpec
 from torchsnow.pooling import ChannelPooling, Subscription
 from torchsnow.source import Source
 from torchsnow.source.features import FeatureMaps, Request
@@ -21,10 +21,11 @@ LAST = "last features"
 class Head(nn.Module):
     """A linear layer over the delta's features (B, own_chs), where it has any, and some values of the source.
 
-    The values are the averages of the source's channels `channels` (see `Source.channels_of`) and, if `last`, its last
-    features. The head reads `num_read` of them: those with the largest pooling weights. They are standardised by
-    `center` and `spread`, which training sets from the training images, and divided by the root of the number that it
-    reads, so that a step of the optimiser moves the logits alike whatever that number is.
+    The values are the averages of the source's channels `channels` (see `Source.channels_of`), with a `std_reduction`
+    then their standard deviations over the cells of a grid, and, if `last`, its last features. The head reads
+    `num_read` of them: those with the largest pooling weights. They are standardised by `center` and `spread`, which
+    training sets from the training images, and divided by the root of the number that it reads, so that a step of the
+    optimiser moves the logits alike whatever that number is.
 
     `share` and `read_share` weigh what the delta's own features and the source's values add to the logits; they are
     part of the weights once the choice is fixed. With `train_apart` the rest of the head is fixed, and the logits in
@@ -44,18 +45,18 @@ class Head(nn.Module):
         channels: Tensor,
         num_last: int,
         num_read: int,
-        num_classes: int,
-        slots: Slots,
+        spec: DeltaSpec,
         fixed: bool,
     ) -> None:
         super().__init__()
         self.register_buffer("channels", channels, persistent=False)
         self.last = num_last > 0
-        num_values = len(channels) + num_last
+        self.std_reduction = spec.grid_reduction if spec.head_std else None
+        num_values = self.num_moments * len(channels) + num_last
         pooling = Subscription if fixed else ChannelPooling
-        columns = num_read if fixed or slots != "channel" else num_values
+        columns = num_read if fixed or spec.slots != "channel" else num_values
         self.pool: ChannelPooling | Subscription = pooling(num_values, num_read)
-        self.fc = SubscribedLinear(_linear(own_chs, num_classes), columns, num_read, slots)
+        self.fc = SubscribedLinear(_linear(own_chs, spec.num_classes), columns, num_read, spec.slots)
         nn.init.zeros_(self.fc.columns)
         nn.init.zeros_(self.fc.local.bias)
         self.scale = num_read**-0.5
@@ -67,6 +68,11 @@ class Head(nn.Module):
             self.register_buffer("share", torch.ones(()))
             self.register_buffer("read_share", torch.ones(()))
             self.register_buffer("num_read", torch.tensor(num_read))
+
+    @property
+    def num_moments(self) -> int:
+        """How many numbers of a channel there are to read: its average, and perhaps its deviation."""
+        return 1 if self.std_reduction is None else 2
 
     def read_fewer(self, num_read: int) -> None:
         """Read another number of values, at most as many as there are columns. Only while the choice is open."""
@@ -99,11 +105,17 @@ class Head(nn.Module):
         return Request(grids={reduction: averaged} if len(averaged) else {}, last=self.last)
 
     def averaged(self) -> Tensor:
-        """The channels whose averages are read, ascending; in training all that may be."""
+        """The channels whose averages or deviations are read, ascending; in training all that may be."""
         if self._may_change:
             return self.channels
-        index = self.pool.choose()
-        return self.channels[index[index < len(self.channels)].sort().values]
+        channels: Tensor = self.channels[self._read_channels(self.pool.choose())]
+        return channels
+
+    def _read_channels(self, idx: Tensor) -> Tensor:
+        """Which of `channels` the values `idx` (n,) are of, ascending and once each."""
+        count = len(self.channels)
+        channels: Tensor = torch.unique(idx[idx < self.num_moments * count] % max(1, count))
+        return channels
 
     @property
     def _may_change(self) -> bool:
@@ -112,7 +124,7 @@ class Head(nn.Module):
 
     def read(self, features: FeatureMaps) -> tuple[Tensor, Tensor]:
         """The values that the pool chooses now, standardised, (B, num_read), and which they are (num_read,)."""
-        values = features.values(self.averaged(), self.last)
+        values = features.values(self.averaged(), self.last, self.std_reduction)
         idx = self.pool.choose()
         x = values.index_select(1, self.places(idx))
         of_read = idx if isinstance(self.pool, ChannelPooling) else slice(None)
@@ -122,10 +134,10 @@ class Head(nn.Module):
         """Where the values `idx` (n,) stand among those that a pass was asked for, (n,)."""
         if self._may_change:
             return idx
-        averages = idx[idx < len(self.channels)].sort().values
-        return torch.where(
-            idx < len(self.channels), torch.searchsorted(averages, idx), idx - len(self.channels) + len(averages)
-        )
+        channels, count = self._read_channels(idx), max(1, len(self.channels))
+        first_last = self.num_moments * len(self.channels)
+        of_channel = torch.searchsorted(channels, idx % count) + idx // count * len(channels)
+        return torch.where(idx < first_last, of_channel, idx - first_last + self.num_moments * len(channels))
 
     def forward(self, own: Tensor | None, features: FeatureMaps) -> Tensor:
         """(B, own_chs), or None for a delta without a body, and one source pass -> logits (B, num_classes)."""
@@ -166,7 +178,7 @@ class FoldedHead(nn.Module):
         weight = (head.fc.columns * pool.weight * head.scale / head.spread).detach()
         self.read = linear_of(weight, (local.bias - weight @ head.center).detach())
         self.own = linear_of(local.weight.detach()) if local.in_features else None
-        self.last = head.last
+        self.last, self.std_reduction = head.last, head.std_reduction
         self.register_buffer("places", head.places(pool.index))
         self.register_buffer("channels", head.averaged())
 
@@ -176,7 +188,7 @@ class FoldedHead(nn.Module):
 
     def forward(self, own: Tensor | None, features: FeatureMaps) -> Tensor:
         """(B, own_chs), or None for a delta without a body, and one source pass -> logits (B, num_classes)."""
-        values = features.values(self.channels, self.last)
+        values = features.values(self.channels, self.last, self.std_reduction)
         logits: Tensor = self.read(values.index_select(1, self.places))
         return logits if own is None or self.own is None else logits + self.own(own)
 
@@ -200,18 +212,26 @@ def _linear(own_chs: int, num_classes: int) -> nn.Linear:
 
 def split_by_tap(source: Source, head: Head) -> Iterator[tuple[str, int, Tensor, Tensor]]:
     """What a settled head reads, part by part: (tap or LAST, its number of channels, which of them the head reads,
-    where these stand among the values that the head reads). Parts that it reads nothing of are left out."""
+    where these stand among the values that the head reads). A channel whose average and deviation are read is there
+    twice. Parts that it reads nothing of are left out."""
     assert isinstance(head.pool, Subscription)
     index, channels = head.pool.index.cpu(), head.channels.cpu()
-    averaged, is_average = torch.full_like(index, -1), index < len(channels)
-    averaged[is_average] = channels[index[is_average]]
+    first_last = head.num_moments * len(channels)
+    averaged, is_average = torch.full_like(index, -1), index < first_last
+    averaged[is_average] = channels[index[is_average] % max(1, len(channels))]
     for name, tap in source.taps.items():
         first = int(source.channels_of([name])[0])
         at = ((averaged >= first) & (averaged < first + tap.num_chs)).nonzero().flatten()
-        at = at[index[at].argsort()]
+        at = at[averaged[at].argsort(stable=True)]
         if len(at):
             yield name, tap.num_chs, averaged[at] - first, at
     at = (averaged < 0).nonzero().flatten()
     at = at[index[at].argsort()]
     if len(at):
-        yield LAST, source.num_features, index[at] - len(channels), at
+        yield LAST, source.num_features, index[at] - first_last, at
+
+
+def by_channel(index: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """The channels of a part of `split_by_tap` (n,) once each, and sums of their values (n,)."""
+    channels, at = torch.unique(index, return_inverse=True)
+    return channels, *(torch.zeros(len(channels)).index_add(0, at, one.float()) for one in values)

@@ -33,7 +33,8 @@ class DeltaSpec:
     - `slots`: "channel" gives every channel of a tap a weight column of its own. With "ascending" and "rank" there are
       as many as chosen channels, which meet them by their numbers, or the strongest first.
     - `taps`: the taps that the layers subscribe to; None means all from the entry on.
-    - `head_last`, `head_taps`: the head reads the source's last features, and the averages of these taps (None: all).
+    - `head_last`, `head_taps`: the head reads the source's last features, and the averages of these taps (None: all);
+      with `head_std` also their channels' standard deviations over the cells of the grid.
     - `head_divisor`: the head reads max(1, round(N / head_divisor)) of those N values; 1 reads all.
     - `head_bits`: what a file takes for each of the head's weights over them in a grid delta, 8 or 4.
     """
@@ -50,6 +51,7 @@ class DeltaSpec:
     taps: tuple[str, ...] | None = None
     head_last: bool = True
     head_taps: tuple[str, ...] | None = None
+    head_std: bool = False
     head_divisor: int = 1
     head_bits: int = 8
 
@@ -72,8 +74,9 @@ class DeltaSpec:
             raise DeltaError(f"global_pool is {self.global_pool!r}; expected one of {', '.join(get_args(GlobalPool))}")
         if self.head_bits not in (4, 8):
             raise DeltaError(f"head_bits is {self.head_bits!r}; expected 8 or 4")
-        if not isinstance(self.head_last, bool):
-            raise DeltaError(f"head_last is {self.head_last!r}; expected true or false")
+        for name in ("head_last", "head_std"):
+            if not isinstance(getattr(self, name), bool):
+                raise DeltaError(f"{name} is {getattr(self, name)!r}; expected true or false")
         for name in ("taps", "head_taps"):
             taps = getattr(self, name)
             if taps is not None and not (isinstance(taps, tuple) and all(isinstance(tap, str) for tap in taps)):

@@ -44,13 +44,16 @@ class _Placed(FeatureMaps):
 
     def __init__(self, reader: Reader, features: FeatureMaps) -> None:
         super().__init__(features.images, features._dims, features.taps, grids=features.grids, last=features.last)
-        self._reader, self._means = reader, features._means
+        self._reader, self._means, self._stds = reader, features._means, features._stds
 
     def grid(self, reduction: int, index: Tensor) -> Tensor:
         return choose_channels(self.grids[reduction][1], self._reader.grid_places)
 
     def averages(self, index: Tensor) -> Tensor:
         return self.means(self._reader.reduction).index_select(1, self._reader.average_places)
+
+    def deviations(self, reduction: int, index: Tensor) -> Tensor:
+        return self.stds(self._reader.reduction).index_select(1, self._reader.average_places)
 
 
 def _grid_of(delta: Delta, request: Request) -> tuple[int, Tensor]:

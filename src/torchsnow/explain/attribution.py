@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from torchsnow.delta import Delta
 from torchsnow.delta.grid import GridBody
-from torchsnow.delta.head import Head, split_by_tap
+from torchsnow.delta.head import Head, by_channel, split_by_tap
 from torchsnow.delta.layers import Columns, Entry, SubscribedConv2d
 from torchsnow.explain.subscriptions import grid_by_tap
 from torchsnow.pooling import Picked
@@ -177,10 +177,12 @@ def _head_shares(source: Source, head: nn.Module, given: list[Tensor | None], la
     features, *read = given
     weight = linear.weight.detach()[label]
     own = (weight if features is None else weight * features[0]).cpu()
-    parts = {}
+    parts: dict[str, tuple[Tensor, Tensor]] = {}
     if isinstance(head, Head):
         assert read[0] is not None
         columns = head.fc.columns[label] * head.pool.weight
         values = (columns * read[0][0]).cpu()
-        parts = {name: (index, values[at]) for name, _, index, at in split_by_tap(source, head)}
+        for name, _, index, at in split_by_tap(source, head):
+            channels, summed = by_channel(index, values[at])
+            parts[name] = channels, summed
     return HeadShares(own, parts, float(linear.bias[label]))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchsnow.delta import Delta
 from torchsnow.delta.derive import key_of
 from torchsnow.delta.grid import GridBody
-from torchsnow.delta.head import LAST, Head, split_by_tap
+from torchsnow.delta.head import LAST, Head, by_channel, split_by_tap
 from torchsnow.delta.layers import Columns
 from torchsnow.pooling import Subscription
 from torchsnow.source import Source
@@ -22,7 +22,8 @@ from torchsnow.source import Source
 class TapSubscription:
     """The chosen channels of one tap: `index` (M,) of its `num_chs`, in ascending order, on the CPU.
 
-    `weight` (M,) are their pooling weights w, `strength` (M,) is |w| times the norm of all the weights that read the
+    `weight` (M,) are their pooling weights w (a head that reads a channel's average and its deviation has two, of which
+    it is the sum), `strength` (M,) is |w| times the norm of all the weights that read the
     scaled channel: how far a layer can hear it, before the size of the channel itself. For a grid body, whose w is one
     over the channel's standard deviation, it is that norm alone.
     """
@@ -148,4 +149,5 @@ def _head_subscriptions(source: Source, head: Head) -> Iterator[TapSubscription]
     weight = _settled(head.pool).weight.detach().float().cpu()
     norms = head.scale * head.fc.columns.detach().float().norm(dim=0).cpu()
     for name, num_chs, index, at in split_by_tap(source, head):
-        yield TapSubscription(name, num_chs, index, weight[at], weight[at].abs() * norms[at])
+        channels, weights, strength = by_channel(index, weight[at], weight[at].abs() * norms[at])
+        yield TapSubscription(name, num_chs, channels, weights, strength)

@@ -1,4 +1,5 @@
-"""What a delta may read of the training images: averages of channels and last features, with their statistics."""
+"""What a delta may read of the training images: averages and deviations of channels, and last features, with their
+statistics."""
 
 from __future__ import annotations
 
@@ -12,18 +13,27 @@ from torchsnow.source.features import FeatureMaps, Request
 
 class FeatureStatistics:
     """Statistics of N values over all training images: the averages of `channels` (C,), ascending (see
-    `Source.channels_of`), then `num_last` last features.
+    `Source.channels_of`), with `with_std` then their deviations over the cells of a grid of `reduction`, then
+    `num_last` last features.
 
     `cell_std` says how the channels vary over images and cells of a grid of `reduction`. With `keep` the values
     themselves of the first `MAX_IMAGES` are there too.
     """
 
     def __init__(
-        self, channels: Tensor, num_last: int, num_classes: int, reduction: int, device: torch.device, keep: bool
+        self,
+        channels: Tensor,
+        num_last: int,
+        num_classes: int,
+        reduction: int,
+        with_std: bool,
+        device: torch.device,
+        keep: bool,
     ) -> None:
         self.channels, self.num_last, self.num_classes = channels.to(device), num_last, num_classes
-        self.sums = ClassSums(len(channels) + num_last, num_classes, device)
-        self._reduction, self._keep = reduction, keep
+        self._reduction, self._std_reduction, self._keep = reduction, reduction if with_std else None, keep
+        self._first_last = (1 + with_std) * len(channels)
+        self.sums = ClassSums(self._first_last + num_last, num_classes, device)
         self._squares = torch.zeros(len(channels), dtype=torch.float64, device=device)
         self._num_images = 0
         self._values: list[Tensor] = []
@@ -37,7 +47,7 @@ class FeatureStatistics:
 
     def add(self, features: FeatureMaps, labels: Tensor) -> None:
         """The values of one batch, with labels (B,)."""
-        values = features.values(self.channels, self.num_last > 0)
+        values = features.values(self.channels, self.num_last > 0, self._std_reduction)
         self.sums.add(values, labels)
         if len(self.channels):
             self._squares += features.grid(self._reduction, self.channels).square().mean((2, 3)).double().sum(0)
@@ -46,10 +56,12 @@ class FeatureStatistics:
             self._labels.append(labels.cpu())
         self._num_images += len(labels)
 
-    def places(self, channels: Tensor, num_last: int) -> Tensor:
-        """Where the averages of some channels (n,), then the last features, stand among the values: (n + num_last,)."""
+    def places(self, channels: Tensor, num_last: int = 0, with_std: bool = False) -> Tensor:
+        """Where the averages of some channels (n,), then their deviations, then the last features, stand among the
+        values."""
         first = torch.searchsorted(self.channels, channels.to(self.channels))
-        return torch.cat([first, len(self.channels) + torch.arange(num_last, device=first.device)])
+        stds = [first + len(self.channels)] if with_std else []
+        return torch.cat([first, *stds, self._first_last + torch.arange(num_last, device=first.device)])
 
     @property
     def labels(self) -> Tensor:

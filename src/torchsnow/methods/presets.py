@@ -116,7 +116,7 @@ class Preset:
         )
 
 
-_SHAPE = {"width_divisor": None, "grid_width": 96, "global_pool": "catavgmax", "head_divisor": 4}
+_SHAPE = {"width_divisor": None, "grid_width": 96, "global_pool": "catavgmax", "head_std": True, "head_divisor": 8}
 _FIXED = PoolTraining(learned=False, sigma=0.0)
 # As published, in the strongest literal reading: chosen channels in the order of their numbers, and little noise. The
 # noise never ends, and nothing tells w where to start.

@@ -23,7 +23,6 @@ from torchsnow.methods.probe import choose_reading, fit_probe, lasso_strength
 from torchsnow.methods.stored import StoredDelta, SubscribedValues
 from torchsnow.model import SnowModel
 from torchsnow.pooling import ChannelPooling, Subscription, num_pooled
-from torchsnow.source.grid import ONE_CELL
 from torchsnow.source.source import Source
 from torchsnow.train.contract import Batches, MixingWeights, TaskCost
 
@@ -72,25 +71,27 @@ class Snow:
     def statistics(self, device: torch.device) -> FeatureStatistics:
         """To be shown what the source makes of all training images: whatever has a pool or may be read by the head."""
         head = self.delta.head
-        grid = self.delta.grid_pool is not None
-        pooled = self.source.channels_of(list(self.source.taps) if grid else list(self.delta.taps))
+        taps = self.delta.taps if self.delta.grid_pool is None else self.source.taps
+        pooled = self.source.channels_of(list(taps))
         averaged = head.channels.cpu() if isinstance(head, Head) else pooled[:0]
         last = self.source.num_features if isinstance(head, Head) and head.last else 0
-        reduction = self.spec.grid_reduction if grid else ONE_CELL
         keep = self.pools.probe or "probe" in self._starts
         channels = torch.unique(torch.cat([pooled, averaged]))
-        return FeatureStatistics(channels, last, self.spec.num_classes, reduction, device, keep)
+        return FeatureStatistics(
+            channels, last, self.spec.num_classes, self.delta.reduction, self.spec.head_std, device, keep
+        )
 
     def init_from_stats(self, stats: FeatureStatistics) -> None:
         """Start with the statistics of all training images; the rest of `start`."""
         head, head_places = self.delta.head, None
         if isinstance(head, Head):
-            head_places = stats.places(head.channels, self.source.num_features if head.last else 0)
+            num_last = self.source.num_features if head.last else 0
+            head_places = stats.places(head.channels, num_last, self.spec.head_std)
             head.center.copy_(stats.sums.center[head_places])
             head.spread.copy_(stats.sums.spread[head_places])
         scorings = {"probe": stats.importance, "anova": stats.sums.f_statistic}
         scores = {start: scoring() for start, scoring in scorings.items() if start in self._starts}
-        places = {name: stats.places(self.source.channels_of([name]), 0) for name in self.delta.taps}
+        places = {name: stats.places(self.source.channels_of([name])) for name in self.delta.taps}
         if head_places is not None:
             places["head"] = head_places
         for name, pool in self.delta.named_pools().items():

@@ -92,6 +92,7 @@ class FeatureMaps:
         self._dims = dims
         self._gathered = dict(gathered or {})  # tap -> (indices, those channels)
         self._means: dict[int, Tensor] = {}
+        self._stds: dict[int, Tensor] = {}
 
     def channels(self, tap: str, idx: Tensor) -> Tensor:
         """The channels `idx` (M,) of a tap, (B, M, H, W)."""
@@ -125,9 +126,24 @@ class FeatureMaps:
             self._means[reduction] = self.grids[reduction][1].mean((2, 3))
         return self._means[reduction]
 
-    def values(self, index: Tensor, last: bool) -> Tensor:
-        """The averages of the channels `index` (M,), followed by the last features if asked for, (B, N)."""
+    def deviations(self, reduction: int, index: Tensor) -> Tensor:
+        """The standard deviations of the channels `index` (M,) over the cells of a grid, (B, M), float32."""
+        known, stds = self.grids[reduction][0], self.stds(reduction)
+        return stds if known is index else stds.index_select(1, torch.searchsorted(known, index))
+
+    def stds(self, reduction: int) -> Tensor:
+        """The standard deviations of all channels of a grid over its cells, (B, M); computed once, as `means`."""
+        if reduction not in self._stds:
+            maps, means = self.grids[reduction][1], self.means(reduction)
+            self._stds[reduction] = (maps - means[:, :, None, None]).square().mean((2, 3)).sqrt()
+        return self._stds[reduction]
+
+    def values(self, index: Tensor, last: bool, std_reduction: int | None = None) -> Tensor:
+        """The averages of the channels `index` (M,), then, if asked for, their deviations over the cells of a grid of
+        this reduction, and the last features: (B, N)."""
         parts = [self.averages(index)] if len(index) else []
+        if len(index) and std_reduction is not None:
+            parts.append(self.deviations(std_reduction, index))
         if last:
             assert self.last is not None
             parts.append(self.last)

@@ -36,6 +36,7 @@ _SHAPE = {
         "taps": _TAPS,
         "head_last": bool,
         "head_taps": _TAPS,
+        "head_std": bool,
         "head_divisor": int,
         "head_bits": int,
     },
@@ -76,8 +77,8 @@ def decode_info(text: str) -> TaskInfo:
 
 def _from_former_version(values: Any) -> Any:
     """Version 1 had no entry: every delta began at the image. Version 2 had no grid; up to version 3 the middle was cut
-    out of every picture, and up to version 4 all greys were in range, grid bodies had means alone, and no matrix had
-    less than a byte per number."""
+    out of every picture, and up to version 4 all greys were in range, bodies and heads read means alone, and no matrix
+    had less than a byte per number."""
     version, spec = (values.get(key) if isinstance(values, dict) else None for key in ("schema_version", "spec"))
     if type(version) is not int or not 1 <= version < SCHEMA_VERSION or not isinstance(spec, dict):
         return values
@@ -93,7 +94,7 @@ def _from_former_version(values: Any) -> Any:
 _ADDED: dict[int, dict[str, Any]] = {
     1: {"entry_reduction": 1},
     2: {"grid_width": None, "grid_blocks": 3, "grid_reduction": 32},
-    4: {"global_pool": "avg", "head_bits": 8},
+    4: {"global_pool": "avg", "head_std": False, "head_bits": 8},
 }
 """What files of these versions and before lack in their spec, and the values under which nothing changes."""
 
