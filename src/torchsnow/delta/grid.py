@@ -33,12 +33,12 @@ class GridBody(nn.Module):
 
     def __init__(self, num_chs: int, width: int, num_blocks: int, global_pool: GlobalPool, frozen: bool) -> None:
         super().__init__()
-        last_chs = FEATURES_PER_WIDTH * width
+        self.last_chs = FEATURES_PER_WIDTH * width
         self.with_max = global_pool == "catavgmax"
-        self.num_features = 2 * last_chs if self.with_max else last_chs
+        self.num_features = 2 * self.last_chs if self.with_max else self.last_chs
         self.stem = _pointwise(num_chs, width, frozen)
         self.blocks = nn.ModuleList(Block(width, frozen) for _ in range(num_blocks))
-        self.gather = _pointwise(width, last_chs, frozen)
+        self.gather = _pointwise(width, self.last_chs, frozen)
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
         batch_size, num_chs, height, width = x.shape
@@ -52,7 +52,7 @@ class GridBody(nn.Module):
         rows = F.gelu(rows)
         for block in self.blocks:
             rows = block(rows, height, width)
-        cells = F.gelu(self.gather(rows)).unflatten(0, (batch_size, height * width))
+        cells = F.gelu(self.gather(rows)).reshape(batch_size, height * width, self.last_chs)
         return torch.cat([cells.mean(1), cells.amax(1)], 1) if self.with_max else cells.mean(1)
 
 
