@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from torchsnow.cli import app, main
-from torchsnow.data import loading, named
+from torchsnow.data import catalogue, loading
 from torchsnow.engines import BACKENDS
 from torchsnow.hub import Hub
 from torchsnow.methods import METHODS, make_method
@@ -64,7 +64,7 @@ def test_engine(added: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
 def test_data_set(added: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCHSNOW_DATA", str(tmp_path))
     table = MappingProxyType(added["DATASET"])
-    monkeypatch.setattr(named, "DATASETS", table)
+    monkeypatch.setattr(catalogue, "DATASETS", table)
     monkeypatch.setattr(loading, "DATASETS", table)
     data = loading.load_data("greys")
     assert data.classes == ("dark", "light")

@@ -310,6 +310,10 @@ def change_metadata(key: str, value: Any) -> Callable[[dict[str, torch.Tensor], 
         ("image_size", True, "image_size is true; expected a whole number"),
         ("image_size", 0, "expected 1 pixel"),
         ("crop_mode", "border", "crop_mode is 'border'; expected one of squash, center"),
+        ("grey_range", [5], r"grey_range is \[5\]; expected two values of 0 to 65535, rising"),
+        ("grey_range", [5, 5], r"grey_range is \[5, 5\]; expected two values"),
+        ("grey_range", [0, 65_536], r"grey_range is \[0, 65536\]; expected two values"),
+        ("grey_range", [0, 9.5], r"grey_range\[1\] is 9.5; expected a whole number"),
         ("image_size", MAX_IMAGE_SIZE + 1, "image_size is 1025; expected 1 pixel to 1024"),
         ("image_size", 10**6, "image_size is 1000000; expected 1 pixel to 1024"),
         ("training", [], "training is .*; expected an object"),
@@ -386,10 +390,12 @@ def test_a_file_of_a_former_version_is_one_of_a_delta_as_there_was_then(
     path: Path, task: Task, source: Source, version: int, unknown: dict[str, Any]
 ) -> None:
     """Version 1 knew deltas that begin at the image alone, version 2 had no grid, and neither had halves; up to
-    version 3 the middle was cut out of every picture. Up to version 4 every number had a byte or more."""
+    version 3 the middle was cut out of every picture. Up to version 4 every number had a byte or more, and all greys
+    were in range."""
 
     def older(tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
         values["schema_version"] = version
+        del values["grey_range"]
         if version <= 3:
             del values["crop_mode"]
         for key, value in unknown.items():

@@ -12,6 +12,7 @@ import yaml
 from command_line import SIZES, TINY, Outcome, Trained, refused, snapshot, torchsnow
 from safetensors.torch import load_file
 
+from sample_photos import make_photos
 from torchsnow.hub import Hub
 from torchsnow.train.loop import Loop
 
@@ -368,3 +369,13 @@ def test_a_training_is_logged(photos: Path, tmp_path: Path, monkeypatch: pytest.
     words = ("train", photos, "--task", "a", "--hub", tmp_path / "hub", *TINY, "--epochs", "1", "--log", "own:here")
     assert torchsnow(*words, "--json").code == 0
     assert told == [0, 1, 1]
+
+
+def test_look_alike_classes_that_are_two_stay_two(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", 4)
+    (photos / "green").rename(photos / "Red")
+    assert "say so with --distinct-names" in train(photos, *TINY).err
+    assert train(photos, *TINY, "--epochs", "1", "--distinct-names").code == 0
+    assert set(Hub.open(Path("hub")).info("new").classes) == {"blue", "red", "Red"}
+    for verb in ("evaluate", "review"):
+        assert torchsnow(verb, photos, "--hub", "hub", "--task", "new").code == 0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from torchsnow.data import DATASETS, loading, named
+from torchsnow.data import DATASETS, catalogue, loading
 
 Folder = Callable[[dict[str, int]], Path]
 Expect = Callable[..., None]
@@ -54,6 +54,6 @@ def expect(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Expect:
     def change(name: str, classes: int, **counts: int) -> None:
         small = {**loading.DATASETS, name: replace(DATASETS[name], num_classes=classes, counts=counts)}
         monkeypatch.setattr(loading, "DATASETS", small)
-        monkeypatch.setattr(named, "DATASETS", small)
+        monkeypatch.setattr(catalogue, "DATASETS", small)
 
     return change

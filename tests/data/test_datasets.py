@@ -45,13 +45,6 @@ def test_class_folders(image_folder: Folder) -> None:
     assert data.skipped == ()
 
 
-@pytest.mark.parametrize("word", ["val", "valid", "Validation"])
-def test_split_folders(image_folder: Folder, word: str) -> None:
-    data = load_data(image_folder({"train/a": 3, "train/b": 3, f"{word}/a": 2, "test/b": 1}))
-    assert {name: len(split) for name, split in data.splits.items()} == {"train": 6, "val": 2, "test": 1}
-    assert data.splits["test"][0].label == 1
-
-
 def test_train_is_a_class_among_other_vehicles(image_folder: Folder) -> None:
     assert load_data(image_folder({"plane": 2, "train": 2})).classes == ("plane", "train")
 
@@ -177,17 +170,6 @@ def test_csv(loose_images: Path) -> None:
     assert [example.label for example in data.splits["all"]] == [1, 1, 0, 0]
 
 
-def test_csv_with_splits(loose_images: Path) -> None:
-    words = ["train", "train", "Valid", "test"]
-    lines = [f"pictures/img{number}.png,{'ab'[number % 2]},{word}" for number, word in enumerate(words)]
-    data = load_data(table(loose_images, "\n".join(["path,label,split", *lines])))
-    assert {name: [e.label for e in split] for name, split in data.splits.items()} == {
-        "train": [0, 1],
-        "val": [0],
-        "test": [1],
-    }
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -214,12 +196,6 @@ def test_csv_with_splits(loose_images: Path) -> None:
 def test_bad_tables(loose_images: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         load_data(table(loose_images, text))
-
-
-def test_a_table_that_is_not_text(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_bytes(b"path,label\n\xff\xfe.png,a\n")
-    with pytest.raises(DataError, match="cannot read the table"):
-        load_data(tmp_path / "a.csv")
 
 
 def test_a_csv_row_whose_link_leaves_the_folder(loose_images: Path, tmp_path: Path) -> None:

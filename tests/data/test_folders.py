@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from conftest import Folder
-from torchsnow.data import LoadedData, load_data, make_splits
+from torchsnow.data import LoadedData, find_images, load_data, load_task_table, make_splits
 from torchsnow.data.names import is_junk, likeness, splits_named
 from torchsnow.errors import DataError
 
@@ -163,6 +163,25 @@ def test_names_that_look_alike_are_a_question(image_folder: Folder, names: tuple
         load_data(root)
 
 
+@pytest.mark.parametrize("names", [("Red", "red"), ("light red", "light_red"), ("1", "1.0")])
+def test_names_that_look_alike_are_two_where_that_is_said(image_folder: Folder, names: tuple[str, str]) -> None:
+    root = image_folder({names[0]: 3, names[1]: 3})
+    assert set(load_data(root, distinct_names=True).classes) == set(names)
+    table = root.parent / "labels.csv"
+    rows = [f"pets/{name}/img{number}.png,{name}" for name in names for number in range(3)]
+    table.write_text("\n".join(["path,label", *rows]))
+    with pytest.raises(DataError, match="or, if they are two, say so with --distinct-names"):
+        load_data(table)
+    assert set(load_data(table, distinct_names=True).classes) == set(names)
+    assert set(load_task_table(table, distinct_names=True).tasks["label"].classes) == set(names)
+
+
+@pytest.mark.parametrize("names", [(NFC, NFD), ("red", "red ")])
+def test_names_that_are_one_text_cannot_be_two(image_folder: Folder, names: tuple[str, str]) -> None:
+    with pytest.raises(DataError, match=r"which look like one class: give it one name$"):
+        load_data(image_folder({names[0]: 3, names[1]: 3, "other": 3}), distinct_names=True)
+
+
 @pytest.mark.parametrize("names", [("A", "a"), ("1", "10"), ("1.5", "15"), ("Maße", "Masse"), ("2", "²"), ("-1", "1")])
 def test_names_that_are_different(names: tuple[str, str]) -> None:
     assert likeness(names[0]) != likeness(names[1])
@@ -173,6 +192,12 @@ def test_encodings_of_one_name_are_one_class(image_folder: Folder, names: tuple[
     data = load_data(image_folder({f"train/{names[0]}": 3, "train/b": 3, f"test/{names[1]}": 2}))
     assert sizes(data) == {"train": 6, "test": 2}
     assert data.classes == ("b", unicodedata.normalize("NFC", names[0]))
+
+
+def test_a_split_in_a_folder_of_its_own_is_explained(image_folder: Folder) -> None:
+    root = image_folder({f"seg_{split}/seg_{split}/{name}": 3 for split in ("train", "test") for name in "ab"})
+    with pytest.raises(DataError, match=r"seg_train holds one folder, with folders inside: if .*seg_train/CLASS"):
+        load_data(root)
 
 
 def test_splits_that_spell_a_class_in_two_ways_are_a_question(image_folder: Folder) -> None:
@@ -295,11 +320,58 @@ def test_copies_are_kept_in_one_split(image_folder: Folder) -> None:
         assert all(contents)
 
 
-def test_dark_16_bit_greys_are_a_note(image_folder: Folder) -> None:
+def test_a_narrow_range_of_16_bit_greys_is_a_note(image_folder: Folder) -> None:
     root = image_folder({"a": 3, "b": 3})
     for name in "ab":
         Image.fromarray(np.array([[0, 4095, ord(name)]], dtype=np.uint16)).save(root / name / "deep.png")
     (note,) = load_data(root).notes
-    assert note.startswith("the 2 grey images of 16 bits have no value above 4,095 of 65,535, so 16 of 256 greys")
+    assert note.startswith("the values of 2 grey images of 16 bits are 0 to 4,095 of 65,535, of which 16 of 256 greys")
+    assert "--grey-range 0 4095" in note
     Image.fromarray(np.array([[0, 60000]], dtype=np.uint16)).save(root / "a" / "bright.png")
     assert load_data(root).notes == ()
+
+
+@pytest.fixture
+def unlabelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "a/10.jpg",
+        "a/2.JPG",
+        "a/note.txt",
+        "a/.hidden.jpg",
+        "a/deep/1.png",
+        "b/1.png",
+        "[b].png",
+        "bare/x.txt",
+    ):
+        Path(tmp_path, name).parent.mkdir(exist_ok=True)
+        Path(tmp_path, name).touch()
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("unlabelled")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["a"], ["a/2.JPG", "a/10.jpg", "a/deep/1.png"]),
+        (["b/1.png", "a", "b"], ["b/1.png", "a/2.JPG", "a/10.jpg", "a/deep/1.png"]),
+        (["*/*.png"], ["b/1.png"]),
+        (["**/1.png"], ["a/deep/1.png", "b/1.png"]),
+        (["[ab]"], ["a/2.JPG", "a/10.jpg", "a/deep/1.png", "b/1.png"]),
+        (["[b].png"], ["[b].png"]),
+        (["gone.jpg", "a/note.txt"], ["gone.jpg", "a/note.txt"]),
+    ],
+)
+def test_what_words_name(words: list[str], expected: list[str]) -> None:
+    bad: list[Path] = []
+    assert find_images(words, lambda path, why: bad.append(path)) == [Path(name) for name in expected]
+    assert bad == []
+
+
+@pytest.mark.usefixtures("unlabelled")
+def test_what_names_nothing_is_said() -> None:
+    bad: list[tuple[Path, str]] = []
+    assert find_images(["bare", "x*.png", "b"], lambda *what: bad.append(what)) == [Path("b/1.png")]
+    assert bad == [
+        (Path("bare"), "the folder bare holds no images"),
+        (Path("x*.png"), "no file fits the pattern x*.png"),
+    ]

@@ -14,9 +14,9 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from torchsnow.data import image_problem, read_image
-from torchsnow.data.formats import FORMATS, format_of
-from torchsnow.data.images import LARGEST_GREY, examine_image
+from torchsnow.data import read_image
+from torchsnow.data.formats import format_of
+from torchsnow.data.images import examine_image, in_grey_range
 from torchsnow.errors import DataError
 
 WHITE, BLACK, RED, BLUE = (255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 0, 255)
@@ -229,7 +229,7 @@ def test_heic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert format_of(path.read_bytes()[:32]) == "HEIF"
     assert np.abs(np.subtract(read_image(path).getpixel((3, 3)), (200, 40, 40))).max() < 8
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    assert image_problem(path) == "reading HEIC needs the library pillow-heif: pip install 'torchsnow[heif]'"
+    assert examine_image(path).problem == "reading HEIC needs the library pillow-heif: pip install 'torchsnow[heif]'"
 
 
 def test_deep_grey_keeps_all_16_bits_of_a_jpeg_2000(tmp_path: Path) -> None:
@@ -238,10 +238,16 @@ def test_deep_grey_keeps_all_16_bits_of_a_jpeg_2000(tmp_path: Path) -> None:
     assert greys((tmp_path / "a.jp2").read_bytes()) == [0, 1, 128, 255]
 
 
-def test_no_two_formats_have_one_name() -> None:
-    assert len(set(FORMATS)) == len(FORMATS)
+def test_what_is_no_picture_has_no_format() -> None:
     assert format_of(b"") is None
     assert format_of(b"\0\0\0\x18ftypisom\0\0\0\0isommp42") is None  # a film
+
+
+def test_the_small_copy_in_a_raw_photograph_is_not_taken_for_it(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 12)).save(tmp_path / "a.nef", "TIFF", tiffinfo={254: 1})
+    assert "its first picture is a small copy of the one that is meant" in (
+        examine_image(tmp_path / "a.nef").problem or ""
+    )
 
 
 def test_a_text_is_a_path(tmp_path: Path) -> None:
@@ -268,7 +274,6 @@ def test_what_the_system_refuses_is_not_damaged(
 
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
     monkeypatch.setattr("torchsnow.data.images.open_image", refuse)
-    assert words in (image_problem(tmp_path / "a.png") or "")
     assert words in (examine_image(tmp_path / "a.png").problem or "")
 
 
@@ -280,9 +285,30 @@ def test_a_turned_picture_is_not_turned_again(tmp_path: Path) -> None:
     assert image.size == ImageOps.exif_transpose(image).size == (2, 4)
 
 
-def test_the_largest_grey_is_known_for_16_bits_alone(tmp_path: Path) -> None:
-    Image.fromarray(np.array([[0, 4095]], dtype=np.uint16)).save(tmp_path / "deep.png")
+def test_the_greys_are_known_for_16_bits_alone(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[7, 4095]], dtype=np.uint16)).save(tmp_path / "deep.png")
     Image.new("L", (2, 2), 9).save(tmp_path / "grey.png")
-    assert read_image(tmp_path / "deep.png").info[LARGEST_GREY] == 4095
-    assert examine_image(tmp_path / "deep.png").largest_grey == 4095
-    assert examine_image(tmp_path / "grey.png").largest_grey is None
+    assert examine_image(tmp_path / "deep.png").greys == (7, 4095)
+    assert examine_image(tmp_path / "grey.png").greys is None
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_a_range_of_greys_is_spread_over_black_to_white(tmp_path: Path, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    values = np.array([[0, 100, 1130, 2160, 4219, 4220, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / f"deep{suffix}", exif=exif)
+    image = read_image(tmp_path / f"deep{suffix}")
+    assert np.asarray(image)[:, 0, 0].tolist() == [0, 0, 4, 8, 16, 16, 255]
+    spread = in_grey_range(image, (100, 4220))
+    assert (spread.mode, np.asarray(spread)[:, 0, 1].tolist()) == ("RGB", [0, 0, 64, 128, 255, 255, 255])
+    assert in_grey_range(image, (0, 65535)) is image
+    Image.new("L", (2, 2), 9).save(tmp_path / "grey.png")
+    assert np.asarray(in_grey_range(read_image(tmp_path / "grey.png"), (100, 4220))).max() == 9
+
+
+def test_a_transparent_grey_is_white_in_every_range(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 9, 4095]], dtype=np.uint16)).save(tmp_path / "a.png", transparency=9)
+    image = read_image(tmp_path / "a.png")
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 255, 16]
+    assert np.asarray(in_grey_range(image, (0, 8190)))[0, :, 0].tolist() == [0, 255, 128]

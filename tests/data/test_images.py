@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from contextlib import suppress
@@ -9,10 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from torchvision.transforms.v2.functional import pil_to_tensor
 
-from torchsnow.data import image_problem, read_image, shorter_side
+from torchsnow.data import eval_transform, prepare, read_image, shorter_side
+from torchsnow.data.images import Cut, cut, examine_image, in_grey_range, upright_rgb
+from torchsnow.data.transforms import cut_of, scale
 from torchsnow.errors import DataError
+from torchsnow.source.config import CROP_MODES, Framing, InputConfig
 
 
 def saved(image: Image.Image, path: Path, **options: object) -> Path:
@@ -89,11 +99,6 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
     assert np.asarray(read_image(path))[0, :, 1].tolist() == [0, 0, 1, 1, 128, 255]
 
 
-def test_big_endian_16_bit_grey(tmp_path: Path) -> None:
-    path = saved(Image.frombytes("I;16B", (2, 1), b"\x80\x00\xff\xff"), tmp_path / "a.tiff")
-    assert np.asarray(read_image(path))[0, :, 0].tolist() == [128, 255]
-
-
 def test_mode_i_is_16_bit_grey_or_refused(tmp_path: Path) -> None:
     good = saved(Image.fromarray(np.array([[0, 257, 65535]], dtype=np.int32)), tmp_path / "good.tiff")
     assert np.asarray(read_image(good))[0, :, 2].tolist() == [0, 1, 255]
@@ -161,8 +166,9 @@ def test_the_cap_is_ours_and_does_not_warn(tmp_path: Path) -> None:
     limit = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert "more than" in (image_problem(large) or "")
-        assert "damaged or truncated" in (image_problem(enormous, max_pixels=400_000_000) or "")
+        for path, max_pixels, words in ((large, 50_000_000, "more than"), (enormous, 400_000_000, "truncated")):
+            with pytest.raises(DataError, match=words):
+                read_image(path, max_pixels)
     assert not caught
     assert limit == Image.MAX_IMAGE_PIXELS
     path = saved(Image.new("L", (10, 10)), tmp_path / "small.png")
@@ -184,8 +190,7 @@ def test_every_truncation_is_an_error_or_a_picture(tmp_path: Path, suffix: str) 
     path = tmp_path / f"cut.{suffix}"
     for size in range(0, len(whole), max(1, len(whole) // 60)):
         path.write_bytes(whole[:size])
-        problem = image_problem(path)
-        assert problem is not None or size > 0.95 * len(whole)
+        assert examine_image(path).problem is not None or size > 0.95 * len(whole)
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=f"cut.{suffix}: damaged or truncated"):
         read_image(path)
@@ -228,3 +233,53 @@ def test_the_shorter_side_is_known_from_the_header(tmp_path: Path) -> None:
     assert shorter_side(path) == 30
     with pytest.raises(DataError, match=r"cannot read the image .*gone\.png"):
         shorter_side(tmp_path / "gone.png")
+
+
+NAMES = ("nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
+
+
+def config_of(interpolation: str, crop_pct: float) -> InputConfig:
+    return InputConfig((3, 32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), interpolation, crop_pct)
+
+
+@given(
+    width=st.integers(1, 90),
+    height=st.integers(1, 90),
+    size=st.integers(1, 48),
+    crop_pct=st.sampled_from([0.5, 0.875, 0.9, 0.95, 0.965, 1.0]),
+    interpolation=st.sampled_from(NAMES),
+    crop_mode=st.sampled_from(CROP_MODES),
+)
+def test_cut_and_scaled_is_evaluation(
+    width: int, height: int, size: int, crop_pct: float, interpolation: str, crop_mode: str
+) -> None:
+    config, framing = config_of(interpolation, crop_pct), Framing(size, crop_mode)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8))
+    pixels = pil_to_tensor(cut(image, cut_of(config, framing)))
+    assert torch.equal(scale(config)(pixels), eval_transform(config, framing)(image))
+
+
+@pytest.mark.parametrize("crop_mode", CROP_MODES)
+def test_a_range_of_greys_is_cut_as_it_is_evaluated(crop_mode: str) -> None:
+    values = np.random.default_rng(0).integers(0, 5000, (20, 30), dtype=np.uint16)
+    deep, framing = upright_rgb(Image.fromarray(values)), Framing(16, crop_mode, (100, 4195))
+    config = config_of("bilinear", 0.9)
+    expected = eval_transform(config, framing)(in_grey_range(deep, framing.grey_range))
+    how = Cut(*json.loads(json.dumps(cut_of(config, framing))))
+    assert torch.equal(scale(config)(pil_to_tensor(cut(deep, how))), expected)
+    for picture in (deep, values, Image.fromarray(values), pil_to_tensor(prepare(config, framing)(deep))):
+        assert torch.equal(eval_transform(config, framing)(picture), expected)
+    assert expected.std() > 5 * eval_transform(config, Framing(16, crop_mode))(deep).std()
+
+
+def test_what_cannot_be_cut() -> None:
+    with pytest.raises(DataError, match="at least 1 pixel"):
+        cut_of(config_of("bilinear", 1.0), Framing(0))
+    with pytest.raises(DataError, match="unknown interpolation 'sharp'"):
+        cut_of(config_of("sharp", 1.0), Framing(32))
+
+
+def test_reading_and_cutting_pictures_does_not_load_torch() -> None:
+    code = "import sys, torchsnow.data.images; print(sorted({'torch', 'timm'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (result.stdout, result.stderr) == ("[]\n", "")

@@ -151,6 +151,11 @@ def test_a_composed_path_means_a_decomposed_file(photos: Path) -> None:
     assert len(data.examples) == 12
 
 
+def test_paths_without_a_suffix_are_explained(photos: Path) -> None:
+    with pytest.raises(DataError, match=r"names 12 files that do not exist: .*; there is img0\.png: write the suffix"):
+        load(photos, "path,label\n" + rows().replace(".png", ""))
+
+
 def test_a_cell_too_many_is_not_dropped(photos: Path) -> None:
     with pytest.raises(DataError, match=r"row 2 has more cells than the header; put what has a ',' in it into quotes"):
         load(photos, "path,label\n" + rows("more"))

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from torchsnow.review.confident import held_out_probabilities, likely_wrong
+from torchsnow.review.confident import held_out_probabilities, likely_wrong, principal_components
+from torchsnow.workflows.near_duplicates import standardised
 
 
 def clusters(num_classes: int = 3, size: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,3 +53,14 @@ def test_rare_classes_are_no_error(sizes: tuple[int, int]) -> None:
     labels = torch.repeat_interleave(torch.arange(2), torch.tensor(sizes))
     probabilities = held_out_probabilities(torch.randn(len(labels), 4), labels, torch.arange(len(labels)), 2)
     assert probabilities.isfinite().all()
+
+
+def test_components_keep_what_tells_images_apart() -> None:
+    images, many = torch.randn(45, 600, generator=torch.Generator().manual_seed(0)).split([40, 5])
+    images = standardised(images[:, :30])
+    components = principal_components(images)
+    assert components.shape == (40, 30)
+    torch.testing.assert_close(components.square().mean(), torch.tensor(1.0))
+    torch.testing.assert_close(torch.cdist(components, components), torch.cdist(images, images), atol=1e-2, rtol=1e-3)
+    torch.testing.assert_close(components, principal_components(images), atol=0, rtol=0)
+    assert principal_components(standardised(many)).shape == (5, 5)

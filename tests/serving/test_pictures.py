@@ -18,9 +18,8 @@ from running_server import Running, form, picture
 
 from sample_tasks import logits
 from torchsnow.data import eval_transform, read_image
-from torchsnow.data.cuts import Cut
 from torchsnow.data.formats import FORMATS
-from torchsnow.data.images import MAX_PIXELS
+from torchsnow.data.images import MAX_PIXELS, Cut
 from torchsnow.errors import ServingError
 from torchsnow.serving.pictures import Picture, decode
 from torchsnow.serving.refusal import Refusal

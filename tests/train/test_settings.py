@@ -34,6 +34,10 @@ from torchsnow.train import TrainSettings
         ("class_weights", "some", "none, balanced"),
         ("augmentation", "wild", "none, flip, light, strong"),
         ("precision", "fp16", "fp32, bf16"),
+        ("grey_range", 4095, "two whole numbers, the lower first, from 0 to 65535"),
+        ("grey_range", (4095, 0), "two whole numbers, the lower first"),
+        ("grey_range", (0, 65_536), "two whole numbers, the lower first"),
+        ("grey_range", (0, 0.5), "two whole numbers, the lower first"),
         ("device", "tpu", "auto, cpu, cuda"),
         ("patience", 0, "None or a whole number"),
         ("amp", "yes", "true or false"),
@@ -52,7 +56,7 @@ def test_batch_of_one_is_explained() -> None:
 
 
 def test_dict_and_back() -> None:
-    settings = TrainSettings(epochs=7, patience=3, optimizer="sgd")
+    settings = TrainSettings(epochs=7, patience=3, optimizer="sgd", grey_range=(0, 4095))
     assert TrainSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
 
 

@@ -15,4 +15,10 @@ SplitColumn = Annotated[
 GroupColumn = Annotated[
     str, typer.Option("--group-column", help="Column of a CSV whose values stay in one split; 'group' by default.")
 ]
+GreyRange = Annotated[
+    tuple[int, int], typer.Option(help="Values of 16-bit grey images for black and white, as 0 4095 for 12 bits.")
+]
+DistinctNames = Annotated[
+    bool, typer.Option("--distinct-names", help="Names of classes that look alike are different classes.")
+]
 FollowLinks = Annotated[bool, typer.Option("--follow-links", help="Follow links that leave the data's folder.")]

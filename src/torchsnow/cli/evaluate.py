@@ -56,7 +56,8 @@ def evaluate(
 
     on_device = torch_device(device)
     columns = Columns(path_column, label_column, split_column)
-    loaded = load_checked(data, quiet=json, columns=columns, follow_links=follow_links, for_training=False)
+    how = {"columns": columns, "follow_links": follow_links, "distinct_names": True}  # the task knows which are
+    loaded = load_checked(data, quiet=json, for_training=False, **how)
     chosen = split or ("all" if splits is None else "test")
     opened.source.to(on_device)
     examples = examples_of(loaded, chosen, splits)

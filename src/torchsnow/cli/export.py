@@ -50,7 +50,7 @@ def export(
     plan = plan_export(Hub.open(hub), out, format, task, image_size, int8, Written(fp16, opset))
     measured = None
     if calibrate is not None:
-        data = load_checked(calibrate, quiet=json)
+        data = load_checked(calibrate, quiet=json, distinct_names=True)
         measured = int8_images(data, plan.hub.source.input_config, plan.framing)
     exported = write_export(plan, measured)
     if json:

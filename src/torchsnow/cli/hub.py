@@ -82,6 +82,7 @@ def show(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
                 "subscription": info.subscription,
                 "image_size": info.image_size,
                 "crop_mode": info.crop_mode,
+                "grey_range": info.grey_range,
                 "training": info.training,
                 "metrics": info.metrics,
                 "versions": info.versions,
@@ -95,7 +96,7 @@ def show(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
     rows: list[list[Any]] = [
         ["classes", first_few(info.classes, _MOST_NAMES, ", ")],
         ["source", info.source_info],
-        ["images", f"{info.image_size} px, {info.crop_mode}"],
+        ["images", info.framing],
         ["layers", _body(info.spec)],
         ["subscribes to", f"{sum(info.subscription.values())} channels of {len(info.subscription)} pools"],
         ["accuracy", ", ".join(f"{split} {value}" for split, value in accuracies.items()) or "-"],

@@ -44,7 +44,7 @@ def review(
     opened.info(task)  # before the images, which take longer
     with clear_os_errors("make the folder", out):
         out.mkdir(parents=True, exist_ok=True)
-    loaded = load_checked(data, quiet=json)
+    loaded = load_checked(data, quiet=json, distinct_names=True)
     opened.source.to(on_device)
     with counting("classifying images", quiet=json) as progress:
         found = review_data(opened, task, loaded, splits, progress)

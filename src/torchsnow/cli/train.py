@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchsnow.cli.data_options import FollowLinks, GroupColumn, LabelColumn, PathColumn, SplitColumn
+from torchsnow.cli.data_options import (
+    DistinctNames,
+    FollowLinks,
+    GreyRange,
+    GroupColumn,
+    LabelColumn,
+    PathColumn,
+    SplitColumn,
+)
 from torchsnow.cli.output import load_checked, note, percent, print_json, say
 from torchsnow.errors import TorchsnowError
 
@@ -69,6 +77,7 @@ def train(
     crop_mode: Annotated[
         str, typer.Option(help="'squash', the picture as a square; or 'center', the square in its middle.")
     ] = "squash",
+    grey_range: GreyRange = (0, 65_535),
     batch_size: Annotated[
         int | None,
         typer.Option("--batch-size", "--batch", help="Images per step; 32 by default, fewer for few images."),
@@ -101,6 +110,7 @@ def train(
     split_column: SplitColumn = "",
     group_column: GroupColumn = "",
     follow_links: FollowLinks = False,
+    distinct_names: DistinctNames = False,
     out: Annotated[
         Path | None, typer.Option(help="Run folder; by default runs/TASK, or the next free runs/TASK-2...")
     ] = None,
@@ -138,6 +148,7 @@ def train(
         "label_smoothing": label_smoothing,
         "class_weights": class_weights,
         "crop_mode": crop_mode,
+        "grey_range": grey_range,
         "augmentation": augmentation,
         "patience": patience,
         "amp": amp,
@@ -175,7 +186,8 @@ def train(
         chosen = source_for(hub, source, weights, precision, mean, std)  # type: ignore[arg-type] # the settings have checked it
         settings = replaced(settings, precision=chosen.precision)
         columns = Columns(path_column, label_column, split_column, group_column)
-        loaded = load_checked(data, quiet=json, columns=columns, follow_links=follow_links)
+        how = {"columns": columns, "follow_links": follow_links, "distinct_names": distinct_names}
+        loaded = load_checked(data, quiet=json, **how)
         if overwrite and not resume and run.args.exists():
             with run.owned():
                 run.clear()

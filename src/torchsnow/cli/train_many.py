@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchsnow.cli.data_options import FollowLinks, GroupColumn, PathColumn, SplitColumn
+from torchsnow.cli.data_options import DistinctNames, FollowLinks, GreyRange, GroupColumn, PathColumn, SplitColumn
 from torchsnow.cli.output import counting, load_checked, note, percent, print_json, print_table, say
 
 if TYPE_CHECKING:
-    from torchsnow.data import Columns
     from torchsnow.workflows.shared import TaskGroup
 
 
@@ -43,6 +42,7 @@ def train_many(
     crop_mode: Annotated[
         str, typer.Option(help="'squash', the picture as a square; or 'center', the square in its middle.")
     ] = "squash",
+    grey_range: GreyRange = (0, 65_535),
     batch_size: Annotated[
         int | None, typer.Option(help="Images per step; 32 by default, fewer for few images.")
     ] = None,
@@ -67,6 +67,7 @@ def train_many(
     split_column: SplitColumn = "",
     group_column: GroupColumn = "",
     follow_links: FollowLinks = False,
+    distinct_names: DistinctNames = False,
     out: Annotated[Path, typer.Option(help="Folder of the run folders, one per task.")] = Path("runs"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the tasks' runs.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Replace tasks of these names.")] = False,
@@ -96,6 +97,7 @@ def train_many(
             "label_smoothing": label_smoothing,
             "class_weights": class_weights,
             "crop_mode": crop_mode,
+            "grey_range": grey_range,
             "augmentation": augmentation,
             "patience": patience,
             "amp": amp,
@@ -123,7 +125,8 @@ def train_many(
         refuse_tasks(named, hub, out, resume=resume, replace=replace)
         chosen = source_for(hub, source, weights, precision)  # type: ignore[arg-type] # the settings have checked it
         recipe = Recipe(replaced(settings, precision=chosen.precision), method, preset, auto)
-        groups = _load(data, Columns(path_column, "", split_column, group_column), follow_links, quiet=json)
+        columns = Columns(path_column, "", split_column, group_column)
+        groups = _load(data, json, columns=columns, follow_links=follow_links, distinct_names=distinct_names)
         place = Place(hub, chosen, replace=replace)
         done, failed = train_tasks(groups, out, recipe, chosen, place, resume=resume, say=None if json else note)
     summaries = [task.summary() for task in done.values()]
@@ -154,8 +157,8 @@ def train_many(
         raise TrainingError("; ".join(f"{name} was given up: {error}" for name, error in failed.items()))
 
 
-def _load(words: Sequence[str], columns: Columns, follow_links: bool, quiet: bool) -> list[TaskGroup]:
-    """The data of NAME=DATA, and all tasks of a table."""
+def _load(words: Sequence[str], quiet: bool, **how: Any) -> list[TaskGroup]:
+    """The data of NAME=DATA, and all tasks of a table, read as `load_data` has it."""
     from torchsnow.data import load_task_table
     from torchsnow.errors import DataError
     from torchsnow.workflows.shared import TaskGroup
@@ -166,12 +169,12 @@ def _load(words: Sequence[str], columns: Columns, follow_links: bool, quiet: boo
         name, is_named, data = word.partition("=")
         if path.is_file():
             with counting("checking images", quiet) as progress:
-                table = load_task_table(path, columns=columns, follow_links=follow_links, progress=progress)
+                table = load_task_table(path, progress=progress, **how)
             for sentence in table.notes:
                 note(f"warning: {sentence}")
             groups.append(TaskGroup(table.tasks, table))
         elif is_named:
-            groups.append(TaskGroup({name: load_checked(data, quiet, columns=columns, follow_links=follow_links)}))
+            groups.append(TaskGroup({name: load_checked(data, quiet, **how)}))
         else:
             raise DataError(
                 f"{word!r} is no file: expected a CSV with the column path and one column per task, or NAME=DATA "

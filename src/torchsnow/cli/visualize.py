@@ -36,7 +36,7 @@ def visualize(
         opened.info(name)  # before the source, which takes longer
     opened.source.to(on_device)
     shown = Visualization(opened, task, out, run=run, image=image, num_channels=channels)
-    loaded = None if data is None else load_checked(data, quiet=json)
+    loaded = None if data is None else load_checked(data, quiet=json, distinct_names=True)
     files = shown.write(loaded, on_device, lambda what: counting(what, quiet=json))
     for sentence in shown.left_out:
         note(f"torchsnow: not compared: {sentence}")

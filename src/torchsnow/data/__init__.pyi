@@ -1,7 +1,7 @@
 from .catalogue import DATASETS as DATASETS
 from .catalogue import NamedData as NamedData
 from .datasets import ImageSet as ImageSet
-from .images import image_problem as image_problem
+from .folders import find_images as find_images
 from .images import read_image as read_image
 from .images import shorter_side as shorter_side
 from .listing import Skipped as Skipped
@@ -19,4 +19,3 @@ from .task_tables import split_table as split_table
 from .transforms import eval_transform as eval_transform
 from .transforms import prepare as prepare
 from .transforms import train_transform as train_transform
-from .unlabelled import find_images as find_images

@@ -19,20 +19,20 @@ from torchsnow.errors import DataError
 from torchsnow.io.files import file_stamp, write_atomically
 
 Progress = Callable[[int, int], None]
-_SCHEMA = 1
-_DARK_BELOW = 32_768  # the largest of 65,536 greys in all 16-bit images, under which half of the range is empty
+_SCHEMA = 2
+_NARROW_BELOW = 32_768  # values between the lowest and the highest of 65,536 greys in all 16-bit images
 
 
 @dataclass(frozen=True)
 class Checked:
     """What is known of the images of a data set: a hash of the content of each that can be used, and the others.
 
-    `largest_greys` are those of the images with 16 bits.
+    `greys` are the lowest and the highest of the images with 16 bits.
     """
 
     digests: Mapping[Path, str]
     skipped: tuple[Skipped, ...]
-    largest_greys: Mapping[Path, int]
+    greys: Mapping[Path, tuple[int, int]]
 
 
 def check_images(entries: Sequence[Entry], progress: Progress | None, memory: Path | None = None) -> Checked:
@@ -41,9 +41,9 @@ def check_images(entries: Sequence[Entry], progress: Progress | None, memory: Pa
     stamps = {entry.path: list(file_stamp(entry.path) or ()) for entry in entries} if memory is not None else {}
     found: dict[Path, Examined] = {}
     for path, stamp in stamps.items():
-        old_stamp, digest, largest_grey = known.get(str(path), (None, "", None))
+        old_stamp, digest, greys = known.get(str(path), (None, "", None))
         if old_stamp == stamp:
-            found[path] = Examined(None, digest, largest_grey)
+            found[path] = Examined(None, digest, greys)
     fresh = [entry.path for entry in entries if entry.path not in found]
     # Pillow decodes outside the interpreter lock, so threads are enough.
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
@@ -56,11 +56,11 @@ def check_images(entries: Sequence[Entry], progress: Progress | None, memory: Pa
     return Checked(
         {path: one.digest for path, one in found.items() if one.problem is None},
         tuple(Skipped(entry.path, problem) for entry in entries if (problem := found[entry.path].problem) is not None),
-        {path: one.largest_grey for path, one in found.items() if one.largest_grey is not None},
+        {path: one.greys for path, one in found.items() if one.greys is not None},
     )
 
 
-def _recall(memory: Path) -> dict[str, tuple[list[int], str, int | None]]:
+def _recall(memory: Path) -> dict[str, tuple[list[int], str, tuple[int, int] | None]]:
     try:
         content = json.loads(memory.read_text(encoding="utf-8", errors="surrogateescape"))
         return dict(content["images"]) if content["schema"] == _SCHEMA else {}
@@ -68,7 +68,7 @@ def _recall(memory: Path) -> dict[str, tuple[list[int], str, int | None]]:
         return {}
 
 
-def _remember(memory: Path, images: Mapping[str, tuple[list[int], str, int | None]]) -> None:
+def _remember(memory: Path, images: Mapping[str, tuple[list[int], str, tuple[int, int] | None]]) -> None:
     with suppress(DataError):  # a data folder that cannot be written to is checked every time
         write_atomically(memory, json.dumps({"schema": _SCHEMA, "images": images}, allow_nan=False), DataError)
 
@@ -121,7 +121,7 @@ def fingerprint(entries: Iterable[Entry], digests: Mapping[Path, str], root: Pat
 
 def warnings_on(entries: Sequence[Entry], checked: Checked, root: Path) -> list[str]:
     """A sentence for everything that makes results misleading and is no reason to refuse the data."""
-    return [*_on_copies(entries, checked.digests, root), *_on_groups(entries), *_on_greys(checked.largest_greys)]
+    return [*_on_copies(entries, checked.digests, root), *_on_groups(entries), *_on_greys(list(checked.greys.values()))]
 
 
 def _on_copies(entries: Sequence[Entry], digests: Mapping[Path, str], root: Path) -> list[str]:
@@ -160,11 +160,12 @@ def _on_groups(entries: Sequence[Entry]) -> list[str]:
     return [f"images of {counted(len(torn), 'group')} are in several splits ({first_few(torn)}): accuracy is too good"]
 
 
-def _on_greys(largest_greys: Mapping[Path, int]) -> list[str]:
-    largest = max(largest_greys.values(), default=_DARK_BELOW)
-    if largest >= _DARK_BELOW:
+def _on_greys(greys: Sequence[tuple[int, int]]) -> list[str]:
+    low, high = min((low for low, _ in greys), default=0), max((high for _, high in greys), default=65_535)
+    if high - low >= _NARROW_BELOW:
         return []
     return [
-        f"the {counted(len(largest_greys), 'grey image')} of 16 bits have no value above {largest:,} of 65,535, so "
-        f"{largest // 257 + 1} of 256 greys are left of them: scale their values to the whole range first"
+        f"the values of {counted(len(greys), 'grey image')} of 16 bits are {low:,} to {high:,} of 65,535, of which "
+        f"{high // 257 - low // 257 + 1} of 256 greys are left, unless --grey-range says which are black and white "
+        f"(--grey-range {low} {max(high, low + 1)} spreads these)"
     ]

@@ -1,10 +1,11 @@
-"""Data sets that are folders of class folders."""
+"""Images in folders: of classes, and without labels."""
 
 from __future__ import annotations
 
+import glob
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,12 +54,12 @@ class _Found:
 
 
 def list_folder(
-    root: Path, *, follow_links: bool = False, for_training: bool = True, by_a_person: bool = True
+    root: Path, *, follow_links: bool = False, distinct_names: bool = False, for_training: bool = True
 ) -> Listing:
     """Class folders, or folders of them for train, val and test, by these words or others that mean them.
 
     Links that leave the folder are skipped, unless `follow_links`. Not `for_training`, any of the splits may be
-    missing. Names that look like one class are refused if they were given `by_a_person`.
+    missing. Names that look like one class are refused unless they are `distinct_names`.
     """
     root = root.resolve()
     entries: list[Entry] = []
@@ -66,17 +67,51 @@ def list_folder(
     written: dict[str, set[str]] = {}  # names of class folders by split, as they stand on the disk
     for split, split_folder in _split_folders(root, for_training, found).items():
         folders = _class_folders(split_folder, found)
+        if for_training and split == "train" and len(folders) == 1 and _has_folders(folders[0]):
+            raise DataError(
+                f"{split_folder} holds one folder, with folders inside: if these are the classes, move them up, as in "
+                f"{split_folder}/CLASS"
+            )
         written[split] = {folder.name for folder in folders}
         for folder in folders:
             images = _images_below(folder, root, follow_links, found)
             entries += [Entry(path, as_text(folder.name), split) for path in images]
-    if by_a_person:
-        for split, names in written.items():
-            refuse_alike(names, f"the folder {root if split == ALL else root / split}")
-        refuse_alike({as_text(name) for names in written.values() for name in names}, f"the folder {root}")
+    for split, names in written.items():
+        refuse_alike(names, f"the folder {root if split == ALL else root / split}", distinct_names)
+    refuse_alike({as_text(name) for names in written.values() for name in names}, f"the folder {root}", distinct_names)
     trained = written.get(ALL) or written.get("train") or set().union(*written.values())
     classes = natural_sorted({as_text(name) for name in trained})
     return Listing(as_text(root.name), root, tuple(classes), tuple(entries), tuple(found.skipped), tuple(found.notes()))
+
+
+def find_images(words: Iterable[str], on_bad: Callable[[Path, str], None]) -> list[Path]:
+    """The files that the words name, each once, in the order of the words.
+
+    A word is a file, a folder (its images at any depth, in natural order, without hidden ones and what is no
+    image) or a pattern (`*`, `?`, `[...]`, `**` for folders at any depth). What exists under a word is what it
+    names, even if the word looks like a pattern. A folder without images, and a pattern that nothing fits, are passed
+    to `on_bad` with the reason; whether a file can be read is not looked at. Raises DataError for a folder that
+    cannot be listed.
+    """
+    files: list[Path] = []
+    for word in words:
+        path = Path(word)
+        fitting = [path]
+        if glob.has_magic(word) and not os.path.exists(word):
+            fitting = [Path(name) for name in natural_sorted(glob.glob(word, recursive=True))]
+            if not fitting:
+                on_bad(path, f"no file fits the pattern {word}")
+        for found in fitting:
+            files += _images_of(found, on_bad) if os.path.isdir(found) else [found]
+    return list(dict.fromkeys(files))
+
+
+def _images_of(folder: Path, on_bad: Callable[[Path, str], None]) -> list[Path]:
+    found = _Found()
+    images = [path for path in _candidates_below(folder, False, found) if path.is_file() and _is_image(path, found)]
+    if not images:
+        on_bad(folder, f"the folder {folder} holds no images")
+    return images
 
 
 def _split_folders(root: Path, for_training: bool, found: _Found) -> dict[str, Path]:
@@ -163,13 +198,6 @@ def _images_below(folder: Path, root: Path, follow_links: bool, found: _Found) -
     if not images and len(found.skipped) == unused:
         raise DataError(f"the class folder {folder} holds no images: put some in, or remove it")
     return images
-
-
-def images_below(folder: Path) -> list[Path]:
-    """The images below a folder without labels, at any depth, in natural order; links to folders are not followed.
-    Raises DataError for a folder that cannot be listed."""
-    found = _Found()
-    return [path for path in _candidates_below(folder, False, found) if path.is_file() and _is_image(path, found)]
 
 
 def _refusal(path: Path, root: Path, follow_links: bool) -> str | None:

@@ -15,7 +15,6 @@ from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from torchsnow.errors import DataError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "HEIF")
 SUFFIXES = {
     "JPEG": ".jpg",
     "PNG": ".png",
@@ -27,6 +26,7 @@ SUFFIXES = {
     "JPEG2000": ".jp2",
     "HEIF": ".heic",
 }
+FORMATS = tuple(SUFFIXES)
 PREFIX_BYTES = 32
 """So much of a file says which format it is in."""
 WHITE_IS_ZERO, FULL_GREY, COLOUR_KEY = "white_is_zero", "full_grey", "colour_key"
@@ -85,6 +85,10 @@ class _Tiff(TiffImagePlugin.TiffImageFile):
 
     def _setup(self) -> None:
         tags = self.tag_v2
+        if _first(tags.get(254, 0)) & 1:
+            raise DataError(
+                "its first picture is a small copy of the one that is meant, as in raw photographs; save it as JPEG"
+            )
         bits, sample_format = (_first(tags.get(tag, 1)) for tag in (258, 339))
         layout = f"its pixels are {tags.get(277, 1)} x {bits} bits in a layout"
         white_is_zero = tags.get(262) == 0 and bits > 8

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 
-from torchsnow.data.formats import (
-    COLOUR_KEY,
-    FULL_GREY,
-    PREFIX_BYTES,
-    WHITE_IS_ZERO,
-    open_image,
-)
-from torchsnow.data.formats import (
-    format_of as format_of,
-)
+from torchsnow.data.formats import COLOUR_KEY, FULL_GREY, PREFIX_BYTES, WHITE_IS_ZERO, open_image
+from torchsnow.data.formats import format_of as format_of
 from torchsnow.errors import DataError
+from torchsnow.source.config import GREYS
 
 MAX_PIXELS = 50_000_000
 # Resizing by the shorter side blows a strip up to gigabytes, so strips are refused like decompression bombs.
 MAX_ASPECT_RATIO = 100
-LARGEST_GREY = "largest_grey"
+DEEP_GREY = "deep_grey"
+"""An entry of a picture's `info`: its greys of 16 bits, as a picture of mode I;16."""
 # What undoes each EXIF orientation. (ImageOps.exif_transpose also rewrites the EXIF, and fails where it is damaged.)
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -42,12 +38,12 @@ class Examined(NamedTuple):
     """What is known of an image file once all of it was decoded.
 
     `problem` is why it cannot be used, None for a good one; `digest` is a hash of its content, empty where that cannot
-    be read; `largest_grey` is the largest value of a grey image of 16 bits, None for others.
+    be read; `greys` are the lowest and the highest value of a grey image of 16 bits, None for others.
     """
 
     problem: str | None
     digest: str
-    largest_grey: int | None = None
+    greys: tuple[int, int] | None = None
 
 
 def read_image(file: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -58,8 +54,8 @@ def read_image(file: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Ima
     - EXIF orientation is applied; an orientation that cannot be read counts as upright.
     - Transparency (RGBA, LA, palette or colour key) is composited on white; a BMP that is transparent everywhere has
       an unused fourth byte, and is opaque.
-    - 16-bit grey, also as mode I, is divided by 257 and rounded, so that 65535 becomes 255; 12-bit grey likewise. Of
-      16-bit colours the high byte is kept.
+    - 16-bit grey, also as mode I, is divided by 257 and rounded, so that 65535 becomes 255 (the values themselves stay
+      at hand for `Framing.grey_range`); 12-bit grey likewise. Of 16-bit colours the high byte is kept.
     - Greyscale, 1-bit, palette, CMYK and YCbCr are converted as Pillow does, and white-is-zero is inverted.
     - Of an animation or a file with several pages, the first one is read.
     - Damaged notes (EXIF, text in a PNG) are ignored.
@@ -87,20 +83,12 @@ def examine_image(path: Path) -> Examined:
         return Examined(str(error), digest)
     except OSError as error:
         return Examined(_unreadable(error), digest)
-    return Examined(None, digest, image.info.get(LARGEST_GREY))
+    deep = image.info.get(DEEP_GREY)
+    return Examined(None, digest, None if deep is None else deep.getextrema())
 
 
 def _digest() -> hashlib.blake2b:
     return hashlib.blake2b(digest_size=16)
-
-
-def image_problem(file: Path, max_pixels: int = MAX_PIXELS) -> str | None:
-    """Why `read_image` would refuse this file, found by decoding all of it; None for a good one."""
-    try:
-        _read(file, max_pixels)
-    except DataError as error:
-        return str(error)
-    return None
 
 
 def shorter_side(file: Path) -> int:
@@ -181,11 +169,23 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     """A picture of any mode as `read_image` gives it. Raises DataError for values without a defined 8-bit scale."""
     turn = _turn(image)
     rgb = _to_rgb(image)
-    notes: dict[Any, Any] = {LARGEST_GREY: rgb.info[LARGEST_GREY]} if LARGEST_GREY in rgb.info else {}
+    notes: dict[Any, Any] = {DEEP_GREY: rgb.info[DEEP_GREY]} if DEEP_GREY in rgb.info else {}
     if turn is not None:
-        rgb = rgb.transpose(turn)
+        rgb, notes = rgb.transpose(turn), {key: deep.transpose(turn) for key, deep in notes.items()}
     rgb.info = notes  # what the file said of its orientation and transparency is done
     return rgb
+
+
+def in_grey_range(image: Image.Image, grey_range: Sequence[int]) -> Image.Image:
+    """A picture that `read_image` gave; one of 16-bit greys with these two as black and white."""
+    deep = image.info.get(DEEP_GREY)
+    return image if deep is None or tuple(grey_range) == GREYS else _spread(np.asarray(deep), *grey_range)
+
+
+def _spread(values: NDArray[Any], black: int, white: int) -> Image.Image:
+    """Greys (H, W) of so many bits as an RGB picture, rounded; those below black and above white are cut off."""
+    above, span = values.astype(np.int64).clip(black, white) - black, white - black
+    return Image.fromarray(((above * 255 + span // 2) // span).astype(np.uint8)).convert("RGB")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -214,16 +214,43 @@ def _has_unused_alpha(image: Image.Image) -> bool:
 def _from_deep_grey(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     white = image.info.get(FULL_GREY, 65535)
-    largest = int(values.max())
-    if values.min() < 0 or largest > white:
+    if values.min() < 0 or values.max() > white:
         raise DataError("its 32-bit values leave 0..65535, so they have no defined 8-bit scale; save it with 16 bits")
     if image.info.get(WHITE_IS_ZERO):
         values = white - values
-    rgb = Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8)).convert("RGB")
+    if COLOUR_KEY in image.info:
+        values[image.info[COLOUR_KEY]] = white
+    rgb = _spread(values, 0, white)
     if white == 65535:
-        rgb.info[LARGEST_GREY] = largest
+        rgb.info[DEEP_GREY] = Image.fromarray(values.astype(np.uint16))
     return rgb
 
 
 def _name(file: Path | BinaryIO) -> str:
     return str(file) if isinstance(file, Path) else str(getattr(file, "name", "from a stream"))
+
+
+class Cut(NamedTuple):
+    """Both sides ("squash") or the shorter one ("center") are resized to `resize_size` pixels, with Pillow's filter
+    number `resample`; of that, the centre of `size` x `size` pixels is kept. Of 16-bit greys, those of `grey_range`
+    become black and white. `transforms.cut_of` says which cut a source wants."""
+
+    size: int
+    resize_size: int
+    crop_mode: str
+    resample: int
+    grey_range: Sequence[int] = GREYS
+
+
+def cut(image: Image.Image, how: Cut) -> Image.Image:
+    """What `eval_transform` sees of an image, to the last bit, before it becomes a tensor."""
+    image = in_grey_range(image, how.grey_range)
+    width, height = image.size
+    resized = (how.resize_size, how.resize_size)
+    if how.crop_mode == "center":
+        shorter = min(width, height)
+        resized = (int(how.resize_size * width / shorter), int(how.resize_size * height / shorter))
+    if resized != image.size:
+        image = image.resize(resized, Image.Resampling(how.resample))
+    left, top = (round((side - how.size) / 2) for side in resized)
+    return image.crop((left, top, left + how.size, top + how.size))

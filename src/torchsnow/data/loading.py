@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torchsnow.data.catalogue import DATASETS
+from torchsnow.data.catalogue import DATASETS, find_torchvision, list_named
 from torchsnow.data.checking import (
     Checked,
     Progress,
@@ -21,7 +21,6 @@ from torchsnow.data.checking import (
 from torchsnow.data.folders import list_folder
 from torchsnow.data.hf import list_hf
 from torchsnow.data.listing import Listing, Skipped
-from torchsnow.data.named import find_torchvision, list_named
 from torchsnow.data.published import list_elpv
 from torchsnow.data.tables import TABLE_SUFFIXES, Columns, list_table
 from torchsnow.errors import DataError
@@ -90,6 +89,7 @@ def load_data(
     progress: Progress | None = None,
     columns: Columns = Columns(),  # noqa: B008 # it cannot change
     follow_links: bool = False,
+    distinct_names: bool = False,
     for_training: bool = True,
 ) -> LoadedData:
     """List a data set and decode every image of it once, so that no training run meets a damaged file hours later.
@@ -99,14 +99,16 @@ def load_data(
     cells, four defect probabilities) or `elpv:binary` (functional or defective), a name in `DATASETS`, the same as
     `torchvision:NAME` where torchvision has that data set, or `hf:ORGANISATION/NAME`. A folder of that name comes
     before a bare name. `progress` is called with (images checked, images in all). What has a name is fetched when it
-    is missing, and its images are decoded again only when they change.
+    is missing, and its images are decoded again only when they change. Class names that look alike (`Red` and
+    `red`) are refused unless they are `distinct_names`.
 
     Images that cannot be read, and links that leave the data's folder (unless `follow_links`), are skipped and listed
     in `.skipped`. Raises DataError when they are over `max_bad_share` of all files or a whole class, and for data that
     is missing, empty or contradictory, or, if it is `for_training`, has fewer than two classes to train on.
     """
     try:
-        listing = _list(str(data), columns, follow_links, for_training)
+        how = {"follow_links": follow_links, "distinct_names": distinct_names, "for_training": for_training}
+        listing = _list(str(data), columns, how)
     except OSError as error:
         raise DataError(f"cannot read the data {data}: {error}") from error
     check_classes(listing, for_training)
@@ -147,7 +149,7 @@ def loaded(listing: Listing, checked: Checked, max_bad_share: float) -> LoadedDa
     )
 
 
-def _list(data: str, columns: Columns, follow_links: bool, for_training: bool) -> Listing:
+def _list(data: str, columns: Columns, how: Mapping[str, bool]) -> Listing:
     refuse_missing(data)
     prefix, _, name = data.partition(":")
     if prefix == "torchvision":
@@ -158,7 +160,7 @@ def _list(data: str, columns: Columns, follow_links: bool, for_training: bool) -
         return list_elpv(binary=data == "elpv:binary")
     path = Path(os.path.expanduser(data))
     if data.strip() and path.is_dir():
-        return list_folder(path, follow_links=follow_links, for_training=for_training)
+        return list_folder(path, **how)
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
-        return list_table(path, columns, follow_links=follow_links, for_training=for_training)
+        return list_table(path, columns, **how)
     return list_named(DATASETS[data])

@@ -98,17 +98,16 @@ def likeness(name: str) -> str:
     return " ".join(re.split(r"[\s_-]+", visible.lower())).strip()
 
 
-def refuse_alike(names: Iterable[str], what: str) -> None:
-    """Raise DataError when two of the names, as they were written, can be taken for one."""
+def refuse_alike(names: Iterable[str], what: str, distinct: bool) -> None:
+    """Raise DataError when two of the names, as they were written, can be taken for one, or, if they were said to be
+    `distinct`, are one as text."""
     seen: dict[str, str] = {}
     for name in sorted(names):
-        other = seen.setdefault(likeness(name), name)
+        other = seen.setdefault(as_text(name) if distinct else likeness(name), name)
         if other != name:
-            pair = f"{other!a} and {name!a}"
-            raise DataError(
-                f"{what} has the names {pair}, which look like one class: give it one name, or, if they are two, names "
-                "that differ in more than case, blanks, accents' encoding and the form of numbers"
-            )
+            one_text = as_text(name) == as_text(other)
+            advice = "give it one name" + ("" if one_text else ", or, if they are two, say so with --distinct-names")
+            raise DataError(f"{what} has the names {other!a} and {name!a}, which look like one class: {advice}")
 
 
 def natural_sorted(names: Iterable[str]) -> list[str]:

@@ -90,7 +90,7 @@ def _put_in_place(temporary: Path, target: Path) -> None:
 
 
 def _list_prepared(folder: Path) -> Listing:
-    listing = list_folder(folder / PREPARED, by_a_person=False)
+    listing = list_folder(folder / PREPARED, distinct_names=True)
     classes = tuple(unquote(name) for name in listing.classes)
     entries = tuple(replace(entry, class_name=unquote(entry.class_name)) for entry in listing.entries)
     return replace(listing, classes=classes, entries=entries)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import io
 import os
 import re
@@ -71,11 +72,13 @@ class Table:
         that mean no split."""
         split, group, label = self.columns.split, self.columns.group, self.columns.label
         means = splits_named(sorted({row[split].strip() for _, row in rows})) if split else {}
-        entries, missing = [], []
+        entries, missing, hint = [], [], ""
         for number, row in rows:
             path = self._path(row[self.columns.path], number, follow_links)
             if not os.path.isfile(path):
                 missing.append(f"row {number}: {path}")
+                whole = next(path.parent.glob(f"{glob.escape(path.name)}.*"), None)
+                hint = hint or (f"; there is {whole.name}: write the suffix into the column too" if whole else "")
             if split and row[split].strip() not in means:
                 raise DataError(
                     f"{self.file}, row {number}: unknown split {row[split]!r} in the column {split!r}; "
@@ -85,7 +88,7 @@ class Table:
             in_group = (row[group] or "").strip() if group else ""
             entries.append(Entry(path, name, means[row[split].strip()] if split else ALL, in_group))
         if missing:
-            raise DataError(f"{self.file} names {len(missing)} files that do not exist: {first_few(missing)}")
+            raise DataError(f"{self.file} names {len(missing)} files that do not exist: {first_few(missing)}{hint}")
         return entries
 
     def _path(self, cell: str, number: int, follow_links: bool) -> Path:
@@ -106,12 +109,18 @@ class Table:
 
 
 def list_table(
-    file: Path, columns: Columns = Columns(), *, follow_links: bool = False, for_training: bool = True
+    file: Path,
+    columns: Columns = Columns(),
+    *,
+    follow_links: bool = False,
+    distinct_names: bool = False,
+    for_training: bool = True,
 ) -> Listing:
     """A table with a row per image. Not `for_training`, it need not have rows to train on."""
     table = read_table(file, columns, needs_label=True)
     entries = table.entries(table.rows, follow_links)
-    refuse_alike({row[table.columns.label] for _, row in table.rows}, f"the column {table.columns.label!r} of {file}")
+    written = {row[table.columns.label] for _, row in table.rows}
+    refuse_alike(written, f"the column {table.columns.label!r} of {file}", distinct_names)
     trained = {entry.class_name for entry in entries if entry.split in (ALL, "train")}
     classes = natural_sorted(trained if trained or for_training else {entry.class_name for entry in entries})
     notes = (*table.notes, *_unused(table))

@@ -37,6 +37,7 @@ def load_task_table(
     *,
     columns: Columns = Columns(),  # noqa: B008 # it cannot change
     follow_links: bool = False,
+    distinct_names: bool = False,
     max_bad_share: float = 0.1,
     progress: Progress | None = None,
 ) -> TaskTable:
@@ -53,7 +54,7 @@ def load_task_table(
         raise DataError(f"{file} has no labels: every cell of its tasks {', '.join(names)} is empty")
     entries = table.entries(used, follow_links)
     check_unique(entries)
-    listings = {name: _listing(table, name, [row for _, row in used], entries) for name in names}
+    listings = {name: _listing(table, name, [row for _, row in used], entries, distinct_names) for name in names}
     for listing in listings.values():
         check_classes(listing)
     checked = check_images(entries, progress)
@@ -98,9 +99,12 @@ def _label(row: Mapping[str, str], name: str) -> str:
     return as_text(row[name])
 
 
-def _listing(table: Table, name: str, rows: Sequence[Mapping[str, str]], entries: Sequence[Entry]) -> Listing:
+def _listing(
+    table: Table, name: str, rows: Sequence[Mapping[str, str]], entries: Sequence[Entry], distinct_names: bool
+) -> Listing:
     """One task's part of the table."""
-    refuse_alike({row[name] for row in rows if _label(row, name)}, f"the column {name!r} of {table.file}")
+    written = {row[name] for row in rows if _label(row, name)}
+    refuse_alike(written, f"the column {name!r} of {table.file}", distinct_names)
     own = [
         replace(entry, class_name=_label(row, name))
         for row, entry in zip(rows, entries, strict=True)

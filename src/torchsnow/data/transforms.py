@@ -8,6 +8,7 @@ a DataError.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -16,8 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from torchsnow.data.cuts import Cut
-from torchsnow.data.images import upright_rgb
+from torchsnow.data.images import Cut, in_grey_range, upright_rgb
 from torchsnow.data.names import AUGMENTATIONS
 from torchsnow.errors import DataError
 from torchsnow.source.config import CROP_MODES, MAX_IMAGE_SIZE, Framing, InputConfig
@@ -25,7 +25,10 @@ from torchsnow.source.config import CROP_MODES, MAX_IMAGE_SIZE, Framing, InputCo
 
 def prepare(config: InputConfig, framing: Framing) -> Callable[[Image.Image], Image.Image]:
     """The resize that comes before everything random."""
-    return cast("Callable[[Image.Image], Image.Image]", v2.Compose([_picture, _resize(config, framing)]))
+    return cast(
+        "Callable[[Image.Image], Image.Image]",
+        v2.Compose([partial(_picture, framing.grey_range), _resize(config, framing)]),
+    )
 
 
 def eval_transform(config: InputConfig, framing: Framing) -> Callable[[Any], Tensor]:
@@ -40,7 +43,7 @@ def eval_transform(config: InputConfig, framing: Framing) -> Callable[[Any], Ten
 def cut_of(config: InputConfig, framing: Framing) -> Cut:
     """The first half of `eval_transform`, as numbers: what `cut` does before `scale`. Raises DataError as that does."""
     resample = Image.Resampling[_interpolation(config).name.removesuffix("_EXACT")]
-    return Cut(framing.image_size, _resize_size(config, framing), framing.crop_mode, resample)
+    return Cut(framing.image_size, _resize_size(config, framing), framing.crop_mode, resample, framing.grey_range)
 
 
 def scale(config: InputConfig) -> Callable[[Tensor], Tensor]:
@@ -69,14 +72,16 @@ def train_transform(config: InputConfig, framing: Framing, augmentation: str) ->
 
 def _pipeline(config: InputConfig, framing: Framing, steps: list[Any]) -> Callable[[Any], Tensor]:
     # On a prepared tensor the resize finds its size reached and does nothing.
-    resized = [_picture, _resize(config, framing), v2.PILToTensor()]
+    resized = [partial(_picture, framing.grey_range), _resize(config, framing), v2.PILToTensor()]
     return cast("Callable[[Any], Tensor]", v2.Compose([*resized, *steps, *_scaling(config)]))
 
 
-def _picture(given: Any) -> Image.Image | Tensor:
+def _picture(grey_range: tuple[int, int], given: Any) -> Image.Image | Tensor:
     """A picture of any kind as an upright RGB one, or the uint8 tensor (..., 3, H, W) that it is."""
     if isinstance(given, Image.Image):
-        return given if given.mode == "RGB" and not given.info and not given.getexif() else upright_rgb(given)
+        if given.mode == "RGB" and not given.info and not given.getexif():
+            return given
+        return in_grey_range(upright_rgb(given), grey_range)
     if isinstance(given, Tensor):
         if given.dtype == torch.uint8 and given.ndim >= 3 and given.shape[-3] == 3:
             return given
@@ -84,7 +89,7 @@ def _picture(given: Any) -> Image.Image | Tensor:
     elif isinstance(given, np.ndarray):
         deep_grey = given.dtype in (np.uint16, np.int32) and given.ndim == 2
         if deep_grey or (given.dtype == np.uint8 and (given.ndim == 2 or given.shape[2:] in ((3,), (4,)))):
-            return upright_rgb(Image.fromarray(given))
+            return in_grey_range(upright_rgb(Image.fromarray(given)), grey_range)
         what = f"a {given.dtype} array {given.shape}"
     else:
         what = f"a {type(given).__name__}"
@@ -106,7 +111,7 @@ def _resize(config: InputConfig, framing: Framing) -> Any:
 
 def _resize_size(config: InputConfig, framing: Framing) -> int:
     """To how many pixels a side is resized before the middle is cut out. Raises DataError as `eval_transform` does."""
-    size, crop_mode = framing
+    size, crop_mode, _ = framing
     if not 1 <= size <= MAX_IMAGE_SIZE:
         raise DataError(f"the image size must be at least 1 pixel, and at most {MAX_IMAGE_SIZE}, not {size}")
     if crop_mode not in CROP_MODES:

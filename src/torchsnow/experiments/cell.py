@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from torchsnow.data import ImageSet, Splits, make_splits
-from torchsnow.data.sampling import reduced
+from torchsnow.data.splits import reduced
 from torchsnow.delta.cost import source_cost
 from torchsnow.errors import TrainingError
 from torchsnow.experiments.plan import OF_DATA, Experiment, PlannedCell

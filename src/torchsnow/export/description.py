@@ -62,7 +62,7 @@ def preprocessing(config: InputConfig, framing: Framing) -> dict[str, Any]:
 
     With `crop` "squash" both sides are resized to `resize_size` pixels, with "center" the shorter one; then the centre
     of `image_size` x `image_size` pixels is cropped. Pixels are scaled to 0..1, and normalised by `mean` and `std` per
-    channel.
+    channel. Before all that, 16-bit greys are spread from `grey_range` to 0..255.
     """
     if config.interpolation not in _INTERPOLATIONS:
         raise CompileError(
@@ -73,6 +73,7 @@ def preprocessing(config: InputConfig, framing: Framing) -> dict[str, Any]:
         "resize_size": framing.resize_size(config.crop_pct),
         "interpolation": _INTERPOLATIONS[config.interpolation],
         "crop": framing.crop_mode,
+        "grey_range": list(framing.grey_range),
         "mean": list(config.mean),
         "std": list(config.std),
     }

@@ -118,13 +118,10 @@ def _one_framing(tasks: Sequence[Task], image_size: int | None) -> Framing:
     """The framing of all the tasks, at another size if one is given."""
     groups: dict[Framing, list[str]] = {}
     for task in tasks:
-        framing = task.framing if image_size is None else Framing(image_size, task.crop_mode)
+        framing = task.framing if image_size is None else task.framing._replace(image_size=image_size)
         groups.setdefault(framing, []).append(task.name)
     if len(groups) > 1:
-        listed = "; ".join(
-            f"{framing.image_size} px, {framing.crop_mode}: {', '.join(names)}"
-            for framing, names in sorted(groups.items())
-        )
+        listed = "; ".join(f"{framing}: {', '.join(names)}" for framing, names in sorted(groups.items()))
         raise CompileError(
             f"the tasks were trained on images that were prepared differently ({listed}), and one file has one source "
             "pass; name tasks of one kind with --task, or one size for all of them with --image-size"

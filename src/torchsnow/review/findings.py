@@ -12,12 +12,11 @@ from torch import Tensor
 
 from torchsnow.data import Example, LoadedData, Splits
 from torchsnow.hub import Hub
-from torchsnow.review.confident import FOLDS, held_out_probabilities, likely_wrong
-from torchsnow.review.duplicates import duplicate_groups, of_several
-from torchsnow.review.values import principal_components, standardised
+from torchsnow.review.confident import FOLDS, held_out_probabilities, likely_wrong, principal_components
 from torchsnow.source import Source
 from torchsnow.task_file import Task
 from torchsnow.workflows.evaluation import matched_labels, refuse_bad
+from torchsnow.workflows.near_duplicates import duplicate_groups, of_several, standardised
 from torchsnow.workflows.predictions import run_tasks
 
 _RARE = 0.2

@@ -132,7 +132,7 @@ def _listing(root: Path) -> Listing:
     if not root.is_dir():
         kind = "a file: labels of a table are changed in the table itself" if root.is_file() else "not there"
         raise DataError(f"relabel moves images between class folders, and {root} is {kind}")
-    return list_folder(root)
+    return list_folder(root, distinct_names=True)
 
 
 def _check_row(row: dict[str, str], where: str, listing: Listing, entries: dict[str, Entry]) -> None:

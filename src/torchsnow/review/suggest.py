@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torchsnow.review.values import standardised
 from torchsnow.source import Source
 from torchsnow.task_file import Task
+from torchsnow.workflows.near_duplicates import standardised
 from torchsnow.workflows.predictions import OnBad, Progress, run_tasks
 
 

@@ -15,9 +15,8 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Literal, NamedTuple
 
-from torchsnow.data.cuts import Cut, cut
 from torchsnow.data.formats import FORMATS, PREFIX_BYTES, format_of
-from torchsnow.data.images import read_image
+from torchsnow.data.images import Cut, cut, read_image
 from torchsnow.errors import DataError
 from torchsnow.io.shortage import shortage
 from torchsnow.serving.logs import log_fault, write_logs

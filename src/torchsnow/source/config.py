@@ -11,6 +11,8 @@ MAX_IMAGE_SIZE = 1024
 """Height and width in pixels, of images for training, in a task file and in an export. Beyond it one image takes a
 server's memory and seconds, and all tasks wait for it."""
 CROP_MODES = ("squash", "center")
+GREYS = (0, 65_535)
+"""All values of a 16-bit grey."""
 Channels = tuple[float, float, float]
 """A number for red, green and blue."""
 Precision = Literal["fp32", "bf16"]
@@ -21,11 +23,17 @@ class Framing(NamedTuple):
 
     A side is resized to `resize_size` pixels, a little more than the square's, which is then cut out of the middle.
     With `crop_mode` "squash" both sides are, so that little of a picture is lost, whatever its shape; with "center" the
-    shorter side is. Both are timm's at evaluation, under the same names.
+    shorter side is. Both are timm's at evaluation, under the same names. Of 16-bit greys, `grey_range` are the values
+    that become black and white.
     """
 
     image_size: int
     crop_mode: str = CROP_MODES[0]
+    grey_range: tuple[int, int] = GREYS
+
+    def __str__(self) -> str:
+        greys = "" if self.grey_range == GREYS else ", greys {} to {}".format(*self.grey_range)
+        return f"{self.image_size} px, {self.crop_mode}{greys}"
 
     def resize_size(self, crop_pct: float) -> int:
         """Pixels of a side before the cut, of which the square keeps the share `crop_pct`."""

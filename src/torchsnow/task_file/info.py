@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from torchsnow.delta import DeltaSpec
 from torchsnow.errors import TaskFileError, TorchsnowError
 from torchsnow.io.files import clear_os_errors
-from torchsnow.source.config import CROP_MODES, MAX_IMAGE_SIZE, Framing
+from torchsnow.source.config import CROP_MODES, GREYS, MAX_IMAGE_SIZE, Framing
 from torchsnow.task_file.json_shape import Within, check_shape, check_version, is_deeper, parse_json
 from torchsnow.task_file.source_info import SourceInfo
 
@@ -32,9 +32,9 @@ class TaskInfo:
     """All that is known of a task but its numbers.
 
     `classes` are in the order of the logits; `subscription` is the number of chosen channels per tap (or of all taps
-    together as "grid"), the head's own last as "head"; `image_size` and `crop_mode` say how pictures were shown to it
-    (see `Framing`); `training` is a free JSON object, `metrics` the main results by split; `versions` are those of
-    torchsnow, torch and timm, and `created` is an ISO date and time in UTC.
+    together as "grid"), the head's own last as "head"; `image_size`, `crop_mode` and `grey_range` say how pictures were
+    shown to it (see `Framing`); `training` is a free JSON object, `metrics` the main results by split; `versions` are
+    those of torchsnow, torch and timm, and `created` is an ISO date and time in UTC.
     """
 
     name: str
@@ -44,6 +44,7 @@ class TaskInfo:
     subscription: dict[str, int]
     image_size: int
     crop_mode: str
+    grey_range: tuple[int, int]
     training: dict[str, Any]
     metrics: dict[str, Any]
     versions: dict[str, str]
@@ -52,7 +53,7 @@ class TaskInfo:
     @property
     def framing(self) -> Framing:
         """How pictures are shown to it."""
-        return Framing(self.image_size, self.crop_mode)
+        return Framing(self.image_size, self.crop_mode, self.grey_range)
 
     def __repr__(self) -> str:
         what = f"{len(self.classes)} classes, {self.image_size} px, on {self.source_info.name}"
@@ -74,6 +75,8 @@ def check_framing(framing: Framing) -> None:
         raise TaskFileError(f"image_size is {framing.image_size}; expected 1 pixel to {MAX_IMAGE_SIZE}")
     if framing.crop_mode not in CROP_MODES:
         raise TaskFileError(f"crop_mode is {framing.crop_mode!r}; expected one of {', '.join(CROP_MODES)}")
+    if len(framing.grey_range) != 2 or not 0 <= framing.grey_range[0] < framing.grey_range[1] <= GREYS[1]:
+        raise TaskFileError(f"grey_range is {list(framing.grey_range)}; expected two values of 0 to 65535, rising")
 
 
 def check_training(training: Mapping[str, Any]) -> None:
@@ -180,6 +183,7 @@ _SHAPE = {
     "subscription": {str: Within(int, 1, 2**31)},
     "image_size": int,
     "crop_mode": str,
+    "grey_range": [int],
     "training": dict,
     "metrics": dict,
     "versions": {"torchsnow": _TEXT, "torch": _TEXT, "timm": _TEXT},
@@ -207,18 +211,20 @@ def decode_info(text: str) -> TaskInfo:
     except ValueError as error:
         raise TaskFileError(str(error)) from error
     del values["schema_version"]
-    return TaskInfo(**{**values, "classes": tuple(values["classes"])})
+    return TaskInfo(**{**values, "classes": tuple(values["classes"]), "grey_range": tuple(values["grey_range"])})
 
 
 def _from_former_version(values: Any) -> Any:
     """Version 1 had no entry: every delta began at the image. Version 2 had no grid; up to version 3 the middle was cut
-    out of every picture, and up to version 4 bodies and heads read means alone, and no matrix had less than a byte
-    per number."""
+    out of every picture, and up to version 4 all greys were in range, bodies and heads read means alone, and no matrix
+    had less than a byte per number."""
     version, spec = (values.get(key) if isinstance(values, dict) else None for key in ("schema_version", "spec"))
     if type(version) is not int or not 1 <= version < SCHEMA_VERSION or not isinstance(spec, dict):
         return values
     added = {key: value for first, of_spec in _ADDED.items() if version <= first for key, value in of_spec.items()}
-    framing = {"crop_mode": "center"} if version <= 3 else {}
+    framing: dict[str, Any] = {"grey_range": list(GREYS)}
+    if version <= 3:
+        framing["crop_mode"] = "center"
     if set(spec) & set(added) or set(values) & set(framing):
         return values
     return {**values, "schema_version": SCHEMA_VERSION, **framing, "spec": {**spec, **added}}
@@ -235,7 +241,7 @@ _ADDED: dict[int, dict[str, Any]] = {
 def _check_values(values: dict[str, Any]) -> None:
     check_task_name(values["name"])
     check_classes(values["classes"], values["spec"].num_classes)
-    check_framing(Framing(values["image_size"], values["crop_mode"]))
+    check_framing(Framing(values["image_size"], values["crop_mode"], values["grey_range"]))
     check_training(values["training"])
     _check_date(values["created"])
     for key in ("taps", "head_taps"):

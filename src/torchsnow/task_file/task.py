@@ -83,6 +83,7 @@ def make_task(
         subscription=subscription_of(delta),
         image_size=framing.image_size,
         crop_mode=framing.crop_mode,
+        grey_range=framing.grey_range,
         training=plain,
         metrics=_kept(_plain("metrics", metrics or {})),
         versions={"torchsnow": version("torchsnow"), "torch": str(torch.__version__), "timm": timm.__version__},

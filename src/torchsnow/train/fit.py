@@ -21,7 +21,7 @@ from torchsnow.train.store import IN_MEMORY_BYTES, SharedImages, StoreWriter, Vi
 
 Planned = tuple[Loop, tuple[Wanted, Wanted] | None]
 """A run, and what is to be stored for it."""
-_ALIKE = ("image_size", "crop_mode", "augmentation", "seed", "precision", "device")
+_ALIKE = ("image_size", "crop_mode", "grey_range", "augmentation", "seed", "precision", "device")
 """Settings that say how images are shown."""
 
 

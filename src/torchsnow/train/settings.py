@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torchsnow.data.names import AUGMENTATIONS
 from torchsnow.errors import TrainingError
-from torchsnow.source.config import CROP_MODES, MAX_IMAGE_SIZE, Framing, Precision
+from torchsnow.source.config import CROP_MODES, GREYS, MAX_IMAGE_SIZE, Framing, Precision
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +64,7 @@ class TrainSettings:
 
     - `image_size`: side of the square images, in pixels, at most `MAX_IMAGE_SIZE`.
     - `crop_mode`: how pictures become squares, see `torchsnow.source.Framing`.
+    - `grey_range`: the values of 16-bit greys that become black and white, see there too.
     - `lr`: learning rate after the warm-up, from where it falls to 0 along a cosine.
     - `warmup_epochs`: epochs in which the learning rate rises linearly from near 0; fewer than `epochs`.
     - `label_smoothing`: share of the label that is spread evenly over all classes (Szegedy et al., "Rethinking the
@@ -82,6 +83,7 @@ class TrainSettings:
     batch_size: int = 32
     image_size: int = 224
     crop_mode: Literal["squash", "center"] = "squash"
+    grey_range: tuple[int, int] = GREYS
     lr: float = 5e-3
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.05
@@ -108,6 +110,12 @@ class TrainSettings:
         self._require("image_size", self.image_size <= MAX_IMAGE_SIZE, f"{MAX_IMAGE_SIZE} pixels or fewer")
         for name, choices in _CHOICES.items():
             self._require(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
+        greys: Any = self.grey_range
+        if isinstance(greys, list):  # as JSON and YAML have it
+            object.__setattr__(self, "grey_range", greys := tuple(greys))
+        is_range = isinstance(greys, tuple) and len(greys) == 2 and all(_is_whole(value, 0) for value in greys)
+        is_range = is_range and greys[0] < greys[1] <= GREYS[1]
+        self._require("grey_range", is_range, "two whole numbers, the lower first, from 0 to 65535")
         self._require("device", _is_device(self.device), _DEVICES)
         self._require("patience", self.patience is None or _is_whole(self.patience, 1), "None or a whole number from 1")
         self._require("lr", _is_number(self.lr) and self.lr > 0, "a number above 0")
@@ -124,7 +132,7 @@ class TrainSettings:
     @property
     def framing(self) -> Framing:
         """How pictures become what the source sees."""
-        return Framing(self.image_size, self.crop_mode)
+        return Framing(self.image_size, self.crop_mode, self.grey_range)
 
     def refuse_little_shared_memory(self) -> None:
         """Raise TrainingError when worker processes have no room to hand their batches over."""

@@ -18,6 +18,7 @@ from torchsnow.source import Source
 from torchsnow.train import RunFolder
 from torchsnow.train.batches import plain_images
 from torchsnow.train.fit import fit_tasks
+from torchsnow.workflows.near_duplicates import warn_of_duplicates
 from torchsnow.workflows.place import Place, Training
 from torchsnow.workflows.recipe import Recipe
 from torchsnow.workflows.training import TrainedTask, complete, prepared, refuse_taken
@@ -110,6 +111,11 @@ def train_tasks(
         ]
         for group in planned:
             pool = plain_images(source.input_config, group[0].settings.framing)
+            if not (resume and any(task.run.args.exists() for task in group)):
+                source.to(group[0].settings.torch_device())
+                own_splits, runs_of_group = [task.splits for task in group], [task.run for task in group]
+                for sentence in warn_of_duplicates(own_splits, runs_of_group, source, pool):
+                    tell("", f"warning: {', '.join(task.name for task in group)}: {sentence}")
             results = fit_tasks([replaced(task, pool=pool) for task in group], resume=resume, quiet=say is None)
             for task, result in zip(group, results, strict=True):
                 if isinstance(result, DivergedError):

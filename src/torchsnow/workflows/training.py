@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare
-from torchsnow.data.sampling import reduced
+from torchsnow.data.splits import reduced
 from torchsnow.errors import DivergedError, HubError, TrainingError
 from torchsnow.hub import Hub, is_hub, refuse_writing
 from torchsnow.io.files import refuse_unwritable
@@ -25,6 +25,7 @@ from torchsnow.source import Framing, InputConfig, Source
 from torchsnow.task_file import check_task_name, refuse_too_large, stored_bytes
 from torchsnow.train import FitResult, Method, Metrics, RunFolder, Stopped, TaskRun, TrainSettings, evaluate, fit_tasks
 from torchsnow.train.batches import plain_images, run_images
+from torchsnow.workflows.near_duplicates import warn_of_duplicates
 from torchsnow.workflows.place import Place, Training
 from torchsnow.workflows.recipe import Recipe
 
@@ -159,9 +160,14 @@ def train_task(
         splits = Splits.load(run.splits, data) if is_drawn else make_splits(data, seed=recipe.settings.seed)
         task = prepared(name, splits, run, recipe, source, resume=resume, say=tell)
         training = Training(name, data.name, splits, run, replaced(recipe, settings=task.settings))
-        for sentence in (*data.notes, *splits.warnings()):
+        pool = plain_images(source.input_config, task.settings.framing)
+        warnings = splits.warnings()
+        if not is_drawn:
+            source.to(task.settings.torch_device())
+            warnings += warn_of_duplicates([splits], [run], source, pool)
+        for sentence in (*data.notes, *warnings):
             run.log(f"warning: {sentence}")
-        for sentence in splits.warnings():
+        for sentence in warnings:
             tell(f"warning: {sentence}")
 
         def stage(result: FitResult, what: str) -> None:
@@ -169,7 +175,6 @@ def train_task(
                 hub.put(training, result, None)
                 tell(f"{what}: {on_validation(result.metrics)}; task {name!r} is in the hub {path}")
 
-        pool = plain_images(source.input_config, task.settings.framing)
         deadline_s = None if recipe.time_s is None else start_s + recipe.time_s
         on_start = partial(stage, what="usable now")
         task = replaced(task, name="", pool=pool, on_start=on_start, deadline_s=deadline_s)
@@ -233,7 +238,7 @@ def complete(
     warning = below_probe(result, probe_accuracy, settings, recipe.method, recipe.preset)
     if warning is not None:
         run.log(f"warning: {warning}")
-    test = _test_metrics(result.model, splits, config, settings)
+    test = _test_metrics(result.model, splits, pool, settings)
     metrics = {"val": result.metrics.to_dict(), "test": None if test is None else test.to_dict()}
     run.write_metrics({**metrics, "probe": {"val_accuracy": probe_accuracy}})
     size_bytes = stored_bytes(learner.shipped_state()) if hub is None else hub.put(training, result, test).size_bytes
@@ -246,11 +251,11 @@ def complete(
     return TrainedTask(training.name, path, run.path, result, test, probe_accuracy, warning, size_bytes, seconds)
 
 
-def _test_metrics(model: nn.Module, splits: Splits, config: InputConfig, settings: TrainSettings) -> Metrics | None:
+def _test_metrics(model: nn.Module, splits: Splits, pool: ImageSet, settings: TrainSettings) -> Metrics | None:
     """None where there is no test split. To be looked at once, when nothing is left to choose."""
     if not splits.test:
         return None
-    images = _plain_images(splits.test, splits.classes, config, settings.framing)
+    images = pool.with_examples(splits.test, splits.classes)
     return evaluate(model, images, splits.classes, settings.batch_size, settings.torch_device())
 
 

@@ -11,8 +11,8 @@ from torchvision.datasets import Food101, cifar, flowers102
 
 from conftest import Expect
 from torchsnow.data import DATASETS, LoadedData, Splits, checking, load_data, make_splits, read_image
+from torchsnow.data.catalogue import find_torchvision
 from torchsnow.data.images import Examined
-from torchsnow.data.named import find_torchvision
 from torchsnow.data.prepared import data_folder
 from torchsnow.errors import DataError
 
