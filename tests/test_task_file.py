@@ -296,7 +296,7 @@ def change_metadata(key: str, value: Any) -> Callable[[dict[str, torch.Tensor], 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("schema_version", 5, "schema version is 5, this torchsnow reads 4; upgrade"),
+        ("schema_version", 6, "schema version is 6, this torchsnow reads 5; upgrade"),
         ("schema_version", True, "does not say its schema version"),
         ("name", "../x", "cannot be a task's name"),
         ("name", 3, "metadata.name is 3; expected a text"),
@@ -310,6 +310,8 @@ def change_metadata(key: str, value: Any) -> Callable[[dict[str, torch.Tensor], 
         ("image_size", True, "image_size is true; expected a whole number"),
         ("image_size", 0, "expected 1 pixel"),
         ("crop_mode", "border", "crop_mode is 'border'; expected one of squash, center"),
+        ("unknown_above", -1.0, "unknown_above is -1.0; expected"),
+        ("unknown_above", "far", "unknown_above is .far.; expected a number"),
         ("image_size", MAX_IMAGE_SIZE + 1, "image_size is 1025; expected 1 pixel to 1024"),
         ("image_size", 10**6, "image_size is 1000000; expected 1 pixel to 1024"),
         ("training", [], "training is .*; expected an object"),
@@ -373,17 +375,19 @@ GRID_SETTINGS = {"grid_width": None, "grid_blocks": 3, "grid_reduction": 32}
 
 
 @pytest.mark.parametrize(
-    ("version", "unknown"), [(1, {"entry_reduction": 1, **GRID_SETTINGS}), (2, GRID_SETTINGS), (3, {})]
+    ("version", "unknown"), [(1, {"entry_reduction": 1, **GRID_SETTINGS}), (2, GRID_SETTINGS), (3, {}), (4, {})]
 )
 def test_a_file_of_a_former_version_is_one_of_a_delta_as_there_was_then(
     path: Path, task: Task, source: Source, version: int, unknown: dict[str, Any]
 ) -> None:
     """Version 1 knew deltas that begin at the image alone, version 2 had no grid, and neither had halves; up to
-    version 3 the middle was cut out of every picture."""
+    version 3 the middle was cut out of every picture, and up to version 4 nothing was known to be unknown."""
 
     def older(tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
         values["schema_version"] = version
-        del values["crop_mode"]
+        del values["unknown_above"]
+        if version < 4:
+            del values["crop_mode"]
         for key, value in unknown.items():
             assert values["spec"].pop(key) == value
         if version < 3:
@@ -392,7 +396,8 @@ def test_a_file_of_a_former_version_is_one_of_a_delta_as_there_was_then(
     rewrite(path, older)
     loaded, images = load_task(path, source), torch.randn(2, 3, 64, 64)
     assert loaded.spec == task.spec
-    assert loaded.framing == Framing(64, "center")
+    assert loaded.framing == Framing(64, "center" if version < 4 else "squash")
+    assert loaded.unknown_above is None
     assert torch.equal(logits(source, loaded, images), logits(source, task, images))
 
 

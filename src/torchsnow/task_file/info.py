@@ -26,8 +26,9 @@ class TaskInfo:
 
     `classes` are in the order of the logits; `subscription` is the number of chosen channels per tap (or of all taps
     together as "grid"), the head's own last as "head"; `image_size` and `crop_mode` say how pictures were shown to it
-    (see `Framing`); `training` is a free JSON object, `metrics` the main results by split; `versions` are those of
-    torchsnow, torch and timm, and `created` is an ISO date and time in UTC.
+    (see `Framing`); images whose distance (see `Head.distance`) is above `unknown_above` are unlike those that it was
+    trained for (None: not known); `training` is a free JSON object, `metrics` the main results by split; `versions` are
+    those of torchsnow, torch and timm, and `created` is an ISO date and time in UTC.
     """
 
     name: str
@@ -37,6 +38,7 @@ class TaskInfo:
     subscription: dict[str, int]
     image_size: int
     crop_mode: str
+    unknown_above: float | None
     training: dict[str, Any]
     metrics: dict[str, Any]
     versions: dict[str, str]

@@ -15,7 +15,7 @@ from torchsnow.task_file.json_shape import Within, check_shape, check_version, p
 from torchsnow.task_file.metrics import kept_metrics
 from torchsnow.task_file.source_info import SourceInfo
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _TEXT = Within(str, 1, 100)
 _TAPS = (None, [str])
@@ -41,6 +41,7 @@ _SHAPE = {
     "subscription": {str: Within(int, 1, 2**31)},
     "image_size": int,
     "crop_mode": str,
+    "unknown_above": (None, Within(float, 0, 1e38)),
     "training": dict,
     "metrics": dict,
     "versions": {"torchsnow": _TEXT, "torch": _TEXT, "timm": _TEXT},
@@ -72,22 +73,24 @@ def decode_info(text: str) -> TaskInfo:
 
 
 def _from_former_version(values: Any) -> Any:
-    """Version 1 had no entry: every delta began at the image. Version 2 had no grid, and up to version 3 the middle was
-    cut out of every picture."""
+    """Version 1 had no entry: every delta began at the image. Version 2 had no grid, up to version 3 the middle was cut
+    out of every picture, and up to version 4 no distance was known from where on images are unknown."""
     version, spec = (values.get(key) if isinstance(values, dict) else None for key in ("schema_version", "spec"))
     if type(version) is not int or not 1 <= version < SCHEMA_VERSION or not isinstance(spec, dict):
         return values
-    added = {key: value for first, of_spec in _ADDED.items() if version <= first for key, value in of_spec.items()}
-    if set(spec) & set(added) or "crop_mode" in values:
+    of_spec = {key: value for first, new in _ADDED_TO_SPEC.items() if version <= first for key, value in new.items()}
+    added = {key: value for first, new in _ADDED.items() if version <= first for key, value in new.items()}
+    if set(spec) & set(of_spec) or set(values) & set(added):
         return values
-    return {**values, "schema_version": SCHEMA_VERSION, "crop_mode": "center", "spec": {**spec, **added}}
+    return {**values, **added, "schema_version": SCHEMA_VERSION, "spec": {**spec, **of_spec}}
 
 
-_ADDED: dict[int, dict[str, Any]] = {
+_ADDED: dict[int, dict[str, Any]] = {3: {"crop_mode": "center"}, 4: {"unknown_above": None}}
+_ADDED_TO_SPEC: dict[int, dict[str, Any]] = {
     1: {"entry_reduction": 1},
     2: {"grid_width": None, "grid_blocks": 3, "grid_reduction": 32},
 }
-"""What files of these versions and before lack in their spec, and the values under which nothing changes."""
+"""What files of these versions and before lack, and the values under which nothing changes."""
 
 
 def _check_values(values: dict[str, Any]) -> None:

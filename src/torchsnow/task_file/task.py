@@ -11,12 +11,13 @@ from typing import Any
 
 import timm
 import torch
+from torch import Tensor
 
 from torchsnow.delta import Delta
 from torchsnow.delta.delta import GRID
 from torchsnow.errors import TaskFileError
 from torchsnow.pooling import Subscription
-from torchsnow.source import Source
+from torchsnow.source import FeatureMaps, Source
 from torchsnow.source.config import Framing
 from torchsnow.task_file.info import TaskInfo, check_classes, check_framing, check_task_name, check_training
 from torchsnow.task_file.metrics import kept_metrics
@@ -29,6 +30,13 @@ class Task(TaskInfo):
 
     delta: Delta
 
+    def unknown_scores(self, features: FeatureMaps) -> Tensor | None:
+        """Of B images, by a source pass that was asked for this task (B,): above 1, an image is unlike those that the
+        task was trained for. None where that is not known."""
+        if self.unknown_above is None or (distances := self.delta.distance(features)) is None:
+            return None
+        return distances / self.unknown_above
+
 
 def make_task(
     source: Source,
@@ -38,6 +46,7 @@ def make_task(
     framing: Framing | None = None,
     training: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
+    unknown_above: float | None = None,
 ) -> Task:
     """A new task from a source and a settled delta; `framing` is how pictures are shown to it, by default whole and at
     the source's own size.
@@ -63,6 +72,7 @@ def make_task(
         subscription=subscription_of(delta),
         image_size=framing.image_size,
         crop_mode=framing.crop_mode,
+        unknown_above=unknown_above,
         training=plain,
         metrics=_kept(_plain("metrics", metrics or {})),
         versions={"torchsnow": version("torchsnow"), "torch": str(torch.__version__), "timm": timm.__version__},

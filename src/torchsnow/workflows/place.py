@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchsnow.data import Splits
+from torchsnow.data import ImageSet, Splits
 from torchsnow.errors import HubError
 from torchsnow.hub import Entry, Hub, is_hub
 from torchsnow.model import SnowModel
@@ -13,17 +13,22 @@ from torchsnow.source import Source
 from torchsnow.task_file import make_task
 from torchsnow.train import FitResult, Metrics, RunFolder
 from torchsnow.workflows.recipe import Recipe
+from torchsnow.workflows.unknown import unknown_above
 
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained: a task, on data by name and split, by a recipe with nothing left to choose."""
+    """What is trained: a task, on data by name and split, by a recipe with nothing left to choose.
+
+    `pool` holds the images that were decoded.
+    """
 
     name: str
     data: str
     splits: Splits
     run: RunFolder
     recipe: Recipe
+    pool: ImageSet
 
 
 class Place:
@@ -44,7 +49,17 @@ class Place:
         metrics = {"val": result.metrics.to_dict(), "test": None if test is None else test.to_dict()}
         assert isinstance(result.model, SnowModel)
         delta, classes, framing = result.model.delta, training.splits.classes, recipe.settings.framing
-        task = make_task(self.source, delta, training.name, classes, framing, training=about, metrics=metrics)
+        limit = unknown_above(result.model, training.pool.with_examples(training.splits.val, classes), recipe.settings)
+        task = make_task(
+            self.source,
+            delta,
+            training.name,
+            classes,
+            framing,
+            training=about,
+            metrics=metrics,
+            unknown_above=limit,
+        )
         try:
             self._hub = self._hub or Hub.create(self.path, self.source)
             entry = self._hub.add(task, self.replace, amends=run.read_shipped())

@@ -158,7 +158,8 @@ def train_task(
         is_drawn = resume and run.splits.exists()
         splits = Splits.load(run.splits, data) if is_drawn else make_splits(data, seed=recipe.settings.seed)
         task = prepared(name, splits, run, recipe, source, resume=resume, say=tell)
-        training = Training(name, data.name, splits, run, replaced(recipe, settings=task.settings))
+        pool = plain_images(source.input_config, task.settings.framing)
+        training = Training(name, data.name, splits, run, replaced(recipe, settings=task.settings), pool)
         for sentence in (*data.notes, *splits.warnings()):
             run.log(f"warning: {sentence}")
         for sentence in splits.warnings():
@@ -169,7 +170,6 @@ def train_task(
                 hub.put(training, result, None)
                 tell(f"{what}: {on_validation(result.metrics)}; task {name!r} is in the hub {path}")
 
-        pool = plain_images(source.input_config, task.settings.framing)
         deadline_s = None if recipe.time_s is None else start_s + recipe.time_s
         on_start = partial(stage, what="usable now")
         task = replaced(task, name="", pool=pool, on_start=on_start, deadline_s=deadline_s)
@@ -181,7 +181,7 @@ def train_task(
             raise
         if isinstance(result, DivergedError):
             raise result
-        return complete(training, task.method, result, hub, pool, start_s)
+        return complete(training, task.method, result, hub, start_s)
 
 
 def prepared(
@@ -216,12 +216,10 @@ def on_validation(metrics: Metrics) -> str:
     )
 
 
-def complete(
-    training: Training, learner: Method, result: FitResult, hub: Place | None, pool: ImageSet, start_s: float
-) -> TrainedTask:
+def complete(training: Training, learner: Method, result: FitResult, hub: Place | None, start_s: float) -> TrainedTask:
     """What comes after a fit: a probe to compare with, the test split, the hub, and pictures, which may fail.
 
-    `pool` holds the images that were decoded, and `start_s` is when the training began, by the monotonic clock.
+    `start_s` is when the training began, by the monotonic clock.
     """
     splits, run, config = training.splits, training.run, learner.input_config
     recipe, settings = training.recipe, training.recipe.settings
@@ -229,7 +227,7 @@ def complete(
         probe_accuracy = result.history[0].val_accuracy
     else:
         source = next(module for module in learner.model.modules() if isinstance(module, Source))
-        probe_accuracy = probe_metrics(source, run_images(splits, config, settings, pool), settings).accuracy
+        probe_accuracy = probe_metrics(source, run_images(splits, config, settings, training.pool), settings).accuracy
     warning = below_probe(result, probe_accuracy, settings, recipe.method, recipe.preset)
     if warning is not None:
         run.log(f"warning: {warning}")
