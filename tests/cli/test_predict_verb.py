@@ -105,6 +105,7 @@ def test_odd_file_names_are_shown_as_they_are(hub: Path, images: list[Path]) -> 
 def test_what_cannot_be_predicted(hub: Path, images: list[Path], tmp_path: Path) -> None:
     assert "has no task 'larg'; did you mean large?" in refused("predict", *images, "--hub", hub, "--task", "larg")
     assert "is not a hub" in refused("predict", *images, "--hub", tmp_path)
+    assert "hub is not a hub" in refused("predict", *images)
     Hub.create(tmp_path / "bare", load_source("test_resnet", weights="random"))
     assert "bare has no tasks yet" in refused("predict", *images, "--hub", tmp_path / "bare", "--json")
     assert "bare has no task 'a'; it has no tasks yet" in refused(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from torchsnow.cli.data_options import HUB
 from torchsnow.cli.output import check_writable, counting, note, percent, print_json, print_table, say
 from torchsnow.cli.serve import TOKEN_VARIABLE, read_token
 from torchsnow.errors import ServingError
@@ -29,7 +30,7 @@ def predict(
     images: Annotated[
         list[str], typer.Argument(help="Image files, folders, patterns like 'day-*/*.jpg'; - reads names from stdin.")
     ],
-    hub: Annotated[Path | None, typer.Option(help="Folder of the hub.")] = None,
+    hub: Annotated[Path | None, typer.Option(help="Folder of the hub; 'hub' by default.")] = None,
     server: Annotated[str | None, typer.Option(help="Instead of a hub: address of a server, with http://.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="Name of a task; may be repeated; all by default.")] = None,
     top: Annotated[
@@ -57,7 +58,7 @@ def predict(
     def on_bad(path: Path, why: str) -> None:
         bad.append((str(path), why))
 
-    if (hub is None) == (server is None):
+    if hub is not None and server is not None:
         raise ServingError("name either the folder of a hub (--hub) or the address of a server (--server)")
     for file in filter(None, (csv, jsonl)):
         check_writable(file)
@@ -65,10 +66,10 @@ def predict(
     num_classes = top if top is not None or json or jsonl is not None else 1
     with counting("classifying images", quiet=json) as progress:
         question = _Question(files, task or None, num_classes, on_bad, progress)
-        if hub is not None:
-            predictions = list(question.to_hub(hub, device))
+        if server is None:
+            predictions = list(question.to_hub(hub or HUB, device))
         else:
-            predictions = list(question.to_server(str(server), read_token(token_file)))
+            predictions = list(question.to_server(server, read_token(token_file)))
     written = _write(csv, jsonl, predictions, top or 1)
     if json:
         print_json({"predictions": predictions, "errors": [{"image": path, "reason": why} for path, why in bad]})

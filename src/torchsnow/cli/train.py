@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchsnow.cli.data_options import FollowLinks, GroupColumn, LabelColumn, PathColumn, SplitColumn
+from torchsnow.cli.data_options import HUB, FollowLinks, GroupColumn, LabelColumn, PathColumn, SplitColumn
 from torchsnow.cli.output import load_checked, note, percent, print_json, say
 from torchsnow.cli.training_options import TrainingOptions, telling_how_to_resume, with_training_options
 from torchsnow.errors import TorchsnowError
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from torchsnow.workflows.training import TrainedTask
 
 RUN_FILE = "args.yaml"
-_HUB = Path("hub")
 
 
 @with_training_options
@@ -80,7 +79,7 @@ def train(
     with telling_how_to_resume(run.args.exists), TrainingLog(log or (), task, run) as logged:
         recipe = options.recipe(None if time is None else _seconds(time))
         if hub is None and kind_of(recipe.method, recipe.preset).is_delta:
-            hub = _HUB
+            hub = HUB
         refuse_wrong_hub(recipe.method, recipe.preset, hub, replace=replace)
         refuse_taken(task, hub, run, resume=resume or overwrite, replace=replace)
         recipe, source = options.on_source(recipe, hub)
@@ -112,6 +111,12 @@ def _show(result: TrainedTask, summary: Mapping[str, Any]) -> None:
         say(
             f"test accuracy {percent(test.accuracy)} on {test.num_images} images (95%: {low:.0%} to {high:.0%}), "
             f"balanced {percent(test.balanced_accuracy)}; the largest class alone {percent(test.majority_share)}"
+        )
+    if (change := result.change) is not None:
+        say(
+            f"the former version has {percent(change.former_right / change.num_images)} of these test images, which it "
+            f"may have learned from: the new one is right on {change.gained} that it had wrong, and wrong on "
+            f"{change.lost} that it had right (McNemar's test: p = {change.p_value:.2g})"
         )
     place = "what was trained" if result.hub is None else f"task {result.name!r} is in the hub {result.hub}"
     say(f"{place} ({shown_size(result.size_bytes)}); the run is in {result.run}")

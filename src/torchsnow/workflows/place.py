@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from torchsnow.data import ImageSet, Splits
 from torchsnow.errors import HubError
 from torchsnow.hub import Entry, Hub, is_hub
@@ -12,8 +14,8 @@ from torchsnow.model import SnowModel
 from torchsnow.source import Source
 from torchsnow.task_file import make_task
 from torchsnow.train import FitResult, Metrics, RunFolder
+from torchsnow.workflows.evaluation import Change, change_since, unknown_above
 from torchsnow.workflows.recipe import Recipe
-from torchsnow.workflows.unknown import unknown_above
 
 
 @dataclass(frozen=True)
@@ -67,3 +69,13 @@ class Place:
             raise HubError(f"{error}. The training is not lost: resume the run (--resume) to add its task") from error
         run.write_shipped(entry.sha256)
         return entry
+
+    def change(self, training: Training, logits: Tensor) -> Change | None:
+        """What the task that was put last changes, by its logits (N, num_classes) for the test images, since the
+        version whose place it took; None where there is none that can be read, or none with the same classes."""
+        hub, name = self._hub, training.name
+        try:
+            former = None if hub is None or name not in hub.former() else hub.version(name, hub.former()[name][0])
+        except HubError:  # the hub's own verbs say what is wrong with it
+            return None
+        return None if former is None else change_since(former, self.source, training.splits, logits)

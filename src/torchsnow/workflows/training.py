@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from dataclasses import replace as replaced
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from torch import nn
 
 from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare
 from torchsnow.data.sampling import reduced
@@ -23,8 +21,10 @@ from torchsnow.methods.head import probe_metrics
 from torchsnow.model import SnowModel
 from torchsnow.source import Framing, InputConfig, Source
 from torchsnow.task_file import check_task_name, refuse_too_large, stored_bytes
-from torchsnow.train import FitResult, Method, Metrics, RunFolder, Stopped, TaskRun, TrainSettings, evaluate, fit_tasks
+from torchsnow.train import FitResult, Method, Metrics, RunFolder, Stopped, TaskRun, fit_tasks
 from torchsnow.train.batches import plain_images, run_images
+from torchsnow.train.evaluate import judge, predict
+from torchsnow.workflows.evaluation import Change
 from torchsnow.workflows.place import Place, Training
 from torchsnow.workflows.recipe import Recipe
 
@@ -39,8 +39,9 @@ class TrainedTask:
     """A finished training: validation and, where the data has one, test metrics; times in seconds.
 
     `hub` is None for a method whose result no hub can hold: a network of its own, whose weights are in the run folder.
-    `probe_accuracy` is that of a linear probe on the validation split: what the method started as, or otherwise one on
-    the source's last features; `warning` says what to try if the task is worse.
+    `change` is since the version that it replaced, on the test images. `probe_accuracy` is that of a linear probe on
+    the validation split: what the method started as, or otherwise one on the source's last features; `warning` says
+    what to try if the task is worse.
     """
 
     name: str
@@ -48,6 +49,7 @@ class TrainedTask:
     run: Path
     fit: FitResult
     test: Metrics | None
+    change: Change | None
     probe_accuracy: float
     warning: str | None
     size_bytes: int
@@ -77,6 +79,7 @@ class TrainedTask:
             "test_balanced_accuracy": None if self.test is None else self.test.balanced_accuracy,
             "test_majority_share": None if self.test is None else self.test.majority_share,
             "test_images": 0 if self.test is None else self.test.num_images,
+            "change": None if self.change is None else {**asdict(self.change), "p_value": self.change.p_value},
             "size_bytes": self.size_bytes,
             "head_alone": self.alone,
             "seconds": round(self.seconds, 1),
@@ -231,7 +234,10 @@ def complete(training: Training, learner: Method, result: FitResult, hub: Place 
     warning = below_probe(result, probe_accuracy, settings, recipe.method, recipe.preset)
     if warning is not None:
         run.log(f"warning: {warning}")
-    test = _test_metrics(result.model, splits, config, settings)
+    # the test split is looked at once, when nothing is left to choose
+    images = _plain_images(splits.test, splits.classes, config, settings.framing)
+    logits, labels = predict(result.model, images, settings.batch_size, settings.torch_device())
+    test = judge(logits, labels, splits.classes) if splits.test else None
     metrics = {"val": result.metrics.to_dict(), "test": None if test is None else test.to_dict()}
     run.write_metrics({**metrics, "probe": {"val_accuracy": probe_accuracy}})
     size_bytes = stored_bytes(learner.shipped_state()) if hub is None else hub.put(training, result, test).size_bytes
@@ -239,17 +245,12 @@ def complete(training: Training, learner: Method, result: FitResult, hub: Place 
 
     with without_harm(run.log, "the run"):
         draw_run(run, result.metrics)
+    change = None if hub is None or test is None else hub.change(training, logits)
     path = None if hub is None else hub.path
     seconds = time.monotonic() - start_s
-    return TrainedTask(training.name, path, run.path, result, test, probe_accuracy, warning, size_bytes, seconds)
-
-
-def _test_metrics(model: nn.Module, splits: Splits, config: InputConfig, settings: TrainSettings) -> Metrics | None:
-    """None where there is no test split. To be looked at once, when nothing is left to choose."""
-    if not splits.test:
-        return None
-    images = _plain_images(splits.test, splits.classes, config, settings.framing)
-    return evaluate(model, images, splits.classes, settings.batch_size, settings.torch_device())
+    return TrainedTask(
+        training.name, path, run.path, result, test, change, probe_accuracy, warning, size_bytes, seconds
+    )
 
 
 def _plain_images(
