@@ -63,7 +63,8 @@ class TrainingOptions:
         ),
     ] = None
     crop_mode: Annotated[
-        str, typer.Option(help="'squash', the picture as a square; or 'center', the square in its middle.")
+        str,
+        typer.Option(help="'squash', the picture as a square; 'center', its middle; 'border', all, filled up."),
     ] = "squash"
     batch_size: Annotated[
         int | None,

@@ -81,7 +81,7 @@ class TrainSettings:
     epochs: int = 15
     batch_size: int = 32
     image_size: int = 224
-    crop_mode: Literal["squash", "center"] = "squash"
+    crop_mode: Literal["squash", "center", "border"] = "squash"
     lr: float = 5e-3
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.05
