@@ -296,7 +296,7 @@ def change_metadata(key: str, value: Any) -> Callable[[dict[str, torch.Tensor], 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("schema_version", 6, "schema version is 6, this torchsnow reads 5; upgrade"),
+        ("schema_version", 7, "schema version is 7, this torchsnow reads 6; upgrade"),
         ("schema_version", True, "does not say its schema version"),
         ("name", "../x", "cannot be a task's name"),
         ("name", 3, "metadata.name is 3; expected a text"),
@@ -372,21 +372,30 @@ def test_an_older_file_with_a_confusion_matrix_is_read_without_it(path: Path, so
 
 
 GRID_SETTINGS = {"grid_width": None, "grid_blocks": 3, "grid_reduction": 32}
+ADDED = {"global_pool": "avg", "head_bits": 8}
 
 
 @pytest.mark.parametrize(
-    ("version", "unknown"), [(1, {"entry_reduction": 1, **GRID_SETTINGS}), (2, GRID_SETTINGS), (3, {}), (4, {})]
+    ("version", "unknown"),
+    [
+        (1, {"entry_reduction": 1, **GRID_SETTINGS, **ADDED}),
+        (2, {**GRID_SETTINGS, **ADDED}),
+        (3, ADDED),
+        (4, ADDED),
+        (5, {}),
+    ],
 )
 def test_a_file_of_a_former_version_is_one_of_a_delta_as_there_was_then(
     path: Path, task: Task, source: Source, version: int, unknown: dict[str, Any]
 ) -> None:
     """Version 1 knew deltas that begin at the image alone, version 2 had no grid, and neither had halves; up to
-    version 3 the middle was cut out of every picture, and up to version 4 nothing was known to be unknown."""
+    version 3 the middle was cut out of every picture. Up to version 4 every number had a byte or more, and up to
+    version 5 nothing was known to be unknown."""
 
     def older(tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
         values["schema_version"] = version
         del values["unknown_above"]
-        if version < 4:
+        if version <= 3:
             del values["crop_mode"]
         for key, value in unknown.items():
             assert values["spec"].pop(key) == value
@@ -396,7 +405,7 @@ def test_a_file_of_a_former_version_is_one_of_a_delta_as_there_was_then(
     rewrite(path, older)
     loaded, images = load_task(path, source), torch.randn(2, 3, 64, 64)
     assert loaded.spec == task.spec
-    assert loaded.framing == Framing(64, "center" if version < 4 else "squash")
+    assert loaded.framing == (Framing(64, "center") if version <= 3 else task.framing)
     assert loaded.unknown_above is None
     assert torch.equal(logits(source, loaded, images), logits(source, task, images))
 

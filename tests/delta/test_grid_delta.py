@@ -33,7 +33,7 @@ from torchsnow.pooling import num_pooled
 from torchsnow.source import Framing, Request, Source, load_source
 from torchsnow.task_file import encode_task, load_task, make_task, save_task
 
-SPEC = DeltaSpec(3, width_divisor=None, grid_width=8, grid_blocks=2, head_divisor=4)
+SPEC = DeltaSpec(3, width_divisor=None, grid_width=8, grid_blocks=2, global_pool="catavgmax", head_divisor=4)
 IMAGES = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 ROUNDING = 3e-2  # what is lost where the matrices of a settled delta are rounded to a byte per number
 
@@ -95,19 +95,20 @@ def formula(state: Mapping[str, Tensor], x: Tensor, w: Tensor, num_blocks: int) 
     for i in range(num_blocks):
         inner = F.gelu(layer(f"blocks.{i}.expand", x))
         x = x + layer(f"blocks.{i}.project", F.gelu(depthwise(f"blocks.{i}", inner)))
-    return F.gelu(layer("gather", x)).mean((2, 3))
+    x = F.gelu(layer("gather", x))
+    return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
 
 
 def test_a_body_is_its_formula_forward_and_backward() -> None:
     torch.manual_seed(0)
-    body = GridBody(num_chs=7, width=4, num_blocks=2, frozen=False).double().train()
+    body = GridBody(num_chs=7, width=4, num_blocks=2, global_pool="catavgmax", frozen=False).double().train()
     for parameter in body.parameters():
         nn.init.normal_(parameter, std=0.5)  # the last norm of a block, too, which starts at 0
     x = torch.randn(3, 7, 4, 5, dtype=torch.float64, requires_grad=True)
     w = torch.rand(7, dtype=torch.float64).requires_grad_()
     given, expected = body(x, w), formula(dict(body.named_parameters()), x, w, 2)
     near(given, expected)
-    assert given.shape == (3, body.num_features) == (3, 16)
+    assert given.shape == (3, body.num_features) == (3, 32)
     upstream, leaves = torch.randn_like(given), [x, w, *body.parameters()]
     both = zip(*(torch.autograd.grad(y, leaves, upstream) for y in (given, expected)), strict=True)
     for gradient, of_formula in both:
@@ -115,8 +116,16 @@ def test_a_body_is_its_formula_forward_and_backward() -> None:
         assert gradient.abs().sum() > 0
 
 
+def test_without_the_maximum_a_body_gives_the_means_alone() -> None:
+    body = GridBody(7, 4, 1, "catavgmax", frozen=True)
+    means = GridBody(7, 4, 1, "avg", frozen=True)
+    means.load_state_dict(body.state_dict())
+    x, w = torch.randn(3, 7, 4, 5), torch.rand(7)
+    assert torch.equal(means(x, w), body(x, w)[:, :16])
+
+
 def test_maps_laid_out_channel_by_channel_give_the_same() -> None:
-    body = GridBody(7, 4, 1, frozen=True)
+    body = GridBody(7, 4, 1, "avg", frozen=True)
     x, w = torch.randn(3, 7, 4, 5), torch.rand(7)
     expected = body(x, w)
     near(body(x.transpose(0, 1).contiguous().transpose(0, 1), w), expected)
@@ -125,7 +134,7 @@ def test_maps_laid_out_channel_by_channel_give_the_same() -> None:
 
 def test_a_frozen_body_gives_what_the_trained_one_gives_in_eval_mode() -> None:
     torch.manual_seed(0)
-    body, frozen = GridBody(7, 4, 2, frozen=False), GridBody(7, 4, 2, frozen=True)
+    body, frozen = (GridBody(7, 4, 2, "catavgmax", frozen=frozen) for frozen in (False, True))
     for parameter in body.parameters():
         nn.init.normal_(parameter, std=0.5)
     x, w = torch.randn(3, 7, 4, 5), torch.rand(7)
@@ -137,7 +146,7 @@ def test_a_frozen_body_gives_what_the_trained_one_gives_in_eval_mode() -> None:
 
 
 def test_a_new_block_is_the_identity() -> None:
-    block = GridBody(7, 4, 1, frozen=False).blocks[0]
+    block = GridBody(7, 4, 1, "avg", frozen=False).blocks[0]
     x = torch.randn(3 * 4 * 5, 4)
     assert torch.equal(block(x, 4, 5), x)
 
@@ -269,7 +278,7 @@ def test_the_cost_is_that_of_its_convolutions(source: Source) -> None:
     block = width * 24 + 24 * 9 + 24 * width
     body = 25 * (m * width + 2 * block + width * 4 * width)
     num_read = num_pooled(source.num_chs + source.num_features, SPEC.head_divisor)
-    assert delta_cost(source, SPEC).multiply_adds == body + 3 * (4 * width + num_read)
+    assert delta_cost(source, SPEC).multiply_adds == body + 3 * (8 * width + num_read)
 
 
 # what is refused
@@ -331,6 +340,23 @@ def test_matrices_are_stored_in_a_byte_per_number(source: Source, tmp_path: Path
     whole = sum(tensor.nbytes for tensor in settled.state_dict().values() if tensor.ndim > 1)
     assert sum(tensor.nbytes for tensor in tensors.values() if tensor.ndim > 1) == whole / 4
     assert sum(tensor.nbytes for tensor in tensors.values()) == size_bytes(source, settled.spec)
+
+
+def test_a_head_may_be_stored_in_half_a_byte_per_number(source: Source, tmp_path: Path) -> None:
+    delta = worn(source, replace(SPEC, head_bits=4))
+    settled = delta.settle(source).eval()
+    path = tmp_path / "pets.safetensors"
+    save_task(make_task(source, settled, "pets", ("cat", "dog", "fox"), Framing(64)), path)
+    tensors = safetensors.torch.load_file(path)
+    halves = {key for key, tensor in tensors.items() if tensor.dtype == torch.uint8}
+    assert halves == {"head.fc.columns"}
+    assert tensors["head.fc.columns"].numel() == -(-settled.head.fc.columns.shape[1] // 2) * 3
+    assert sum(tensor.nbytes for tensor in tensors.values()) == size_bytes(source, settled.spec)
+    loaded = load_task(path, source).delta
+    assert torch.equal(answers(source, loaded), answers(source, settled))
+    exact = worn(source).settle(source).eval()
+    difference = (loaded.head.fc.columns - exact.head.fc.columns).abs().amax(1)
+    assert bool((difference <= exact.head.fc.columns.abs().amax(1) / 7 / 2 * 1.07).all())
 
 
 def test_a_matrix_that_rounding_would_change_is_stored_whole(source: Source, tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def test_apart_the_probe_stays_and_the_body_learns_alone(source: Source, batches
 
 
 def test_settling_keeps_the_bodys_share(source: Source, batches: Batches) -> None:
-    snow = make_snow(source, 3)
+    snow = make_snow(source, 3, changes={"head_bits": 8})
     snow.start(batches, CPU)
     train(snow, batches, steps=2, lr=1e-2)
     probe = snow.model.eval()(batches[0][0])

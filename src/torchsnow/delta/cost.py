@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from torchsnow.delta.delta import Delta
+from torchsnow.delta.delta import HEAD_COLUMNS, Delta
+from torchsnow.delta.rounding import packed_shape
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.source.features import FeatureMaps
 from torchsnow.source.graph import VALUE
@@ -57,23 +59,25 @@ def delta_cost(source: Source, spec: DeltaSpec) -> Cost:
 
 
 def size_bytes(source: Source, spec: DeltaSpec) -> int:
-    """What the numbers of a grid delta take in a task file, a byte for each of its matrices' and four for a row."""
+    """What the numbers of a grid delta take in a task file: a byte for each of its matrices', or half of one for the
+    head's, and four for a row."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        tensors = Delta(source, spec, fixed=True).state_dict().values()
-    return sum(
-        one.numel() + 4 * len(one) if one.is_floating_point() and one.ndim > 1 else one.nbytes for one in tensors
-    )
+        tensors = Delta(source, spec, fixed=True).state_dict()
+    total = 0
+    for key, one in tensors.items():
+        halves = key == HEAD_COLUMNS and spec.head_bits == 4
+        numbers = math.prod(packed_shape(one.shape)) if halves else one.numel()
+        total += numbers + 4 * len(one) if one.is_floating_point() and one.ndim > 1 else one.nbytes
+    return total
 
 
 def within_size(source: Source, spec: DeltaSpec, budget: float) -> DeltaSpec:
-    """A grid delta of at most `budget` times the bytes of the source's parameters in float32: its head reads as many
-    values as that allows, up to those of the spec's own divisor, but at least every `MOST_HEAD_DIVISOR`-th."""
+    """A grid delta of at most `budget` times the bytes of the source's parameters in float32: if it must, its head has
+    weights of 4 bits, and reads as many values as that allows, but at least every `MOST_HEAD_DIVISOR`-th."""
     most = 4 * budget * source_cost(source).num_params
-    for divisor in range(spec.head_divisor, MOST_HEAD_DIVISOR):
-        smaller = replace(spec, head_divisor=divisor)
-        if size_bytes(source, smaller) <= most:
-            return smaller
-    return replace(spec, head_divisor=max(spec.head_divisor, MOST_HEAD_DIVISOR))
+    divisors = range(spec.head_divisor, max(spec.head_divisor, MOST_HEAD_DIVISOR) + 1)
+    tried = [spec, *(replace(spec, head_divisor=divisor, head_bits=4) for divisor in divisors)]
+    return next((one for one in tried if size_bytes(source, one) <= most), tried[-1])
 
 
 def within_budget(source: Source, spec: DeltaSpec, budget: float) -> DeltaSpec:

@@ -23,6 +23,8 @@ from torchsnow.source.source import Source
 
 GRID = "grid"
 """The name of a grid body's pool."""
+HEAD_COLUMNS = "head.fc.columns"
+"""In the state of a delta: the head's weights over what it reads of the source."""
 
 
 class Delta(nn.Module):
@@ -57,7 +59,8 @@ class Delta(nn.Module):
                     f"{source.num_chs} together; use a divisor of at most {source.num_chs}"
                 )
             num_chs = num_pooled(source.num_chs, spec.pool_divisor)
-            self.body, self.reads_images = GridBody(num_chs, spec.grid_width, spec.grid_blocks, fixed), False
+            self.body = GridBody(num_chs, spec.grid_width, spec.grid_blocks, spec.global_pool, fixed)
+            self.reads_images = False
             own_chs = self.body.num_features
             self.pools[GRID] = Subscription(source.num_chs, num_chs)
             self.pools[GRID].requires_grad_(False)
@@ -178,7 +181,9 @@ class Delta(nn.Module):
             state |= {"head.weight": weight, "head.bias": bias}
         if self.grid_pool is not None:
             state = {
-                key: rounded(tensor) if tensor.is_floating_point() and tensor.ndim > 1 else tensor
+                key: rounded(tensor, self.spec.head_bits if key == HEAD_COLUMNS else 8)
+                if tensor.is_floating_point() and tensor.ndim > 1
+                else tensor
                 for key, tensor in state.items()
             }
         settled.load_state_dict(state)

@@ -3,7 +3,8 @@
     x = w * grid[:, index]                                       channel pooling: select and scale
     x = gelu(norm(stem(x)))                                      1x1: a column of weights per subscribed channel
     x = x + norm(project(gelu(norm(depthwise(gelu(norm(expand(x))))))))      for every block: 1x1, 3x3, 1x1
-    features = mean(gelu(norm(gather(x))))                       1x1, then the mean over the grid
+    x = gelu(norm(gather(x)))                                    1x1
+    features = mean(x), max(x)                                   over the cells of the grid
 
 (The inverted bottleneck is that of Sandler et al., "MobileNetV2", CVPR 2018.) While it trains, a norm is a batch norm;
 in a frozen delta it is folded into the convolution before it, so that nothing but convolutions with biases is left.
@@ -11,14 +12,17 @@ in a frozen delta it is folded into the convolution before it, so that nothing b
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
+from torchsnow.delta.spec import GlobalPool
+
 EXPANSION = 3
 """How many times wider a block is inside."""
 FEATURES_PER_WIDTH = 4
-"""The features that a body gives, as a multiple of its width."""
+"""The channels of a body's last map, as a multiple of its width."""
 
 # All layers but the 3x3 ones work on rows (B * Gh * Gw, channels), one per cell: a 1x1 convolution is a matrix product
 # there, and with its norm almost twice as fast to train on a CPU as on maps. Rows and maps are views of each other.
@@ -27,12 +31,14 @@ FEATURES_PER_WIDTH = 4
 class GridBody(nn.Module):
     """Subscribed channels on a grid (B, num_chs, Gh, Gw) and their pooling weights -> features (B, num_features)."""
 
-    def __init__(self, num_chs: int, width: int, num_blocks: int, frozen: bool) -> None:
+    def __init__(self, num_chs: int, width: int, num_blocks: int, global_pool: GlobalPool, frozen: bool) -> None:
         super().__init__()
-        self.num_features = FEATURES_PER_WIDTH * width
+        last_chs = FEATURES_PER_WIDTH * width
+        self.with_max = global_pool == "catavgmax"
+        self.num_features = 2 * last_chs if self.with_max else last_chs
         self.stem = _pointwise(num_chs, width, frozen)
         self.blocks = nn.ModuleList(Block(width, frozen) for _ in range(num_blocks))
-        self.gather = _pointwise(width, self.num_features, frozen)
+        self.gather = _pointwise(width, last_chs, frozen)
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
         batch_size, num_chs, height, width = x.shape
@@ -46,7 +52,8 @@ class GridBody(nn.Module):
         rows = F.gelu(rows)
         for block in self.blocks:
             rows = block(rows, height, width)
-        return F.gelu(self.gather(rows)).reshape(batch_size, height * width, self.num_features).mean(1)
+        cells = F.gelu(self.gather(rows)).reshape(batch_size, height * width, -1)
+        return torch.cat([cells.mean(1), cells.amax(1)], 1) if self.with_max else cells.mean(1)
 
 
 class Block(nn.Module):

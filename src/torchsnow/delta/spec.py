@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from torchsnow.errors import DeltaError
 
 Slots = Literal["channel", "ascending", "rank"]
+GlobalPool = Literal["avg", "catavgmax"]
 _WHOLE = (
     "width_divisor", "pool_divisor", "grid_width", "grid_blocks", "grid_reduction", "entry_reduction", "head_divisor"
 )  # fmt: skip
@@ -20,7 +21,8 @@ class DeltaSpec:
     """The shape of one task's delta: a grid body, a narrow copy of the source, or its head alone.
 
     - `grid_width`: channels of a grid body; None is a delta without one. It has `grid_blocks` blocks, on a grid with
-      one cell per `grid_reduction` pixels of the image each way.
+      one cell per `grid_reduction` pixels of the image each way. Its features are their means over the cells
+      (`global_pool="avg"`), or the means and then the largest ("catavgmax", as timm calls it).
     - `width_divisor` (K in the paper): a source layer of N channels has max(1, round(N / K)) in a narrow copy; None is
       a delta without one.
     - `pool_divisor` (M in the paper): a grid body reads max(1, round(N / M)) of the N channels of all taps together; a
@@ -33,6 +35,7 @@ class DeltaSpec:
     - `taps`: the taps that the layers subscribe to; None means all from the entry on.
     - `head_last`, `head_taps`: the head reads the source's last features, and the averages of these taps (None: all).
     - `head_divisor`: the head reads max(1, round(N / head_divisor)) of those N values; 1 reads all.
+    - `head_bits`: what a file takes for each of the head's weights over them in a grid delta, 8 or 4.
     """
 
     num_classes: int
@@ -41,12 +44,14 @@ class DeltaSpec:
     grid_width: int | None = None
     grid_blocks: int = 3
     grid_reduction: int = 32
+    global_pool: GlobalPool = "avg"
     entry_reduction: int = 1
     slots: Slots = "channel"
     taps: tuple[str, ...] | None = None
     head_last: bool = True
     head_taps: tuple[str, ...] | None = None
     head_divisor: int = 1
+    head_bits: int = 8
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_classes, int) or self.num_classes < 2:
@@ -63,6 +68,10 @@ class DeltaSpec:
             )
         if self.slots not in get_args(Slots):
             raise DeltaError(f"slots is {self.slots!r}; expected one of {', '.join(get_args(Slots))}")
+        if self.global_pool not in get_args(GlobalPool):
+            raise DeltaError(f"global_pool is {self.global_pool!r}; expected one of {', '.join(get_args(GlobalPool))}")
+        if self.head_bits not in (4, 8):
+            raise DeltaError(f"head_bits is {self.head_bits!r}; expected 8 or 4")
         if not isinstance(self.head_last, bool):
             raise DeltaError(f"head_last is {self.head_last!r}; expected true or false")
         for name in ("taps", "head_taps"):

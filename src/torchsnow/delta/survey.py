@@ -16,7 +16,7 @@ from torchsnow.source.families import ATTENTIVE, CONVOLUTIONAL, OTHER, family_of
 from torchsnow.source.load import make_source, refuse_unknown
 
 _CLASSES = 10
-_SPEC = DeltaSpec(_CLASSES, width_divisor=None, grid_width=96, head_divisor=4)
+_SPEC = DeltaSpec(_CLASSES, width_divisor=None, grid_width=96, global_pool="catavgmax", head_divisor=4)
 _BUDGET = 0.04  # of the source's multiply-adds, as in the default preset
 
 

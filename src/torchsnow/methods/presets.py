@@ -75,7 +75,7 @@ class Preset:
 
     `budget` is the most that a grid body may cost, as a share of the source's multiply-adds: it is as wide as that
     allows, up to the width in `shape`. `size_budget` is the most that the whole delta may take, as a share of the
-    source's bytes: where classes are many, the head reads fewer values.
+    source's bytes: where classes are many, the head's weights have 4 bits, and it reads fewer values.
     """
 
     shape: Mapping[str, Any]
@@ -112,11 +112,11 @@ class Preset:
             {**self.shape, **of_shape},
             replace(self.pools, **of_pools),
             None if "grid_width" in of_shape else self.budget,
-            None if "head_divisor" in of_shape else self.size_budget,
+            None if {"head_divisor", "head_bits"} & set(of_shape) else self.size_budget,
         )
 
 
-_SHAPE = {"width_divisor": None, "grid_width": 96, "head_divisor": 4}
+_SHAPE = {"width_divisor": None, "grid_width": 96, "global_pool": "catavgmax", "head_divisor": 4}
 _FIXED = PoolTraining(learned=False, sigma=0.0)
 # As published, in the strongest literal reading: chosen channels in the order of their numbers, and little noise. The
 # noise never ends, and nothing tells w where to start.

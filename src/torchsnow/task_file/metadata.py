@@ -15,7 +15,7 @@ from torchsnow.task_file.json_shape import Within, check_shape, check_version, p
 from torchsnow.task_file.metrics import kept_metrics
 from torchsnow.task_file.source_info import SourceInfo
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 _TEXT = Within(str, 1, 100)
 _TAPS = (None, [str])
@@ -30,12 +30,14 @@ _SHAPE = {
         "grid_width": (None, int),
         "grid_blocks": int,
         "grid_reduction": int,
+        "global_pool": str,
         "entry_reduction": int,
         "slots": str,
         "taps": _TAPS,
         "head_last": bool,
         "head_taps": _TAPS,
         "head_divisor": int,
+        "head_bits": int,
     },
     "source_info": dict,
     "subscription": {str: Within(int, 1, 2**31)},
@@ -73,8 +75,9 @@ def decode_info(text: str) -> TaskInfo:
 
 
 def _from_former_version(values: Any) -> Any:
-    """Version 1 had no entry: every delta began at the image. Version 2 had no grid, up to version 3 the middle was cut
-    out of every picture, and up to version 4 no distance was known from where on images are unknown."""
+    """Version 1 had no entry: every delta began at the image. Version 2 had no grid; up to version 3 the middle was cut
+    out of every picture, up to version 4 grid bodies had means alone, and no matrix less than a byte per number, and up
+    to version 5 no distance was known from where on images are unknown."""
     version, spec = (values.get(key) if isinstance(values, dict) else None for key in ("schema_version", "spec"))
     if type(version) is not int or not 1 <= version < SCHEMA_VERSION or not isinstance(spec, dict):
         return values
@@ -85,10 +88,11 @@ def _from_former_version(values: Any) -> Any:
     return {**values, **added, "schema_version": SCHEMA_VERSION, "spec": {**spec, **of_spec}}
 
 
-_ADDED: dict[int, dict[str, Any]] = {3: {"crop_mode": "center"}, 4: {"unknown_above": None}}
+_ADDED: dict[int, dict[str, Any]] = {3: {"crop_mode": "center"}, 5: {"unknown_above": None}}
 _ADDED_TO_SPEC: dict[int, dict[str, Any]] = {
     1: {"entry_reduction": 1},
     2: {"grid_width": None, "grid_blocks": 3, "grid_reduction": 32},
+    4: {"global_pool": "avg", "head_bits": 8},
 }
 """What files of these versions and before lack, and the values under which nothing changes."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchsnow.delta import Delta, DeltaSpec
-from torchsnow.delta.rounding import from_bytes, to_bytes
+from torchsnow.delta.rounding import from_bytes, packed_shape, to_bytes
 from torchsnow.errors import TaskFileError
 from torchsnow.io.files import write_atomically
 from torchsnow.pooling import Subscription
@@ -156,13 +156,16 @@ def _check_subscription(info: TaskInfo, delta: Delta) -> None:
 
 def _delta_of(info: TaskInfo, tensors: Mapping[str, Tensor], source: Source) -> Delta:
     delta = _empty_delta(source, info.spec)
+    wanted = delta.state_dict()
     scales = {key: tensors[key + _SCALE] for key, tensor in tensors.items() if _is_short(key, tensor, tensors)}
     given = {key: tensor for key, tensor in tensors.items() if key.removesuffix(_SCALE) not in scales or key in scales}
-    _check_tensors(given, scales, delta.state_dict())
+    _check_tensors(given, scales, wanted)
     device = next(source.parameters()).device
     # the tensors of the file become the delta's own
     own = {
-        key: from_bytes(tensor, scales[key]).to(device) if key in scales else tensor.to(device, copy=True)
+        key: from_bytes(tensor, scales[key], wanted[key].shape).to(device)
+        if key in scales
+        else tensor.to(device, copy=True)
         for key, tensor in given.items()
     }
     delta.load_state_dict(own, assign=True)
@@ -202,15 +205,15 @@ def stored_bytes(tensors: Mapping[str, Tensor]) -> int:
 
 
 def _shortest(key: str, tensor: Tensor) -> dict[str, Tensor]:
-    """A tensor by name; a matrix in a byte per number, with its scales, if that loses nothing."""
+    """A tensor by name; a matrix in a byte per number or half of one, with its scales, if that loses nothing."""
     if tensor.dtype == torch.float32 and tensor.ndim > 1 and (short := to_bytes(tensor)) is not None:
         return {key: short[0], key + _SCALE: short[1]}
     return {key: tensor}
 
 
 def _is_short(key: str, tensor: Tensor, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a tensor is a matrix in a byte per number, with its scales."""
-    return tensor.dtype == torch.int8 and tensor.ndim > 1 and key + _SCALE in tensors
+    """Whether a tensor is a matrix in a byte per number or half of one, with its scales."""
+    return tensor.dtype in (torch.int8, torch.uint8) and tensor.ndim > 1 and key + _SCALE in tensors
 
 
 def _check_tensors(given: Mapping[str, Tensor], scales: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
@@ -220,8 +223,10 @@ def _check_tensors(given: Mapping[str, Tensor], scales: Mapping[str, Tensor], wa
     if unknown:
         raise TaskFileError(f"it has an unknown tensor {unknown[0]!r} ({len(unknown)} in all)")
     for key, tensor in wanted.items():
-        if given[key].shape != tensor.shape:
-            shapes = f"{tuple(given[key].shape)}, expected {tuple(tensor.shape)}"
+        halves = key in scales and given[key].dtype == torch.uint8 and tensor.ndim > 1
+        shape = packed_shape(tensor.shape) if halves else tuple(tensor.shape)
+        if tuple(given[key].shape) != shape:
+            shapes = f"{tuple(given[key].shape)}, expected {shape}"
             raise TaskFileError(f"tensor {key!r} has shape {shapes}")
         if given[key].dtype != tensor.dtype and not (key in scales and tensor.dtype == torch.float32):
             raise TaskFileError(f"tensor {key!r} is {given[key].dtype}, expected {tensor.dtype}")
