@@ -296,7 +296,7 @@ def change_metadata(key: str, value: Any) -> Callable[[dict[str, torch.Tensor], 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("schema_version", 6, "schema version is 6, this torchsnow reads 5; upgrade"),
+        ("schema_version", 7, "schema version is 7, this torchsnow reads 6; upgrade"),
         ("schema_version", True, "does not say its schema version"),
         ("name", "../x", "cannot be a task's name"),
         ("name", 3, "metadata.name is 3; expected a text"),
@@ -309,11 +309,13 @@ def change_metadata(key: str, value: Any) -> Callable[[dict[str, torch.Tensor], 
         ("image_size", 1.5, "image_size is 1.5; expected a whole number"),
         ("image_size", True, "image_size is true; expected a whole number"),
         ("image_size", 0, "expected 1 pixel"),
-        ("crop_mode", "border", "crop_mode is 'border'; expected one of squash, center"),
+        ("crop_mode", "stretch", "crop_mode is 'stretch'; expected one of squash, center, border"),
         ("grey_range", [5], r"grey_range is \[5\]; expected two values of 0 to 65535, rising"),
         ("grey_range", [5, 5], r"grey_range is \[5, 5\]; expected two values"),
         ("grey_range", [0, 65_536], r"grey_range is \[0, 65536\]; expected two values"),
         ("grey_range", [0, 9.5], r"grey_range\[1\] is 9.5; expected a whole number"),
+        ("unknown_above", -1.0, "unknown_above is -1.0; expected"),
+        ("unknown_above", "far", "unknown_above is .far.; expected a number"),
         ("image_size", MAX_IMAGE_SIZE + 1, "image_size is 1025; expected 1 pixel to 1024"),
         ("image_size", 10**6, "image_size is 1000000; expected 1 pixel to 1024"),
         ("training", [], "training is .*; expected an object"),
@@ -384,6 +386,7 @@ ADDED = {"global_pool": "avg", "head_std": False, "head_bits": 8}
         (2, {**GRID_SETTINGS, **ADDED}),
         (3, ADDED),
         (4, ADDED),
+        (5, {}),
     ],
 )
 def test_a_file_of_a_former_version_is_one_of_a_delta_as_there_was_then(
@@ -391,11 +394,13 @@ def test_a_file_of_a_former_version_is_one_of_a_delta_as_there_was_then(
 ) -> None:
     """Version 1 knew deltas that begin at the image alone, version 2 had no grid, and neither had halves; up to
     version 3 the middle was cut out of every picture. Up to version 4 every number had a byte or more, and all greys
-    were in range."""
+    were in range, and up to version 5 nothing was known to be unknown."""
 
     def older(tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
         values["schema_version"] = version
-        del values["grey_range"]
+        del values["unknown_above"]
+        if version <= 4:
+            del values["grey_range"]
         if version <= 3:
             del values["crop_mode"]
         for key, value in unknown.items():
@@ -407,6 +412,7 @@ def test_a_file_of_a_former_version_is_one_of_a_delta_as_there_was_then(
     loaded, images = load_task(path, source), torch.randn(2, 3, 64, 64)
     assert loaded.spec == task.spec
     assert loaded.framing == (Framing(64, "center") if version <= 3 else task.framing)
+    assert loaded.unknown_above is None
     assert torch.equal(logits(source, loaded, images), logits(source, task, images))
 
 

@@ -61,7 +61,7 @@ def test_a_person_gets_a_table(hub: Path, images: list[Path]) -> None:
     outcome = torchsnow("predict", *images, "--hub", hub)
     assert (outcome.code, outcome.err) == (0, "")
     head, *rows = outcome.out.splitlines()
-    assert head.split() == ["image", "task", "class", "probability"]
+    assert head.split() == ["image", "task", "class", "probability", "unknown_score"]
     assert [row.split()[:2] for row in rows] == [[str(i), task] for i in images for task in ("colours", "large")]
     assert all(row.split()[3].endswith("%") for row in rows)
 
@@ -105,6 +105,7 @@ def test_odd_file_names_are_shown_as_they_are(hub: Path, images: list[Path]) -> 
 def test_what_cannot_be_predicted(hub: Path, images: list[Path], tmp_path: Path) -> None:
     assert "has no task 'larg'; did you mean large?" in refused("predict", *images, "--hub", hub, "--task", "larg")
     assert "is not a hub" in refused("predict", *images, "--hub", tmp_path)
+    assert "hub is not a hub" in refused("predict", *images)
     Hub.create(tmp_path / "bare", load_source("test_resnet", weights="random"))
     assert "bare has no tasks yet" in refused("predict", *images, "--hub", tmp_path / "bare", "--json")
     assert "bare has no task 'a'; it has no tasks yet" in refused(
@@ -159,7 +160,7 @@ def test_tables_and_lines_of_json_are_written(hub: Path, images: list[Path], tmp
     assert "gone.png" in outcome.err
     rows = list(csv.DictReader(table.read_text().splitlines()))
     documents = [json.loads(line) for line in lines.read_text().splitlines()]
-    assert list(rows[0]) == ["image", "task", "class", "probability", "class_2", "probability_2"]
+    assert list(rows[0]) == ["image", "task", "class", "probability", "class_2", "probability_2", "unknown_score"]
     assert len(rows) == len(documents) == 4
     for row, document in zip(rows, documents, strict=True):
         assert (row["image"], row["task"], row["class"]) == (document["image"], document["task"], document["label"])
@@ -170,7 +171,7 @@ def test_tables_and_lines_of_json_are_written(hub: Path, images: list[Path], tmp
 def test_more_classes_than_a_task_has(hub: Path, images: list[Path]) -> None:
     outcome = torchsnow("predict", images[0], "--hub", hub, "--task", "large", "--top", "5")
     assert outcome.code == 0
-    assert outcome.out.splitlines()[0].split()[-2:] == ["class_5", "probability_5"]
+    assert outcome.out.splitlines()[0].split()[-3:-1] == ["class_5", "probability_5"]
 
 
 def test_a_table_that_cannot_be_written_is_refused_first(hub: Path, images: list[Path], tmp_path: Path) -> None:

@@ -165,8 +165,8 @@ def test_a_missing_extra_is_named(trained: Trained, monkeypatch: pytest.MonkeyPa
 
 def test_predict_wants_a_hub_or_a_server(trained: Trained) -> None:
     image = trained.photos / "red" / "1.png"
-    for words in ([], ["--hub", trained.hub, "--server", "http://127.0.0.1:1"]):
-        assert "either the folder of a hub" in refused("predict", image, *words)
+    both = ("--hub", trained.hub, "--server", "http://127.0.0.1:1")
+    assert "either the folder of a hub" in refused("predict", image, *both)
     assert "cannot be used" in refused("predict", image, "--server", "http://127.0.0.1:1")
     assert "is no address" in refused("predict", image, "--server", "127.0.0.1:1")
 

@@ -110,14 +110,6 @@ def test_a_time_that_is_none_is_refused(photos: Path) -> None:
         assert "expected a time as in 90s, 10m or 1.5h" in sentence
 
 
-def test_json_is_one_document_and_no_progress(photos: Path) -> None:
-    outcome = train(photos, *TINY, "--epochs", "1", "--json")
-    assert (outcome.code, outcome.err) == (0, "")
-    assert outcome.document["best_epoch"] in (0, 1)
-    assert outcome.document["probe_val_accuracy"] <= 1
-    assert "warning" in outcome.document
-
-
 def test_the_hub_keeps_its_source_and_its_other_tasks(trained: Trained) -> None:
     before = snapshot(trained.hub / "tasks")
     outcome = train(trained.photos, "--image-size", "32", "--epochs", "1", hub=trained.hub)
@@ -149,13 +141,6 @@ def test_replace_puts_the_new_task_in_the_place_of_the_old(trained: Trained) -> 
     assert outcome.code == 0, outcome
     assert not equal(task_tensors(trained.hub, "colours"), old)
     assert Hub.open(trained.hub).verify() == []
-
-
-def test_a_run_folder_that_is_taken_is_refused(trained: Trained) -> None:
-    before = snapshot(trained.hub, trained.run)
-    words = ("train", trained.photos, "--task", "new", "--hub", trained.hub, *TINY, "--out", trained.run)
-    assert "holds a run already: resume it, or choose another folder" in refused(*words)
-    assert snapshot(trained.hub, trained.run) == before
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
@@ -192,18 +177,6 @@ def test_what_is_left_out_is_chosen_said_and_written_down(photos: Path, monkeypa
     assert args["training"]["patience"] == 13
     for name, value in numbers.items():
         assert f"{name} {value}: {args['chosen'][name]}" in outcome.err
-
-
-def test_where_the_images_are_passed_in_every_step_the_learning_rate_is_chosen(
-    photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stop_in(1, monkeypatch)
-    outcome = train(photos, *TINY[:4], "--preset", "paper")
-    assert outcome.code == 130
-    args = yaml.safe_load(Path("runs/new/args.yaml").read_text())
-    assert list(args["chosen"]) == ["image_size", "batch_size", "epochs", "lr"]
-    assert args["training"]["epochs"] == 40
-    assert f"lr {args['training']['lr']}: {args['chosen']['lr']}" in outcome.err
 
 
 @pytest.mark.parametrize("preset", ["default", "paper"])
@@ -279,15 +252,6 @@ def test_warm_up_needs_more_than_one_epoch(photos: Path) -> None:
         *words, "--epochs", "3", "--warmup-epochs", "3"
     )
     assert train(photos, *TINY, "--epochs", "1").code == 0
-
-
-def test_a_csv_is_trained_on(photos: Path, tmp_path: Path) -> None:
-    rows = [f"{path.relative_to(photos.parent)},{path.parent.name}" for path in sorted(photos.rglob("*.png"))]
-    table = photos.parent / "table.csv"
-    table.write_text("\n".join(["path,label", *rows]) + "\n")
-    assert train(table, *TINY, "--epochs", "1", "--json").code == 0
-    splits = json.loads(Path("runs/new/splits.json").read_text())
-    assert splits["classes"] == ["blue", "green", "red"]
 
 
 def test_a_method_without_a_delta_stays_in_its_run_folder(photos: Path, tmp_path: Path) -> None:

@@ -124,8 +124,8 @@ def test_bad_settings_are_named() -> None:
         train_transform(CONFIG, CENTER, "wild")
     with pytest.raises(DataError, match="unknown interpolation 'random'; expected one of nearest,"):
         eval_transform(replace(CONFIG, interpolation="random"), CENTER)
-    with pytest.raises(DataError, match="unknown crop mode 'border'; expected one of squash, center"):
-        eval_transform(CONFIG, Framing(64, "border"))
+    with pytest.raises(DataError, match="unknown crop mode 'stretch'; expected one of squash, center, border"):
+        eval_transform(CONFIG, Framing(64, "stretch"))
     for size in (0, 1025):
         with pytest.raises(DataError, match=f"at least 1 pixel, and at most 1024, not {size}"):
             prepare(CONFIG, Framing(size))

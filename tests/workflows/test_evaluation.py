@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -11,12 +13,17 @@ from sample_tasks import sample_task
 from torchsnow.data import LoadedData, Splits, load_data, make_splits
 from torchsnow.errors import DataError
 from torchsnow.hub import Hub
+from torchsnow.model import SnowModel
 from torchsnow.source import Source, load_source
 from torchsnow.train import RunFolder, TrainSettings
-from torchsnow.workflows.evaluation import evaluate_task, examples_of
+from torchsnow.train.batches import plain_images
+from torchsnow.workflows.evaluation import Change, evaluate_task, examples_of, unknown_above
 from torchsnow.workflows.place import Place
+from torchsnow.workflows.predictions import predict_images
 from torchsnow.workflows.recipe import Recipe
 from torchsnow.workflows.training import train_task
+
+SETTINGS = TrainSettings(epochs=1, batch_size=32, image_size=32, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +36,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> LoadedData:
     return load_data(make_photos(tmp_path_factory.mktemp("data") / "photos"))
 
 
-def test_a_task_alone_is_as_good_as_in_its_training(
-    data: LoadedData, tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchsnow.plots.draw_run", lambda run, metrics: [])
+
+
+def test_a_task_alone_is_as_good_as_in_its_training(data: LoadedData, tmp_path: Path, source: Source) -> None:
     settings, run = TrainSettings(epochs=1, batch_size=8, image_size=32, device="cpu"), RunFolder(tmp_path / "run")
     result = train_task(data, "colours", run, Recipe(settings), source, Place(tmp_path / "hub", source))
     hub = Hub.open(tmp_path / "hub", source)
@@ -82,3 +91,69 @@ def test_classes_in_another_order_are_matched_by_name(tmp_path: Path, source: So
     data = load_data(tmp_path / "pets")
     with pytest.raises(DataError, match="pets has the class 'cow', which task 'pets' does not know"):
         evaluate_task(hub, "pets", data, data.examples)
+
+
+def test_two_versions_are_compared_image_by_image(data: LoadedData, source: Source, tmp_path: Path) -> None:
+    hub, results = tmp_path / "hub", []
+    for seed in (0, 1):
+        recipe = Recipe(TrainSettings(epochs=1, image_size=32 + 32 * seed, seed=seed, device="cpu"))
+        place, run = Place(hub, source, replace=True), RunFolder(tmp_path / f"run-{seed}")
+        results.append(train_task(data, "colours", run, recipe, source, place))
+    assert results[0].change is None
+    change, opened = results[1].change, Hub.open(hub, source)
+    assert change is not None
+    test = Splits.load(tmp_path / "run-1" / "splits.json", data).test
+    now = evaluate_task(opened, "colours", data, test)
+    opened.rollback("colours")
+    before = evaluate_task(opened, "colours", data, test)
+    right = [[row[3] for row in one.rows(data)] for one in (before, now)]
+    pairs = list(zip(*right, strict=True))
+    assert (change.num_images, change.former_right) == (len(test), sum(right[0]))
+    assert (change.gained, change.lost) == (pairs.count((False, True)), pairs.count((True, False)))
+
+
+def test_mcnemars_test() -> None:
+    assert Change(20, 10, gained=5, lost=0).p_value == pytest.approx(2 / 2**5)
+    assert Change(20, 10, gained=1, lost=3).p_value == pytest.approx(2 * (1 + 4) / 2**4)
+    assert Change(20, 10, gained=0, lost=0).p_value == 1
+
+
+def refuse(path: Path, why: str) -> None:
+    raise AssertionError(why)
+
+
+@pytest.mark.parametrize(("num_images", "num_above"), [(18, None), (19, 0), (39, 1), (59, 2)])
+def test_at_most_one_in_twenty_of_the_images_given_is_above(
+    source: Source, tmp_path: Path, num_images: int, num_above: int | None
+) -> None:
+    data = load_data(make_photos(tmp_path / "photos", 20))
+    images = plain_images(source.input_config, SETTINGS.framing).with_examples(data.examples, data.classes)
+    task = sample_task(source)
+    limit = unknown_above(SnowModel(source, task.delta), images.subset(range(num_images)), SETTINGS)
+    if num_above is None:
+        assert limit is None
+        return
+    hub = Hub.create(tmp_path / "hub", source)
+    hub.add(replace(task, unknown_above=limit, image_size=32))
+    files = [example.path for example in data.examples[:num_images]]
+    scores = [one.unknown_score for one in predict_images(hub, files, None, refuse)]
+    assert sum(score is not None and score > 1.00001 for score in scores) == num_above
+    assert sum(score is not None and score > 0.99999 for score in scores) == num_above + 1
+
+
+def test_images_of_another_kind_are_unknown_to_a_trained_task(source: Source, tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos" / "train", 17)
+    for file in photos.rglob("?.png"):  # 30; 21 are left to train on
+        place = tmp_path / "photos" / "val" / file.relative_to(photos)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file.rename(place)
+    data = load_data(photos.parent)
+    hub = tmp_path / "hub"
+    train_task(data, "colours", RunFolder(tmp_path / "run"), Recipe(SETTINGS), source, Place(hub, source))
+    grating = np.where(np.arange(40) % 8 < 4, 255, 0).astype(np.uint8)
+    Image.fromarray(np.tile(grating, (40, 1))).save(tmp_path / "grating.png")
+    files = [tmp_path / "grating.png", *(example.path for example in data.examples)]
+    unlike, *known = (one.unknown_score for one in predict_images(Hub.open(hub, source), files, None, refuse))
+    assert unlike is not None
+    assert unlike > 1
+    assert sum(score is not None and score < 1 for score in known) >= 0.9 * len(known)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+HUB = Path("hub")
+"""The folder of the hub, where none is named."""
 
 PathColumn = Annotated[str, typer.Option("--path-column", help="Column of a CSV with the images; 'path' by default.")]
 LabelColumn = Annotated[str, typer.Option("--label-column", help="Column of a CSV with the classes; else 'label'.")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
 from itertools import chain, islice
 from json import dumps
 from pathlib import Path
@@ -13,21 +13,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from torchsnow.cli.data_options import HUB
 from torchsnow.cli.output import check_writable, counting, note, percent, print_json, print_table, say
 from torchsnow.cli.serve import TOKEN_VARIABLE, read_token
 from torchsnow.errors import ServingError
 
 if TYPE_CHECKING:
+    from torchsnow.serving import Client
     from torchsnow.workflows.predictions import OnBad, Progress
 
 STDIN = "-"
+_IMAGES_OF_A_REQUEST = 8
 
 
 def predict(
     images: Annotated[
         list[str], typer.Argument(help="Image files, folders, patterns like 'day-*/*.jpg'; - reads names from stdin.")
     ],
-    hub: Annotated[Path | None, typer.Option(help="Folder of the hub.")] = None,
+    hub: Annotated[Path | None, typer.Option(help="Folder of the hub; 'hub' by default.")] = None,
     server: Annotated[str | None, typer.Option(help="Instead of a hub: address of a server, with http://.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="Name of a task; may be repeated; all by default.")] = None,
     top: Annotated[
@@ -55,19 +58,18 @@ def predict(
     def on_bad(path: Path, why: str) -> None:
         bad.append((str(path), why))
 
-    if (hub is None) == (server is None):
+    if hub is not None and server is not None:
         raise ServingError("name either the folder of a hub (--hub) or the address of a server (--server)")
     for file in filter(None, (csv, jsonl)):
         check_writable(file)
     files = find_images(_words(images), on_bad)
     num_classes = top if top is not None or json or jsonl is not None else 1
     with counting("classifying images", quiet=json) as progress:
-        if server is not None:
-            answers = _from_server(server, token_file, files, task or None, num_classes, on_bad, progress)
+        question = _Question(files, task or None, num_classes, on_bad, progress)
+        if server is None:
+            predictions = list(question.to_hub(hub or HUB, device))
         else:
-            assert hub is not None
-            answers = _from_hub(hub, device, files, task or None, num_classes, on_bad, progress)
-        predictions = list(answers)
+            predictions = list(question.to_server(server, read_token(token_file)))
     written = _write(csv, jsonl, predictions, top or 1)
     if json:
         print_json({"predictions": predictions, "errors": [{"image": path, "reason": why} for path, why in bad]})
@@ -91,63 +93,71 @@ def _words(images: Sequence[str]) -> Iterator[str]:
             yield word
 
 
-def _from_hub(
-    hub: Path,
-    device: str,
-    files: Sequence[Path],
-    tasks: Sequence[str] | None,
-    top: int | None,
-    on_bad: OnBad,
-    progress: Progress,
-) -> Iterator[dict[str, Any]]:
-    from torchsnow.hub import Hub
+@dataclass(frozen=True)
+class _Question:
+    """What is asked, of a hub or of a server: `files`, of the `tasks` (None: all), for the `top` likeliest classes."""
 
-    opened = Hub.open(hub)  # what is wrong with it needs no torch to be said
-    for name in tasks or ():
-        opened.entry(name)
+    files: Sequence[Path]
+    tasks: Sequence[str] | None
+    top: int | None
+    on_bad: OnBad
+    progress: Progress
 
-    from torchsnow.train import torch_device
-    from torchsnow.workflows.predictions import predict_images
+    def to_hub(self, hub: Path, device: str) -> Iterator[dict[str, Any]]:
+        from torchsnow.hub import Hub
 
-    on_device = torch_device(device)
-    if opened.names():
-        opened.source.to(on_device)
-    for one in predict_images(opened, files, tasks, on_bad, top=top, progress=progress):
-        about = {"image": one.image, "task": one.task, "label": one.label}
-        yield about | {"ranking": list(one.probabilities), "probabilities": one.probabilities}
+        opened = Hub.open(hub)  # what is wrong with it needs no torch to be said
+        for name in self.tasks or ():
+            opened.entry(name)
 
+        from torchsnow.train import torch_device
+        from torchsnow.workflows.predictions import predict_images
 
-def _from_server(
-    url: str,
-    token_file: Path | None,
-    files: Sequence[Path],
-    tasks: Sequence[str] | None,
-    top: int | None,
-    on_bad: OnBad,
-    progress: Progress,
-) -> Iterator[dict[str, Any]]:
-    from torchsnow.serving import Client
+        on_device = torch_device(device)
+        if opened.names():
+            opened.source.to(on_device)
+        for one in predict_images(opened, self.files, self.tasks, self.on_bad, top=self.top, progress=self.progress):
+            yield {
+                "image": one.image,
+                "task": one.task,
+                "label": one.label,
+                "ranking": list(one.probabilities),
+                "probabilities": one.probabilities,
+                "unknown_score": one.unknown_score,
+            }
 
-    client = Client(url, read_token(token_file))
-    client.tasks()  # a server that cannot be used is one error, not one for each image
-    for done, image in enumerate(files, 1):
+    def to_server(self, url: str, token: str | None) -> Iterator[dict[str, Any]]:
+        from torchsnow.serving import Client
+
+        client = Client(url, token)
+        client.tasks()  # a server that cannot be used is one error, not one for each image
+        for first in range(0, len(self.files), _IMAGES_OF_A_REQUEST):
+            files = self.files[first : first + _IMAGES_OF_A_REQUEST]
+            try:
+                answered = client.predict(files, self.tasks)
+            except ServingError:  # of one image, or of all together: that shows one by one
+                answered = [self._one_by_one(client, file) for file in files]
+            for file, answer in ((file, answer) for file, own in zip(files, answered, strict=True) for answer in own):
+                likeliest = dict(islice(answer["probabilities"].items(), self.top))
+                yield {"image": str(file), **answer, "ranking": list(likeliest), "probabilities": likeliest}
+            self.progress(first + len(files), len(self.files))
+
+    def _one_by_one(self, client: Client, file: Path) -> list[dict[str, Any]]:
+        def report(failure: dict[str, Any]) -> None:
+            self.on_bad(file, f"{file}: the task {failure['task']!r} has no answer: {failure['error']}")
+
         try:
-            (answers,) = client.predict([image], tasks, partial(_report, image, on_bad))
+            return client.predict([file], self.tasks, report)[0]
         except ServingError as error:
-            on_bad(image, f"{image}: {error}")
-            answers = []
-        for answer in answers:
-            likeliest = dict(islice(answer["probabilities"].items(), top))
-            yield {"image": str(image), **answer, "ranking": list(likeliest), "probabilities": likeliest}
-        progress(done, len(files))
-
-
-def _report(image: Path, on_bad: OnBad, failure: dict[str, Any]) -> None:
-    on_bad(image, f"{image}: the task {failure['task']!r} has no answer: {failure['error']}")
+            self.on_bad(file, f"{file}: {error}")
+            return []
 
 
 def _show(predictions: Sequence[dict[str, Any]], top: int) -> None:
     print_table(_columns(top), [_cells(one, top, percent) for one in predictions])
+    unlike = sum((one.get("unknown_score") or 0) > 1 for one in predictions)
+    if unlike:
+        say(f"{unlike} of {len(predictions)} answers have an unknown score above 1: the image is unlike the task's own")
 
 
 def _write(csv: Path | None, jsonl: Path | None, predictions: Sequence[dict[str, Any]], top: int) -> list[Path]:
@@ -164,11 +174,13 @@ def _write(csv: Path | None, jsonl: Path | None, predictions: Sequence[dict[str,
 def _columns(top: int) -> list[str]:
     """Of a table: class and probability of the likeliest class, class_2 and probability_2 of the next, ..."""
     more = (f"{name}_{place}" for place in range(2, top + 1) for name in ("class", "probability"))
-    return ["image", "task", "class", "probability", *more]
+    return ["image", "task", "class", "probability", *more, "unknown_score"]
 
 
 def _cells(prediction: dict[str, Any], top: int, number: Callable[[float], str]) -> list[str]:
-    """A row of a table; a task of few classes leaves cells empty."""
+    """A row of a table; cells without anything known are empty."""
     likeliest = [(name, number(share)) for name, share in islice(prediction["probabilities"].items(), top)]
     cells = [prediction["image"], prediction["task"], *chain.from_iterable(likeliest)]
-    return cells + [""] * (len(_columns(top)) - len(cells))
+    unknown = prediction.get("unknown_score")
+    cells += [""] * (len(_columns(top)) - len(cells) - 1)
+    return [*cells, "" if unknown is None else f"{unknown:.2f}"]

@@ -231,15 +231,17 @@ def _name(file: Path | BinaryIO) -> str:
 
 
 class Cut(NamedTuple):
-    """Both sides ("squash") or the shorter one ("center") are resized to `resize_size` pixels, with Pillow's filter
-    number `resample`; of that, the centre of `size` x `size` pixels is kept. Of 16-bit greys, those of `grey_range`
-    become black and white. `transforms.cut_of` says which cut a source wants."""
+    """Both sides ("squash"), the shorter one ("center") or the longer one ("border", filled up with the colour `fill`)
+    are resized to `resize_size` pixels, with Pillow's filter number `resample`; of that, the centre of `size` x `size`
+    pixels is kept. Of 16-bit greys, those of `grey_range` become black and white. `transforms.cut_of` says which cut a
+    source wants."""
 
     size: int
     resize_size: int
     crop_mode: str
     resample: int
     grey_range: Sequence[int] = GREYS
+    fill: Sequence[int] = (0, 0, 0)
 
 
 def cut(image: Image.Image, how: Cut) -> Image.Image:
@@ -247,10 +249,22 @@ def cut(image: Image.Image, how: Cut) -> Image.Image:
     image = in_grey_range(image, how.grey_range)
     width, height = image.size
     resized = (how.resize_size, how.resize_size)
+    if how.crop_mode == "border":
+        resized = within(width, height, how.resize_size)
     if how.crop_mode == "center":
         shorter = min(width, height)
         resized = (int(how.resize_size * width / shorter), int(how.resize_size * height / shorter))
     if resized != image.size:
         image = image.resize(resized, Image.Resampling(how.resample))
+    if how.crop_mode == "border":
+        square = Image.new("RGB", (how.resize_size, how.resize_size), tuple(how.fill))
+        square.paste(image, ((how.resize_size - resized[0]) // 2, (how.resize_size - resized[1]) // 2))
+        image, resized = square, square.size
     left, top = (round((side - how.size) / 2) for side in resized)
     return image.crop((left, top, left + how.size, top + how.size))
+
+
+def within(width: int, height: int, side: int) -> tuple[int, int]:
+    """Width and height of a picture whose longer side is resized to so many pixels."""
+    longer = max(width, height)
+    return max(1, side * width // longer), max(1, side * height // longer)

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from torchsnow.data.images import Cut, in_grey_range, upright_rgb
+from torchsnow.data.images import Cut, in_grey_range, upright_rgb, within
 from torchsnow.data.names import AUGMENTATIONS
 from torchsnow.errors import DataError
 from torchsnow.source.config import CROP_MODES, MAX_IMAGE_SIZE, Framing, InputConfig
@@ -43,7 +43,10 @@ def eval_transform(config: InputConfig, framing: Framing) -> Callable[[Any], Ten
 def cut_of(config: InputConfig, framing: Framing) -> Cut:
     """The first half of `eval_transform`, as numbers: what `cut` does before `scale`. Raises DataError as that does."""
     resample = Image.Resampling[_interpolation(config).name.removesuffix("_EXACT")]
-    return Cut(framing.image_size, _resize_size(config, framing), framing.crop_mode, resample, framing.grey_range)
+    colour = _mean_colour(config)
+    return Cut(
+        framing.image_size, _resize_size(config, framing), framing.crop_mode, resample, framing.grey_range, colour
+    )
 
 
 def scale(config: InputConfig) -> Callable[[Tensor], Tensor]:
@@ -105,8 +108,24 @@ def _scaling(config: InputConfig) -> list[Any]:
 
 def _resize(config: InputConfig, framing: Framing) -> Any:
     side = _resize_size(config, framing)
+    if framing.crop_mode == "border":
+        return partial(_bordered, side=side, interpolation=_interpolation(config), fill=_mean_colour(config))
     size = [side, side] if framing.crop_mode == "squash" else side
     return v2.Resize(size, interpolation=_interpolation(config))
+
+
+def _bordered(picture: Any, side: int, interpolation: InterpolationMode, fill: list[int]) -> Any:
+    """The picture with its longer side resized to `side` pixels, in the middle of a square."""
+    height, width = v2.functional.get_size(picture)
+    new_width, new_height = within(width, height, side)
+    left, top = (side - new_width) // 2, (side - new_height) // 2
+    resized = v2.functional.resize(picture, [new_height, new_width], interpolation)
+    return v2.functional.pad(resized, [left, top, side - new_width - left, side - new_height - top], fill)
+
+
+def _mean_colour(config: InputConfig) -> list[int]:
+    """What is 0 once it is normalised, for red, green and blue in 0..255."""
+    return [round(255 * mean) for mean in config.mean]
 
 
 def _resize_size(config: InputConfig, framing: Framing) -> int:
@@ -133,5 +152,4 @@ def _random_crop(image_size: int) -> Any:
 
 def _random_change(config: InputConfig) -> Any:
     """One of fourteen changes at a random strength; corners that turn into view get the source's mean colour."""
-    fill = [round(255 * mean) for mean in config.mean]
-    return v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR, fill=fill)
+    return v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR, fill=_mean_colour(config))

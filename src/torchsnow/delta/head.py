@@ -130,6 +130,11 @@ class Head(nn.Module):
         of_read = idx if isinstance(self.pool, ChannelPooling) else slice(None)
         return (x - self.center[of_read]) / self.spread[of_read], idx
 
+    def distance(self, features: FeatureMaps) -> Tensor:
+        """How far images lie from the training images, by one source pass: the root mean square of the standardised
+        values, (B,); about 1 for images like those."""
+        return self.read(features)[0].square().mean(1).sqrt()
+
     def places(self, idx: Tensor) -> Tensor:
         """Where the values `idx` (n,) stand among those that a pass was asked for, (n,)."""
         if self._may_change:

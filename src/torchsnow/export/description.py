@@ -60,9 +60,10 @@ def describe(
 def preprocessing(config: InputConfig, framing: Framing) -> dict[str, Any]:
     """From an RGB picture to the input, in Pillow's terms: what `eval_transform` does.
 
-    With `crop` "squash" both sides are resized to `resize_size` pixels, with "center" the shorter one; then the centre
-    of `image_size` x `image_size` pixels is cropped. Pixels are scaled to 0..1, and normalised by `mean` and `std` per
-    channel. Before all that, 16-bit greys are spread from `grey_range` to 0..255.
+    With `crop` "squash" both sides are resized to `resize_size` pixels, with "center" the shorter one, with "border"
+    the longer one, in the middle of a square in the colour of `mean`; then the centre of `image_size` x `image_size`
+    pixels is cropped. Pixels are scaled to 0..1, and normalised by `mean` and `std` per channel. Before all that,
+    16-bit greys are spread from `grey_range` to 0..255.
     """
     if config.interpolation not in _INTERPOLATIONS:
         raise CompileError(

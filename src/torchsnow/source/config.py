@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 MAX_IMAGE_SIZE = 1024
 """Height and width in pixels, of images for training, in a task file and in an export. Beyond it one image takes a
 server's memory and seconds, and all tasks wait for it."""
-CROP_MODES = ("squash", "center")
+CROP_MODES = ("squash", "center", "border")
 GREYS = (0, 65_535)
 """All values of a 16-bit grey."""
 Channels = tuple[float, float, float]
@@ -23,8 +23,9 @@ class Framing(NamedTuple):
 
     A side is resized to `resize_size` pixels, a little more than the square's, which is then cut out of the middle.
     With `crop_mode` "squash" both sides are, so that little of a picture is lost, whatever its shape; with "center" the
-    shorter side is. Both are timm's at evaluation, under the same names. Of 16-bit greys, `grey_range` are the values
-    that become black and white.
+    shorter side is; with "border" the longer side is, and a border in the source's mean colour makes it a square. All
+    are timm's at evaluation, under the same names. Of 16-bit greys, `grey_range` are the values that become black and
+    white.
     """
 
     image_size: int

@@ -33,7 +33,9 @@ class TaskInfo:
 
     `classes` are in the order of the logits; `subscription` is the number of chosen channels per tap (or of all taps
     together as "grid"), the head's own last as "head"; `image_size`, `crop_mode` and `grey_range` say how pictures were
-    shown to it (see `Framing`); `training` is a free JSON object, `metrics` the main results by split; `versions` are
+    shown to it (see `Framing`); images whose distance (see `Head.distance`) is above `unknown_above` are unlike those
+    that it was trained for (None: not known); `training` is a free JSON object, `metrics` the main results by split;
+    `versions` are
     those of torchsnow, torch and timm, and `created` is an ISO date and time in UTC.
     """
 
@@ -45,6 +47,7 @@ class TaskInfo:
     image_size: int
     crop_mode: str
     grey_range: tuple[int, int]
+    unknown_above: float | None
     training: dict[str, Any]
     metrics: dict[str, Any]
     versions: dict[str, str]
@@ -154,7 +157,7 @@ def _shape_of(values: Any) -> tuple[Any, ...]:
     return None, {key: shape for key, shape in _SHAPES.items() if not isinstance(values, dict) or key in values}
 
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 _TEXT = Within(str, 1, 100)
 _TAPS = (None, [str])
@@ -184,6 +187,7 @@ _SHAPE = {
     "image_size": int,
     "crop_mode": str,
     "grey_range": [int],
+    "unknown_above": (None, Within(float, 0, 1e38)),
     "training": dict,
     "metrics": dict,
     "versions": {"torchsnow": _TEXT, "torch": _TEXT, "timm": _TEXT},
@@ -216,26 +220,29 @@ def decode_info(text: str) -> TaskInfo:
 
 def _from_former_version(values: Any) -> Any:
     """Version 1 had no entry: every delta began at the image. Version 2 had no grid; up to version 3 the middle was cut
-    out of every picture, and up to version 4 all greys were in range, bodies and heads read means alone, and no matrix
-    had less than a byte per number."""
+    out of every picture, up to version 4 all greys were in range, bodies and heads read means alone, and no matrix had
+    less than a byte per number, and up to version 5 no distance was known from where on images are unknown."""
     version, spec = (values.get(key) if isinstance(values, dict) else None for key in ("schema_version", "spec"))
     if type(version) is not int or not 1 <= version < SCHEMA_VERSION or not isinstance(spec, dict):
         return values
-    added = {key: value for first, of_spec in _ADDED.items() if version <= first for key, value in of_spec.items()}
-    framing: dict[str, Any] = {"grey_range": list(GREYS)}
-    if version <= 3:
-        framing["crop_mode"] = "center"
-    if set(spec) & set(added) or set(values) & set(framing):
+    of_spec = {key: value for first, new in _ADDED_TO_SPEC.items() if version <= first for key, value in new.items()}
+    added = {key: value for first, new in _ADDED.items() if version <= first for key, value in new.items()}
+    if set(spec) & set(of_spec) or set(values) & set(added):
         return values
-    return {**values, "schema_version": SCHEMA_VERSION, **framing, "spec": {**spec, **added}}
+    return {**values, **added, "schema_version": SCHEMA_VERSION, "spec": {**spec, **of_spec}}
 
 
 _ADDED: dict[int, dict[str, Any]] = {
+    3: {"crop_mode": "center"},
+    4: {"grey_range": list(GREYS)},
+    5: {"unknown_above": None},
+}
+_ADDED_TO_SPEC: dict[int, dict[str, Any]] = {
     1: {"entry_reduction": 1},
     2: {"grid_width": None, "grid_blocks": 3, "grid_reduction": 32},
     4: {"global_pool": "avg", "head_std": False, "head_bits": 8},
 }
-"""What files of these versions and before lack in their spec, and the values under which nothing changes."""
+"""What files of these versions and before lack, and the values under which nothing changes."""
 
 
 def _check_values(values: dict[str, Any]) -> None:

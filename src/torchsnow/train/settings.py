@@ -82,7 +82,7 @@ class TrainSettings:
     epochs: int = 15
     batch_size: int = 32
     image_size: int = 224
-    crop_mode: Literal["squash", "center"] = "squash"
+    crop_mode: Literal["squash", "center", "border"] = "squash"
     grey_range: tuple[int, int] = GREYS
     lr: float = 5e-3
     optimizer: Literal["adamw", "sgd"] = "adamw"

@@ -1,7 +1,8 @@
-"""How good the tasks of a hub are on labelled images."""
+"""How good tasks are on labelled images, beside what they were, and from where on images are unlike those."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +10,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from torchsnow.data import Example, LoadedData, Splits
+from torchsnow.data import Example, ImageSet, LoadedData, Splits
 from torchsnow.data.names import as_text, first_few, likeness
 from torchsnow.errors import DataError
 from torchsnow.hub import Hub
+from torchsnow.model import SnowModel
+from torchsnow.source import Source
 from torchsnow.task_file import Task
-from torchsnow.train import Metrics
+from torchsnow.train import Metrics, TrainSettings
 from torchsnow.train.evaluate import judge
 from torchsnow.workflows.predictions import run_tasks
+
+UNKNOWN_RATE = 0.05
+"""How many images of the task's own kind are taken for unknown, at most, on average."""
+_MOST_IMAGES = 1_000  # more hardly say it any better
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,43 @@ class Evaluation:
             top, label = int(of_image.argmax()), example.label
             shares = (round(float(of_image[place]), 6) for place in (top, label))
             yield data.relative_path(example), classes[label], classes[top], top == label, *shares
+
+
+@dataclass(frozen=True)
+class Change:
+    """A new version of a task beside the former one, on the same images: of `num_images` the former has `former_right`
+    right, the new one has `gained` right that the former has not, and the former has `lost` right that the new one has
+    not."""
+
+    num_images: int
+    former_right: int
+    gained: int
+    lost: int
+
+    @property
+    def p_value(self) -> float:
+        """How likely a difference of this size, or a larger one, would be between equally good versions (McNemar's
+        test, Psychometrika 12, 1947, in its exact form)."""
+        from scipy.stats import binomtest  # here, because it takes a second to load
+
+        return float(binomtest(self.gained, self.gained + self.lost).pvalue) if self.gained + self.lost else 1.0
+
+
+def change_since(former: Task, source: Source, splits: Splits, logits: Tensor) -> Change | None:
+    """What a new version, which gives `logits` (N, num_classes) for the test images, changed since the former one.
+
+    None where that one knew other classes. Raises DataError when an image cannot be read any more.
+    """
+    if set(former.classes) != set(splits.classes):
+        return None
+    files = [example.path for example in splits.test]
+    labels = torch.tensor([example.label for example in splits.test])
+    of_former = torch.cat(
+        [batch.logits[former.name] for batch in run_tasks(source, {former.name: former}, files, refuse_bad)]
+    )
+    places = torch.tensor([splits.classes.index(name) for name in former.classes])
+    before, now = places[of_former.argmax(1)] == labels, logits.argmax(1) == labels
+    return Change(len(labels), int(before.sum()), int((now & ~before).sum()), int((before & ~now).sum()))
 
 
 def evaluate_task(
@@ -95,3 +140,25 @@ def examples_of(data: LoadedData, split: str, splits_file: Path | None) -> Seque
         have = ", ".join(name for name, examples in splits.items() if examples)
         raise DataError(f"{data.name} has no split {split!r}; it has: {have}. A run's own are in its splits.json")
     return splits[split]
+
+
+def unknown_above(model: SnowModel, val: ImageSet, settings: TrainSettings) -> float | None:
+    """The distance (see `Head.distance`) above which an image is unknown, by validation images.
+
+    Of images like those, at most `UNKNOWN_RATE` are above it, whatever their distribution (split conformal prediction,
+    Vovk et al., "Algorithmic Learning in a Random World", 2005). None for fewer than 19 images, which cannot say, and
+    for a task whose head reads nothing of the source.
+    """
+    images, delta = val.subset(range(0, len(val), math.ceil(len(val) / _MOST_IMAGES))), model.delta.eval()
+    rank = math.ceil((len(images) + 1) * (1 - UNKNOWN_RATE))
+    if rank > len(images):
+        return None
+    distances, request = [], delta.request(delta.choose())
+    with torch.no_grad():
+        for pixels, _ in DataLoader(images, settings.batch_size):
+            of_batch = delta.distance(model.source(pixels.to(settings.torch_device()), request))
+            if of_batch is None:
+                return None
+            distances.append(of_batch.float().cpu())
+    limit = float(torch.cat(distances).kthvalue(rank).values)
+    return limit if 0 < limit < math.inf else None

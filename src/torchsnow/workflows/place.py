@@ -5,25 +5,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchsnow.data import Splits
+from torch import Tensor
+
+from torchsnow.data import ImageSet, Splits
 from torchsnow.errors import HubError
 from torchsnow.hub import Entry, Hub, is_hub
 from torchsnow.model import SnowModel
 from torchsnow.source import Source
 from torchsnow.task_file import make_task
 from torchsnow.train import FitResult, Metrics, RunFolder
+from torchsnow.workflows.evaluation import Change, change_since, unknown_above
 from torchsnow.workflows.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained: a task, on data by name and split, by a recipe with nothing left to choose."""
+    """What is trained: a task, on data by name and split, by a recipe with nothing left to choose.
+
+    `pool` holds the images that were decoded.
+    """
 
     name: str
     data: str
     splits: Splits
     run: RunFolder
     recipe: Recipe
+    pool: ImageSet
 
 
 class Place:
@@ -44,7 +51,17 @@ class Place:
         metrics = {"val": result.metrics.to_dict(), "test": None if test is None else test.to_dict()}
         assert isinstance(result.model, SnowModel)
         delta, classes, framing = result.model.delta, training.splits.classes, recipe.settings.framing
-        task = make_task(self.source, delta, training.name, classes, framing, training=about, metrics=metrics)
+        limit = unknown_above(result.model, training.pool.with_examples(training.splits.val, classes), recipe.settings)
+        task = make_task(
+            self.source,
+            delta,
+            training.name,
+            classes,
+            framing,
+            training=about,
+            metrics=metrics,
+            unknown_above=limit,
+        )
         try:
             self._hub = self._hub or Hub.create(self.path, self.source)
             entry = self._hub.add(task, self.replace, amends=run.read_shipped())
@@ -52,3 +69,13 @@ class Place:
             raise HubError(f"{error}. The training is not lost: resume the run (--resume) to add its task") from error
         run.write_shipped(entry.sha256)
         return entry
+
+    def change(self, training: Training, logits: Tensor) -> Change | None:
+        """What the task that was put last changes, by its logits (N, num_classes) for the test images, since the
+        version whose place it took; None where there is none that can be read, or none with the same classes."""
+        hub, name = self._hub, training.name
+        try:
+            former = None if hub is None or name not in hub.former() else hub.version(name, hub.former()[name][0])
+        except HubError:  # the hub's own verbs say what is wrong with it
+            return None
+        return None if former is None else change_since(former, self.source, training.splits, logits)

@@ -33,11 +33,16 @@ Views = Mapping[Framing, Tensor]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one task says of one image: probabilities by class name, the most likely first."""
+    """What one task says of one image: probabilities by class name, the most likely first.
+
+    An `unknown_score` above 1 says that the image is unlike those that the task was trained for, so that its classes
+    mean little; None where the task's file does not know.
+    """
 
     image: str
     task: str
     probabilities: dict[str, float]
+    unknown_score: float | None = None
 
     @property
     def label(self) -> str:
@@ -47,12 +52,13 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Batch:
-    """What was computed of some image files, B of them: `logits` (B, num_classes) by task, and by framing, where they
-    were asked for, the `features`: averages of all taps and the source's last features (B, num_chs + num_features),
-    the last ones behind. All are on the CPU."""
+    """What was computed of some image files, B of them: `logits` (B, num_classes) and, where known, `unknown_scores`
+    (B,) by task, and by framing, where they were asked for, the `features`: averages of all taps and the source's last
+    features (B, num_chs + num_features), the last ones behind. All are on the CPU."""
 
     files: tuple[Path, ...]
     logits: dict[str, Tensor]
+    unknown_scores: dict[str, Tensor]
     features: dict[Framing, Tensor]
 
 
@@ -100,11 +106,10 @@ def run_tasks(
     out; tasks whose images the source cannot take have no logits, and `on_bad` is told for every file. `progress` is
     called with (files done, files in all).
     """
-    deltas = {name: fold(task.delta) for name, task in tasks.items()}
-    framings = sorted({task.framing for task in tasks.values()})
-    by_framing = {
-        framing: {name: deltas[name] for name, task in tasks.items() if task.framing == framing} for framing in framings
-    }
+    by_framing: dict[Framing, dict[str, tuple[Task, Delta]]] = {}
+    for name, task in tasks.items():
+        by_framing.setdefault(task.framing, {})[name] = task, fold(task.delta)
+    framings = sorted(by_framing)
     decoded, done = _decoded(source, framings, files), 0
     while pairs := list(islice(decoded, BATCH_SIZE)):
         good: list[tuple[Path, Views]] = []
@@ -121,27 +126,29 @@ def run_tasks(
 
 def _batch(
     source: Source,
-    by_framing: Mapping[Framing, Mapping[str, Delta]],
+    by_framing: Mapping[Framing, Mapping[str, tuple[Task, Delta]]],
     images: Sequence[tuple[Path, Views]],
     on_bad: OnBad,
     features: bool,
 ) -> Batch:
-    batch = Batch(tuple(file for file, _ in images), {}, {})
+    batch = Batch(tuple(file for file, _ in images), {}, {}, {})
     device = next(source.parameters()).device
     channels = source.channels_of(tuple(source.taps)).to(device)
     extra = [Request(grids={ONE_CELL: channels}, last=True)] if features else []
-    for framing, deltas in by_framing.items():
+    for framing, tasks in by_framing.items():
         pixels = torch.stack([views[framing] for _, views in images]).to(device)
-        requests = [delta.request(delta.choose()) for delta in deltas.values()]
+        requests = [delta.request(delta.choose()) for _, delta in tasks.values()]
         try:
             with torch.no_grad():
                 maps = source(pixels, Request.together([*requests, *extra]))
-                logits = {name: delta(maps).cpu() for name, delta in deltas.items()}
+                logits = {name: delta(maps).cpu() for name, (_, delta) in tasks.items()}
+                unknown = {name: task.unknown_scores(maps) for name, (task, _) in tasks.items()}
         except SourceError as error:  # in this framing: other tasks read images of another
             for file in batch.files:
-                on_bad(file, f"no answer of {', '.join(deltas)} for {file}: {error}")
+                on_bad(file, f"no answer of {', '.join(tasks)} for {file}: {error}")
             continue
         batch.logits.update(logits)
+        batch.unknown_scores.update({name: scores.cpu() for name, scores in unknown.items() if scores is not None})
         if features:
             batch.features[framing] = maps.values(channels, last=True).float().cpu()
     return batch
@@ -186,13 +193,14 @@ def _predictions(
             for name, task in tasks.items()
             if name in batch.logits
         }
+        unknown = {name: scores.tolist() for name, scores in batch.unknown_scores.items()}
         for row, file in enumerate(batch.files):
             for name, rows in likeliest.items():
                 probabilities = rows[row]
                 if probabilities is None:
                     on_bad(file, f"no answer of {name} for {file}: its logits are not finite numbers")
                 else:
-                    yield Prediction(str(file), name, probabilities)
+                    yield Prediction(str(file), name, probabilities, unknown[name][row] if name in unknown else None)
 
 
 def _likeliest(logits: Tensor, classes: Sequence[str], top: int | None) -> list[dict[str, float] | None]:

@@ -122,8 +122,8 @@ def train_tasks(
                     failed[task.name] = result
                     continue
                 own_recipe = replaced(recipe, settings=task.settings)
-                training = Training(task.name, data[task.name], task.splits, task.run, own_recipe)
-                done[task.name] = complete(training, task.method, result, hub, pool, start_s)
+                training = Training(task.name, data[task.name], task.splits, task.run, own_recipe, pool)
+                done[task.name] = complete(training, task.method, result, hub, start_s)
     return done, failed
 
 

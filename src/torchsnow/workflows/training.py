@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from dataclasses import replace as replaced
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from torch import nn
 
 from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare
 from torchsnow.data.splits import reduced
@@ -23,8 +21,10 @@ from torchsnow.methods.head import probe_metrics
 from torchsnow.model import SnowModel
 from torchsnow.source import Framing, InputConfig, Source
 from torchsnow.task_file import check_task_name, refuse_too_large, stored_bytes
-from torchsnow.train import FitResult, Method, Metrics, RunFolder, Stopped, TaskRun, TrainSettings, evaluate, fit_tasks
+from torchsnow.train import FitResult, Method, Metrics, RunFolder, Stopped, TaskRun, fit_tasks
 from torchsnow.train.batches import plain_images, run_images
+from torchsnow.train.evaluate import judge, predict
+from torchsnow.workflows.evaluation import Change
 from torchsnow.workflows.near_duplicates import warn_of_duplicates
 from torchsnow.workflows.place import Place, Training
 from torchsnow.workflows.recipe import Recipe
@@ -40,8 +40,9 @@ class TrainedTask:
     """A finished training: validation and, where the data has one, test metrics; times in seconds.
 
     `hub` is None for a method whose result no hub can hold: a network of its own, whose weights are in the run folder.
-    `probe_accuracy` is that of a linear probe on the validation split: what the method started as, or otherwise one on
-    the source's last features; `warning` says what to try if the task is worse.
+    `change` is since the version that it replaced, on the test images. `probe_accuracy` is that of a linear probe on
+    the validation split: what the method started as, or otherwise one on the source's last features; `warning` says
+    what to try if the task is worse.
     """
 
     name: str
@@ -49,6 +50,7 @@ class TrainedTask:
     run: Path
     fit: FitResult
     test: Metrics | None
+    change: Change | None
     probe_accuracy: float
     warning: str | None
     size_bytes: int
@@ -78,6 +80,7 @@ class TrainedTask:
             "test_balanced_accuracy": None if self.test is None else self.test.balanced_accuracy,
             "test_majority_share": None if self.test is None else self.test.majority_share,
             "test_images": 0 if self.test is None else self.test.num_images,
+            "change": None if self.change is None else {**asdict(self.change), "p_value": self.change.p_value},
             "size_bytes": self.size_bytes,
             "head_alone": self.alone,
             "seconds": round(self.seconds, 1),
@@ -159,8 +162,8 @@ def train_task(
         is_drawn = resume and run.splits.exists()
         splits = Splits.load(run.splits, data) if is_drawn else make_splits(data, seed=recipe.settings.seed)
         task = prepared(name, splits, run, recipe, source, resume=resume, say=tell)
-        training = Training(name, data.name, splits, run, replaced(recipe, settings=task.settings))
         pool = plain_images(source.input_config, task.settings.framing)
+        training = Training(name, data.name, splits, run, replaced(recipe, settings=task.settings), pool)
         warnings = splits.warnings()
         if not is_drawn:
             source.to(task.settings.torch_device())
@@ -186,7 +189,7 @@ def train_task(
             raise
         if isinstance(result, DivergedError):
             raise result
-        return complete(training, task.method, result, hub, pool, start_s)
+        return complete(training, task.method, result, hub, start_s)
 
 
 def prepared(
@@ -221,12 +224,10 @@ def on_validation(metrics: Metrics) -> str:
     )
 
 
-def complete(
-    training: Training, learner: Method, result: FitResult, hub: Place | None, pool: ImageSet, start_s: float
-) -> TrainedTask:
+def complete(training: Training, learner: Method, result: FitResult, hub: Place | None, start_s: float) -> TrainedTask:
     """What comes after a fit: a probe to compare with, the test split, the hub, and pictures, which may fail.
 
-    `pool` holds the images that were decoded, and `start_s` is when the training began, by the monotonic clock.
+    `start_s` is when the training began, by the monotonic clock.
     """
     splits, run, config = training.splits, training.run, learner.input_config
     recipe, settings = training.recipe, training.recipe.settings
@@ -234,11 +235,14 @@ def complete(
         probe_accuracy = result.history[0].val_accuracy
     else:
         source = next(module for module in learner.model.modules() if isinstance(module, Source))
-        probe_accuracy = probe_metrics(source, run_images(splits, config, settings, pool), settings).accuracy
+        probe_accuracy = probe_metrics(source, run_images(splits, config, settings, training.pool), settings).accuracy
     warning = below_probe(result, probe_accuracy, settings, recipe.method, recipe.preset)
     if warning is not None:
         run.log(f"warning: {warning}")
-    test = _test_metrics(result.model, splits, pool, settings)
+    # the test split is looked at once, when nothing is left to choose
+    images = training.pool.with_examples(splits.test, splits.classes)
+    logits, labels = predict(result.model, images, settings.batch_size, settings.torch_device())
+    test = judge(logits, labels, splits.classes) if splits.test else None
     metrics = {"val": result.metrics.to_dict(), "test": None if test is None else test.to_dict()}
     run.write_metrics({**metrics, "probe": {"val_accuracy": probe_accuracy}})
     size_bytes = stored_bytes(learner.shipped_state()) if hub is None else hub.put(training, result, test).size_bytes
@@ -246,17 +250,12 @@ def complete(
 
     with without_harm(run.log, "the run"):
         draw_run(run, result)
+    change = None if hub is None or test is None else hub.change(training, logits)
     path = None if hub is None else hub.path
     seconds = time.monotonic() - start_s
-    return TrainedTask(training.name, path, run.path, result, test, probe_accuracy, warning, size_bytes, seconds)
-
-
-def _test_metrics(model: nn.Module, splits: Splits, pool: ImageSet, settings: TrainSettings) -> Metrics | None:
-    """None where there is no test split. To be looked at once, when nothing is left to choose."""
-    if not splits.test:
-        return None
-    images = pool.with_examples(splits.test, splits.classes)
-    return evaluate(model, images, splits.classes, settings.batch_size, settings.torch_device())
+    return TrainedTask(
+        training.name, path, run.path, result, test, change, probe_accuracy, warning, size_bytes, seconds
+    )
 
 
 def _plain_images(
