@@ -1,4 +1,4 @@
-"""Long runs against a server and its hub, in pieces: each goes on where the last one, finished or stopped, left off.
+"""Long runs against a server and its hub, in pieces: each continues where the last one, finished or stopped, left off.
 
     python benchmarks/endurance.py fuzz --until 20000     # damaged requests: no 5xx, health answers within a second
     python benchmarks/endurance.py kills --until 200      # train, resume, hub verbs and server killed at random moments

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
+from torchsnow.serving.api_error import ApiError
 from torchsnow.serving.asked import read_asked
-from torchsnow.serving.refusal import Refusal
 from torchsnow.serving.settings import ServeSettings
 
 SMALLEST_BYTES = 2**14
@@ -50,7 +50,7 @@ def seconds(body: bytes, kind: str) -> float:
     settings, found = ServeSettings(), []
     for _ in range(3):
         start_s = time.process_time()
-        with suppress(Refusal):
+        with suppress(ApiError):
             read_asked(body, kind, settings)
         found.append(time.process_time() - start_s)
     return min(found)

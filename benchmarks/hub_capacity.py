@@ -25,7 +25,7 @@ CYCLES = 1000
 
 def main(folder: Path, num_tasks: int) -> None:
     source = load_source("test_resnet", weights="random")
-    delta = Delta(source, DeltaSpec(3)).settle(source).eval()
+    delta = Delta(source, DeltaSpec(3)).freeze(source).eval()
     task = make_task(source, delta, "task-0000", ("cat", "dog", "fox"), Framing(64))
     hub = Hub.create(folder, source)
     adding = [seconds(lambda n=n: hub.add(replace(task, name=f"task-{n:04}"))) for n in range(num_tasks)]
@@ -42,11 +42,11 @@ def main(folder: Path, num_tasks: int) -> None:
     report("predict with 8 tasks, the first time", lambda: hub.predict(images, names), 1)
     report("predict with 8 tasks", lambda: hub.predict(images, names))
     print(f"verify: {seconds(hub.verify):.1f} s")
-    bounded = Hub.open(folder, source, resident_bytes=20_000_000)
+    bounded = Hub.open(folder, source, cache_bytes=20_000_000)
     before = resident_set_bytes()
     print(f"load all, 20 MB resident: {seconds(lambda: load_each(bounded)):.1f} s")
-    kept = len(bounded.residents.names())
-    print(f"  {kept} tasks stay, {bounded.residents.size_bytes / 1e6:.1f} MB; process {grown_mb(before):+.1f} MB")
+    kept = len(bounded.cache.names())
+    print(f"  {kept} tasks stay, {bounded.cache.size_bytes / 1e6:.1f} MB; process {grown_mb(before):+.1f} MB")
     cycle(hub, task, CYCLES // 10)  # what the allocator keeps for good
     before = resident_set_bytes()
     for done in range(CYCLES // 5, CYCLES + 1, CYCLES // 5):

@@ -1,4 +1,4 @@
-"""What tasks cost beside their source: source alone, 1, 8 and 32 tasks, and images that each name their own task.
+"""What tasks cost next to their source: source alone, 1, 8 and 32 tasks, and images that each name their own task.
 
 python benchmarks/hub_speed.py --source resnet50 --image-size 224 --batch-size 8 --rounds 9 --out FILE.json
 
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from torchsnow.engines import BACKENDS, Engine, Program, Work
+from torchsnow.engines import BACKENDS, DeltaRequest, Engine, Program
 from torchsnow.experiments.serving_speed import Heads, random_deltas
 from torchsnow.methods import PRESETS
 from torchsnow.source import Source, load_source
@@ -36,12 +36,12 @@ def engine_steps(name: str, source: Source, alone: Step, deltas: list, images: T
     rows = tuple(range(len(images)))
 
     def fan_out(count: int) -> Step:
-        work = [Work(delta, rows) for delta in prepared[:count]]
+        work = [DeltaRequest(delta, rows) for delta in prepared[:count]]
         return lambda: engine.run(images, work)
 
     steps = {f"{name} source": alone, **{f"{name} {count}": fan_out(count) for count in TASKS}}
     many = images.repeat(32 // len(images), 1, 1, 1)
-    routed = [Work(delta, (i,)) for i, delta in enumerate(prepared)]
+    routed = [DeltaRequest(delta, (i,)) for i, delta in enumerate(prepared)]
     steps[f"{name} routed 32"] = lambda: engine.run(many, routed)
     return steps
 

@@ -100,14 +100,14 @@ def measure(folder: Path, source_name: str, image_size: int, num_tasks: int, roo
     import torch
 
     from torchsnow import Delta, DeltaSpec, Framing, Hub, load_source, make_task
+    from torchsnow.hub.cache import size_of
     from torchsnow.hub.live import LiveHub
-    from torchsnow.hub.residents import size_of
     from torchsnow.methods import make_method
 
     torch.set_num_threads(1)
     source = load_source(source_name, "random" if source_name.startswith("test_") else "pretrained")
     spec: DeltaSpec = make_method("snow", source, 10, "default", 0).model.delta.spec  # type: ignore[union-attr]
-    delta = Delta(source, spec).settle(source).eval()
+    delta = Delta(source, spec).freeze(source).eval()
     task = make_task(source, delta, "task-0000", [f"class {i}" for i in range(10)], Framing(image_size))
     hub = Hub.create(folder, source)
     names = [f"task-{number:04}" for number in range(num_tasks)]
@@ -135,7 +135,7 @@ def measure(folder: Path, source_name: str, image_size: int, num_tasks: int, roo
 
     shares = popularity(num_tasks)
     batches = trace(shares, num_batches)
-    live = LiveHub(hub, resident_bytes=room * task_bytes)
+    live = LiveHub(hub, cache_bytes=room * task_bytes)
     warm_up = num_batches // 2
     measured_s = sum([seconds(live, batch) for batch in batches][warm_up:]) / (BATCH * (num_batches - warm_up))
     simulated, in_memory = simulated_s(costs, batches, room, warm_up)

@@ -42,7 +42,7 @@ TOLERANCE = 1e-3  # of probabilities: batches of other sizes round differently
 def sample_task(source: Source, name: str, seed: int, image_size: int) -> Task:
     """A task with weights of its own, as small as those of a trained one."""
     torch.manual_seed(seed)
-    delta = Delta(source, DeltaSpec(NUM_CLASSES)).settle(source).eval()
+    delta = Delta(source, DeltaSpec(NUM_CLASSES)).freeze(source).eval()
     return make_task(source, delta, name, [f"class {i}" for i in range(NUM_CLASSES)], Framing(image_size))
 
 

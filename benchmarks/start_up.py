@@ -1,4 +1,4 @@
-"""CPU seconds that a verb takes before it works, each in a fresh process, beside those of torch and timm alone.
+"""CPU seconds that a verb takes before it works, each in a fresh process, next to those of torch and timm alone.
 
     python benchmarks/start_up.py
 

@@ -87,7 +87,7 @@ def learn(
 ) -> ts.SnowModel:
     """Train a delta on images (N, 3, H, W) that are in memory, in a plain loop.
 
-    A fifth of them is held out, by which the method sets the share of the body beside its linear head.
+    A fifth of them is held out, by which the method sets the share of the body next to its linear head.
     """
     torch.manual_seed(0)
     order = torch.randperm(len(images))

@@ -28,7 +28,7 @@ rule of one standard error; full fine-tuning, more seeds, plankton121 and cifar1
 
 """
 END = """
-## Beside the publications
+## Compared with the publications
 
 | | best test accuracy |
 |---|---|
@@ -37,12 +37,12 @@ END = """
 | this package on the same data sets | not run yet: `torchsnow compare --paper` needs the data and ResNet-50's weights |
 
 The student reproduction failed by ordinary mistakes: its pooling weights were never parameters, the batch norms of its
-frozen source went on following the training images, and its learning rate was 1. It pooled outputs of convolutions before
+frozen source kept following the training images, and its learning rate was 1. It pooled outputs of convolutions before
 their batch norm, where the delta's own batch norm removes any scale, so that the pooling weights would have had no gradient
 either. Each of these has a test here.
 
 This page is written by `python experiments/write_results_page.py` from what `torchsnow compare` left in
-`experiments/results`, by the YAML files beside them.
+`experiments/results`, by the YAML files next to them.
 """
 TABLES_INTRODUCTION = """# Tables behind the results
 

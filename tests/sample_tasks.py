@@ -23,7 +23,7 @@ def sample_task(source: Source, name: str = "pets", num_classes: int = 3, seed: 
         for parameter in delta.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     training, metrics = {"lr": 0.1, "sizes": (64, 64)}, {"val": {"accuracy": 0.5}}
-    return make_task(source, delta.settle(source).eval(), name, CLASSES[:num_classes], Framing(64), training, metrics)
+    return make_task(source, delta.freeze(source).eval(), name, CLASSES[:num_classes], Framing(64), training, metrics)
 
 
 def logits(source: Source, task: Task, images: torch.Tensor) -> torch.Tensor:

@@ -89,7 +89,7 @@ def without_gradient(model: SnowModel) -> set[str]:
 
 def assert_contract(source: Source, spec: DeltaSpec, pictures: Tensor) -> None:
     """The source computes what the plain network does, and a delta derives, learns with every parameter, is smaller
-    than the source, and settles to the same logits."""
+    than the source, and freezes to the same logits."""
     with torch.no_grad():
         expected = source.model(pictures)
     torch.testing.assert_close(source(pictures).last, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
@@ -101,13 +101,13 @@ def assert_contract(source: Source, spec: DeltaSpec, pictures: Tensor) -> None:
     assert without == set()
 
     model.eval()
-    settled = model.settle().eval()
+    frozen = model.freeze().eval()
     with torch.no_grad():
         logits = model(pictures)
         assert logits.shape == (len(pictures), spec.num_classes)
         assert logits.isfinite().all()
-        torch.testing.assert_close(settled(pictures), logits, rtol=1e-4, atol=1e-5)
-    sizes = [sum(p.numel() for p in network.parameters()) for network in (settled.delta.body, source)]
+        torch.testing.assert_close(frozen(pictures), logits, rtol=1e-4, atol=1e-5)
+    sizes = [sum(p.numel() for p in network.parameters()) for network in (frozen.delta.body, source)]
     assert sizes[0] < sizes[1] / 2
 
 
@@ -141,7 +141,7 @@ def test_tiny_networks_at_full_width_are_the_source(name: str) -> None:
 
 def assert_attentive_contract(source: Source) -> None:
     """The source computes what the plain network does; its grid has the means over the places of every tap and no
-    other tokens; a grid delta learns, and settles to the same logits; a narrow copy is refused."""
+    other tokens; a grid delta learns, and freezes to the same logits; a narrow copy is refused."""
     size = source.input_config.input_size[1]
     pictures = images(size, batch=2)
     with torch.no_grad():
@@ -159,9 +159,9 @@ def assert_attentive_contract(source: Source) -> None:
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.delta.parameters())
     model.eval()
     with torch.no_grad():
-        settled, logits = model.settle().eval()(pictures), model(pictures)
-    torch.testing.assert_close(settled, logits, rtol=0, atol=0.1 * float(logits.abs().max()))  # it is rounded to bytes
-    with pytest.raises(DeltaError, match=r"narrow copy of them cannot be made|cannot follow the channels"):
+        frozen, logits = model.freeze().eval()(pictures), model(pictures)
+    torch.testing.assert_close(frozen, logits, rtol=0, atol=0.1 * float(logits.abs().max()))  # it is rounded to bytes
+    with pytest.raises(DeltaError, match=r"narrow copy of them cannot be made|cannot propagate the channels"):
         Delta(source, DeltaSpec(3, 8, 8))
 
 

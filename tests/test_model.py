@@ -63,14 +63,14 @@ def test_a_plain_loop_learns_a_task(source: Source) -> None:
     assert model.eval()(pictures).argmax(1).tolist() == labels.tolist()
 
 
-def test_settling_keeps_the_logits_and_the_source(source: Source) -> None:
+def test_freezing_keeps_the_logits_and_the_source(source: Source) -> None:
     model = make_model(source).train()
     with torch.no_grad():
         model(images())
-    settled = model.settle()
-    assert settled.source is source
-    assert settled.delta.fixed
-    torch.testing.assert_close(settled.eval()(images()), model.eval()(images()), rtol=1e-5, atol=1e-5)
+    frozen = model.freeze()
+    assert frozen.source is source
+    assert frozen.delta.frozen
+    torch.testing.assert_close(frozen.eval()(images()), model.eval()(images()), rtol=1e-5, atol=1e-5)
 
 
 def test_a_bfloat16_source_under_a_float32_delta(source: Source) -> None:

@@ -13,14 +13,14 @@ from PIL import Image
 from torchsnow.errors import TrainingError
 from torchsnow.plots import confusion_figure, draw_run, results_figure, save_png, selection_figure
 from torchsnow.train import Metrics, RunFolder
-from torchsnow.train.evaluate import measure
+from torchsnow.train.evaluate import metrics_of
 from torchsnow.train.history import Epoch
 
 
 def metrics(names: tuple[str, ...], num_images: int = 60) -> Metrics:
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, len(names), (num_images,), generator=generator)
-    return measure(torch.randn(num_images, len(names), generator=generator), labels, names)
+    return metrics_of(torch.randn(num_images, len(names), generator=generator), labels, names)
 
 
 def history(epochs: int) -> list[Epoch]:

@@ -25,16 +25,16 @@ from torchsnow.source.config import MAX_IMAGE_SIZE
 from torchsnow.task_file import (
     Task,
     TaskInfo,
-    check_task_name,
     content_hash,
     encode_task,
     load_task,
     make_task,
     read_task_info,
     save_task,
+    validate_task_name,
 )
-from torchsnow.task_file.info import check_classes
-from torchsnow.train.evaluate import measure
+from torchsnow.task_file.info import validate_classes
+from torchsnow.train.evaluate import metrics_of
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +131,9 @@ def test_loading_can_check_the_content(path: Path, source: Source) -> None:
 
 def test_unsettled_deltas_are_refused(source: Source, task: Task) -> None:
     delta = Delta(source, DeltaSpec(3))
-    with pytest.raises(TaskFileError, match="not settled"):
+    with pytest.raises(TaskFileError, match="not frozen"):
         make_task(source, delta, "pets", "abc")
-    with pytest.raises(TaskFileError, match="not settled"):
+    with pytest.raises(TaskFileError, match="not frozen"):
         encode_task(replace(task, delta=delta))
 
 
@@ -167,9 +167,9 @@ def test_what_takes_no_place_in_a_file_is_refused(source: Source, task: Task) ->
         with pytest.raises(TaskFileError, match=f"image_size is {size}; expected 1 pixel to 1024"):
             make_task(source, task.delta, "pets", "abc", Framing(size))
     assert make_task(source, task.delta, "pets", "abc", Framing(MAX_IMAGE_SIZE)).image_size == MAX_IMAGE_SIZE
-    check_classes([f"{i:05} {'é' * 50}" for i in range(10_000)], 10_000)
+    validate_classes([f"{i:05} {'é' * 50}" for i in range(10_000)], 10_000)
     with pytest.raises(TaskFileError, match=r"the 10000 class names take .* bytes in JSON, more than the 4194304"):
-        check_classes([f"{i:05} {'é' * 70}" for i in range(10_000)], 10_000)
+        validate_classes([f"{i:05} {'é' * 70}" for i in range(10_000)], 10_000)
     with pytest.raises(TaskFileError, match="training is nested too deeply"):
         make_task(source, task.delta, "pets", "abc", training=deep(9))
 
@@ -188,10 +188,10 @@ def test_metrics_must_be_results_by_split(source: Source, task: Task, values: di
 
 @pytest.mark.parametrize("num_classes", [3, 200, 10_000])
 def test_metrics_stay_small_however_many_classes_there_are(source: Source, num_classes: int) -> None:
-    settled = sample_task(source, num_classes=num_classes, head_divisor=64, width_divisor=None)
+    frozen = sample_task(source, num_classes=num_classes, head_divisor=64, width_divisor=None)
     labels = torch.arange(min(num_classes, 300))
-    measured = measure(torch.randn(len(labels), num_classes), labels, settled.classes)
-    task = make_task(source, settled.delta, "pets", settled.classes, metrics={"val": measured.to_dict(), "test": None})
+    measured = metrics_of(torch.randn(len(labels), num_classes), labels, frozen.classes)
+    task = make_task(source, frozen.delta, "pets", frozen.classes, metrics={"val": measured.to_dict(), "test": None})
     assert set(task.metrics) == {"val", "test"}
     assert task.metrics["val"]["accuracy"] == measured.accuracy
     assert len(json.dumps(task.metrics)) < 1000
@@ -200,13 +200,13 @@ def test_metrics_stay_small_however_many_classes_there_are(source: Source, num_c
 
 @pytest.mark.parametrize("name", ["a", "0", "solar-cells_v1.2", "a" * 64])
 def test_good_names(name: str) -> None:
-    check_task_name(name)
+    validate_task_name(name)
 
 
 @pytest.mark.parametrize("name", ["", "A", ".a", "-a", "a/b", "..", "a" * 65, "a\n", "é", "a b"])
 def test_bad_names(name: str) -> None:
     with pytest.raises(TaskFileError, match="cannot be a task's name; expected 1 to 64"):
-        check_task_name(name)
+        validate_task_name(name)
 
 
 def test_a_full_disk_leaves_the_old_file(task: Task, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
 
 from torchsnow.data import LoadedData, eval_transform, find_images, load_data, read_image
-from torchsnow.data.checking import check_classes, check_images, check_unique
+from torchsnow.data.checking import check_images, validate_classes, validate_unique
 from torchsnow.data.listing import Entry, Listing
 from torchsnow.data.loading import loaded
 from torchsnow.data.names import ALL
@@ -156,8 +156,8 @@ def _labelled(images: Any, labels: Any, folder: Path) -> tuple[LoadedData, np.nd
     entries = tuple(Entry(path, names[place], ALL) for path, place in zip(paths, places.tolist(), strict=True))
     root = Path(os.path.commonpath([path.parent for path in paths])) if paths else folder
     listing = Listing("images", root, names, entries)
-    check_classes(listing)
-    check_unique(entries)
+    validate_classes(listing)
+    validate_unique(entries)
     checked = check_images(entries, None)
     if checked.skipped:
         bad = checked.skipped[0]
@@ -168,13 +168,13 @@ def _labelled(images: Any, labels: Any, folder: Path) -> tuple[LoadedData, np.nd
 def _several(images: Any) -> Sequence[Any]:
     """One by one: what a folder or a pattern names, or what a sequence or an array holds."""
     if isinstance(images, str | os.PathLike):
-        return find_images([os.fspath(images)], _refuse)
+        return find_images([os.fspath(images)], _raise_bad_image)
     if isinstance(images, Image.Image):
         raise DataError("this is one image; give a list of images, as in [image]")
     return list(images)
 
 
-def _refuse(path: Path, why: str) -> None:
+def _raise_bad_image(path: Path, why: str) -> None:
     raise DataError(why)
 
 

@@ -26,11 +26,11 @@ class HubError(TorchsnowError):
 
 
 class TrainingError(TorchsnowError):
-    """A training run cannot start or go on."""
+    """A training run cannot start or continue."""
 
 
 class DivergedError(TrainingError):
-    """A training run cannot go on: its numbers are no longer finite."""
+    """A training run cannot continue: its numbers are no longer finite."""
 
 
 class CompileError(TorchsnowError):

@@ -27,6 +27,6 @@ class SnowModel(nn.Module):
         logits: Tensor = self.delta(features, choice)
         return logits
 
-    def settle(self) -> SnowModel:
-        """The same model with the delta's choice of channels fixed."""
-        return SnowModel(self.source, self.delta.settle(self.source))
+    def freeze(self) -> SnowModel:
+        """The same model with the delta's choice of channels frozen."""
+        return SnowModel(self.source, self.delta.freeze(self.source))

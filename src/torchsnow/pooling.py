@@ -28,7 +28,7 @@ class Picked(NamedTuple):
     """Chosen channels, not yet scaled: the layer that reads them folds `weight` into its own weights.
 
     `x` holds the M channels, `weight` (M,) their scales and `idx` (M,) where they stood among the tap's N
-    channels; `idx` is None once the choice is fixed.
+    channels; `idx` is None once the choice is frozen.
     """
 
     x: Tensor
@@ -46,7 +46,7 @@ def scale_channels(x: Tensor, weight: Tensor, dim: int) -> Tensor:
 class ChannelPooling(nn.Module):
     """Chooses M of N channels by a learned weight and scales them by it.
 
-    With w the N weights and n ~ Normal(0, sigma) drawn anew at every training forward:
+    With w the N weights and n ~ Normal(0, sigma) redrawn at every training forward:
     training, `idx` = the M largest of w + n; evaluation, `idx` = the M largest of w; output `x[:, idx] * w[idx]`.
     Equal weights are taken in channel order. They come the strongest first, or by their number if `ascending`.
     `sigma` is set by whoever trains; 0 means no exploration.
@@ -89,7 +89,7 @@ class ChannelPooling(nn.Module):
 
 
 class Subscription(nn.Module):
-    """Channel pooling whose choice is fixed: what a trained task ships.
+    """Channel pooling whose choice is frozen: what a trained task ships.
 
     `index` (M,) int64 are the chosen channels and `weight` (M,) their scales.
     """

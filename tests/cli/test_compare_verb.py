@@ -154,7 +154,7 @@ def test_a_stop_says_how_to_go_on(experiment: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(compare_module, "run_cell", stop)
     outcome = torchsnow("compare", "--experiment", experiment, "--out", tmp_path / "out")
     assert outcome.code == 130
-    assert "0 of 4 cells are kept; the same command goes on" in outcome.err
+    assert "0 of 4 cells are kept; the same command continues" in outcome.err
 
 
 @pytest.mark.slow

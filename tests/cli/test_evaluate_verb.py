@@ -11,7 +11,7 @@ from command_line import Trained, refused, torchsnow
 
 from sample_photos import make_photos
 from torchsnow.cli.evaluate import _show
-from torchsnow.train.evaluate import measure
+from torchsnow.train.evaluate import metrics_of
 
 
 def test_the_test_split_of_the_run_gives_what_train_printed(pristine: Trained) -> None:
@@ -58,7 +58,7 @@ def test_a_table_has_a_row_per_image(pristine: Trained, tmp_path: Path) -> None:
 def test_very_many_classes_are_a_few_rows(capsys: pytest.CaptureFixture[str]) -> None:
     labels = torch.arange(300)
     logits = torch.eye(10_000)[torch.where(labels < 290, labels, 0)]  # the last ten are taken for the first
-    _show(measure(logits, labels, [f"class-{i}" for i in range(10_000)]))
+    _show(metrics_of(logits, labels, [f"class-{i}" for i in range(10_000)]))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "the 20 of 10000 classes with the lowest F1; --json has all"
     assert [line.split()[0] for line in lines[2:12]] == [f"class-{i}" for i in range(290, 300)]

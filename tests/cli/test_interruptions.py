@@ -133,7 +133,7 @@ def test_ctrl_c(trained: Trained, words: list[str | Path], undisturbed: dict[str
     assert (process.returncode, out) == (130, "")
     (message,) = err.splitlines()
     assert f"of {EPOCHS} epochs are safe in new-run" in message
-    program, *command = shlex.split(message.partition("to go on: ")[2])
+    program, *command = shlex.split(message.partition("to continue: ")[2])
     assert program == "torchsnow"
     outcome = torchsnow(*command)
     assert outcome.code == 0, outcome

@@ -154,7 +154,7 @@ def test_ctrl_c_says_how_to_resume_and_resuming_ends_as_if_nothing_had_been(
     (message,) = outcome.err.splitlines()
     assert f"{epoch - 1} of 2 epochs are safe in my run" in message
     assert Hub.open(Path("hub")).names() == ["colours"]  # with the best so far
-    program, *words = shlex.split(message.partition("to go on: ")[2])
+    program, *words = shlex.split(message.partition("to continue: ")[2])
     assert (program, words[-1]) == ("torchsnow", "--resume")
 
     resumed = torchsnow(*words)
@@ -226,7 +226,7 @@ def test_ctrl_c_after_the_last_epoch_loses_nothing(pristine: Trained, monkeypatc
         patched.setattr("torchsnow.workflows.training.complete", stopped)
         outcome = train(pristine.photos, *TINY, "--epochs", "2", task="colours")
     assert outcome.code == 130
-    assert "interrupted; to go on: torchsnow train" in outcome.err
+    assert "interrupted; to continue: torchsnow train" in outcome.err
     assert train(pristine.photos, *TINY, "--epochs", "2", "--resume", task="colours").code == 0
     assert equal(task_tensors(Path("hub"), "colours"), task_tensors(pristine.hub, "colours"))
 

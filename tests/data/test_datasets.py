@@ -58,7 +58,7 @@ def test_train_is_a_class_among_other_vehicles(image_folder: Folder) -> None:
         ({"train/a": 2, "test/a": 1}, "only the class 'a'"),
         ({"cat": 1, "cat ": 1}, "the names 'cat' and 'cat ', which look like one class"),
         ({"train/a": 2, "train/b": 2, "test/c": 1}, "train split does not have: 'c' in test"),
-        ({"train/a": 2, "val/a": 2, "more/a": 1}, r"others beside them \(more\)"),
+        ({"train/a": 2, "val/a": 2, "more/a": 1}, r"others next to them \(more\)"),
         ({"train/a": 2, "val/a": 2, "valid/a": 1}, r"several folders for one split \(train, val, valid\)"),
         ({"train": 2, "test/a": 1}, "pets/train holds 2 images, but no class folders"),
         ({"train/a": 2, "train/b": 2, "test": 1}, "pets/test holds 1 image, but no class folders"),

@@ -46,4 +46,4 @@ def test_the_default_delta_of_resnet50_is_within_its_budget() -> None:
     whole, delta = source_cost(source), delta_cost(source, spec)
     assert delta.multiply_adds <= 0.035 * whole.multiply_adds
     assert delta.num_params <= 0.035 * whole.num_params
-    assert len(safetensors.torch.save(Delta(source, spec, fixed=True).state_dict())) <= 3.5e6
+    assert len(safetensors.torch.save(Delta(source, spec, frozen=True).state_dict())) <= 3.5e6

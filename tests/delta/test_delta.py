@@ -59,29 +59,29 @@ SPECS = {
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_settling_keeps_the_logits(source: Source, features: FeatureMaps, name: str) -> None:
+def test_freezing_keeps_the_logits(source: Source, features: FeatureMaps, name: str) -> None:
     delta = worn(Delta(source, SPECS[name]), features)
     before = copy.deepcopy(delta.state_dict())
-    settled = delta.settle(source)
-    assert settled.fixed
-    assert settled.training
+    frozen = delta.freeze(source)
+    assert frozen.frozen
+    assert frozen.training
     assert delta.training
     assert all(torch.equal(tensor, before[key]) for key, tensor in delta.state_dict().items())
     # The chosen channels are summed in another order, so the last bits may differ.
-    torch.testing.assert_close(settled.eval()(features), delta.eval()(features), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(frozen.eval()(features), delta.eval()(features), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_a_settled_delta_loads_into_a_fresh_one(source: Source, features: FeatureMaps, name: str) -> None:
-    settled = worn(Delta(source, SPECS[name]), features).settle(source).eval()
-    loaded = Delta(source, SPECS[name], fixed=True).eval()
-    loaded.load_state_dict(settled.state_dict())
-    assert torch.equal(loaded(features), settled(features))
+    frozen = worn(Delta(source, SPECS[name]), features).freeze(source).eval()
+    loaded = Delta(source, SPECS[name], frozen=True).eval()
+    loaded.load_state_dict(frozen.state_dict())
+    assert torch.equal(loaded(features), frozen(features))
 
 
 @pytest.mark.parametrize("slots", get_args(Slots))
 def test_what_a_settled_delta_holds(source: Source, slots: Any) -> None:
-    state = Delta(source, DeltaSpec(3, 4, 4, slots=slots)).settle(source).state_dict()
+    state = Delta(source, DeltaSpec(3, 4, 4, slots=slots)).freeze(source).state_dict()
     pools = {key for key in state if key.startswith("pools.")}
     assert pools == {f"pools.{key_of(tap)}.{part}" for tap in source.taps for part in ("index", "weight")}
     assert {key for key in state if key.startswith("head.")} == {
@@ -91,7 +91,7 @@ def test_what_a_settled_delta_holds(source: Source, slots: Any) -> None:
     for tap in source.taps.values():
         pooled = num_pooled(tap.num_chs, 4)
         assert state[f"pools.{key_of(tap.name)}.index"].shape == (pooled,)
-        assert all(state[f"body.{reader}.columns"].shape[1] == pooled for reader in tap.readers)
+        assert all(state[f"body.{reader}.columns"].shape[1] == pooled for reader in tap.consumers)
     assert not any("times_chosen" in key for key in state)
 
 
@@ -101,30 +101,30 @@ def test_a_settled_delta_reads_the_strongest_channels(source: Source, slots: Any
     name, pool = next(iter(delta.named_pools().items()))
     with torch.no_grad():
         pool.weight.copy_(torch.arange(pool.num_chs))
-    settled = delta.settle(source)
+    frozen = delta.freeze(source)
     strongest = pool.weight.detach().topk(pool.num_pooled).indices.tolist()
     # In the order of the source's memory, but where a column belongs to a rank.
-    assert settled.choose()[name].tolist() == (strongest if slots == "rank" else sorted(strongest))
-    assert torch.equal(settled.choose()[name], settled.train().choose()[name])
+    assert frozen.choose()[name].tolist() == (strongest if slots == "rank" else sorted(strongest))
+    assert torch.equal(frozen.choose()[name], frozen.train().choose()[name])
 
 
 def test_open_and_settled_pools(source: Source) -> None:
     delta = Delta(source, SPEC)
     assert list(delta.named_pools()) == [*source.taps, "head"]
-    assert delta.settle(source).named_pools() == {}
+    assert delta.freeze(source).named_pools() == {}
     alone = Delta(source, SPECS["a head of its own"])
     assert "head" not in alone.named_pools()
     assert isinstance(alone.head, nn.Linear)
 
 
 def test_a_settled_delta_cannot_be_settled_again(source: Source) -> None:
-    with pytest.raises(DeltaError, match="this delta is settled already"):
-        Delta(source, SPEC).settle(source).settle(source)
+    with pytest.raises(DeltaError, match="this delta is frozen already"):
+        Delta(source, SPEC).freeze(source).freeze(source)
 
 
 def test_settling_is_not_counted_as_choosing(source: Source) -> None:
     delta = Delta(source, SPEC)
-    delta.settle(source)
+    delta.freeze(source)
     assert all(int(pool.times_chosen.sum()) == 0 for pool in delta.named_pools().values())
 
 
@@ -175,10 +175,10 @@ def test_the_same_seed_gives_the_same_delta_and_the_same_training(source: Source
     assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
 
 
-@pytest.mark.parametrize("fixed", [False, True])
-def test_every_parameter_learns(source: Source, features: FeatureMaps, fixed: bool) -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+def test_every_parameter_learns(source: Source, features: FeatureMaps, frozen: bool) -> None:
     delta = worn(Delta(source, SPEC), features)
-    delta = delta.settle(source) if fixed else delta
+    delta = delta.freeze(source) if frozen else delta
     delta.zero_grad()
     nn.functional.cross_entropy(delta(features), torch.tensor([0, 1, 2, 0])).backward()
     assert [key for key, p in delta.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
@@ -190,7 +190,7 @@ def test_a_new_delta_is_in_training_mode_throughout(source: Source) -> None:
 
 def test_half_the_divisor_is_about_four_times_the_weights(source: Source) -> None:
     sizes = [
-        sum(p.numel() for p in Delta(source, DeltaSpec(2, k, k)).settle(source).body.parameters()) for k in (2, 4, 8)
+        sum(p.numel() for p in Delta(source, DeltaSpec(2, k, k)).freeze(source).body.parameters()) for k in (2, 4, 8)
     ]
     assert sizes[0] > 3 * sizes[1] > 6 * sizes[2]
 

@@ -11,8 +11,8 @@ from toys import TOYS, Toy, source_of
 
 from torchsnow.delta import DeltaSpec, channels
 from torchsnow.delta.derive import PICKED, derive_body, key_of
-from torchsnow.delta.follow import Flow
 from torchsnow.delta.layers import Slots, SubscribedLayer
+from torchsnow.delta.propagate import Flow
 from torchsnow.errors import DeltaError
 from torchsnow.pooling import ChannelPooling, Picked, num_pooled
 from torchsnow.source import Source, load_source
@@ -47,7 +47,7 @@ def test_a_body_runs_and_learns_at_any_image_and_batch_size(name: str) -> None:
     torch.manual_seed(0)
     source = source_of(TOYS[name][0]())
     spec = DeltaSpec(2, width_divisor=4, pool_divisor=4)
-    body, feature_chs = derive_body(source, spec, fixed=False)
+    body, feature_chs = derive_body(source, spec, frozen=False)
     for batch, size in ((1, (16, 16)), (5, (20, 12)), (2, (33, 31))):
         images = torch.randn(batch, 3, *size)
         features = body(images, **picked_by(source, images, spec))
@@ -60,7 +60,7 @@ def test_a_body_runs_and_learns_at_any_image_and_batch_size(name: str) -> None:
 def test_every_value_of_a_body_has_the_width_that_was_followed(name: str) -> None:
     source = source_of(TOYS[name][0]())
     spec = DeltaSpec(2, width_divisor=4, pool_divisor=8)
-    body, _ = derive_body(source, spec, fixed=False)
+    body, _ = derive_body(source, spec, frozen=False)
     images = torch.randn(2, 3, 16, 16)
     recording = Recording(body)
     recording.run(images, *picked_by(source, images, spec).values())
@@ -95,7 +95,7 @@ def test_a_body_of_full_width_with_the_sources_weights_is_the_source(name: str) 
     torch.manual_seed(0)
     source = source_of(TOYS[name][0]())
     spec = DeltaSpec(2, width_divisor=1, pool_divisor=1)
-    body, feature_chs = derive_body(source, spec, fixed=False)
+    body, feature_chs = derive_body(source, spec, frozen=False)
     assert feature_chs == source.num_features == 24
     give_the_sources_weights(body, source)
     body.eval()
@@ -108,7 +108,7 @@ def test_a_body_of_full_width_with_the_sources_weights_is_the_source(name: str) 
 
 def test_no_layer_keeps_the_sources_numbers() -> None:
     source = load_source("test_resnet", weights="random")
-    body, _ = derive_body(source, DeltaSpec(2, 1, 1), fixed=False)
+    body, _ = derive_body(source, DeltaSpec(2, 1, 1), frozen=False)
     ours = {id(tensor) for tensor in (*body.parameters(), *body.buffers())}
     assert ours.isdisjoint(id(tensor) for tensor in (*source.parameters(), *source.buffers()))
     assert not torch.equal(body.conv1_0.weight, source.model.conv1[0].weight)
@@ -120,7 +120,7 @@ def test_a_body_learns_although_the_source_is_in_eval_mode() -> None:
     """Batch norms of a new body must use the batch's statistics without a call of train()."""
     source = load_source("test_resnet", weights="random")
     spec = DeltaSpec(2, 4, 4)
-    body, _ = derive_body(source, spec, fixed=False)
+    body, _ = derive_body(source, spec, frozen=False)
     images = torch.randn(2, 3, 64, 64)
     body(images, **picked_by(source, images, spec))
     norms = [module for module in body.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -128,25 +128,25 @@ def test_a_body_learns_although_the_source_is_in_eval_mode() -> None:
     assert all(norm.num_batches_tracked == 1 for norm in norms)
 
 
-@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("slots", get_args(Slots))
-def test_columns(fixed: bool, slots: Any) -> None:
+def test_columns(frozen: bool, slots: Any) -> None:
     source = load_source("test_resnet", weights="random")
-    body, _ = derive_body(source, DeltaSpec(2, 8, 8, slots=slots), fixed)
+    body, _ = derive_body(source, DeltaSpec(2, 8, 8, slots=slots), frozen)
     reading = {name: layer for name, layer in body.named_modules() if isinstance(layer, SubscribedLayer)}
-    assert sorted(reading) == sorted(reader for tap in source.taps.values() for reader in tap.readers)
+    assert sorted(reading) == sorted(reader for tap in source.taps.values() for reader in tap.consumers)
     for tap in source.taps.values():
-        for reader in tap.readers:
-            narrow = fixed or slots != "channel"
+        for reader in tap.consumers:
+            narrow = frozen or slots != "channel"
             assert reading[reader].columns.shape[1] == (num_pooled(tap.num_chs, 8) if narrow else tap.num_chs)
 
 
 def test_layers_outside_the_named_taps_read_only_their_own_input() -> None:
     source = load_source("test_resnet", weights="random")
     some = tuple(source.taps)[1:3]
-    body, _ = derive_body(source, DeltaSpec(2, 8, 8, taps=some), fixed=False)
+    body, _ = derive_body(source, DeltaSpec(2, 8, 8, taps=some), frozen=False)
     reading = {name for name, layer in body.named_modules() if isinstance(layer, SubscribedLayer)}
-    assert reading == {reader for name in some for reader in source.taps[name].readers}
+    assert reading == {reader for name in some for reader in source.taps[name].consumers}
     inputs = [node.name for node in body.graph.nodes if node.op == "placeholder"]
     assert inputs == [inputs[0], *(PICKED + key_of(name) for name in some)]
 
@@ -154,9 +154,9 @@ def test_layers_outside_the_named_taps_read_only_their_own_input() -> None:
 @pytest.mark.parametrize("setting", ["width_divisor", "pool_divisor"])
 def test_a_divisor_that_leaves_nothing_is_refused(setting: str) -> None:
     source = source_of(TOYS["plain"][0]())  # its one tap has 16 channels
-    derive_body(source, DeltaSpec(2, **{"width_divisor": 1, "pool_divisor": 1, setting: 16}), fixed=False)
+    derive_body(source, DeltaSpec(2, **{"width_divisor": 1, "pool_divisor": 1, setting: 16}), frozen=False)
     with pytest.raises(DeltaError, match=f"{setting}=17 leaves no channel.*has 16; use a divisor of at most 16"):
-        derive_body(source, DeltaSpec(2, **{"width_divisor": 1, "pool_divisor": 1, setting: 17}), fixed=False)
+        derive_body(source, DeltaSpec(2, **{"width_divisor": 1, "pool_divisor": 1, setting: 17}), frozen=False)
 
 
 class Scaled(Toy):
@@ -174,7 +174,7 @@ class Scaled(Toy):
 
 
 def test_tensors_of_the_forward_pass() -> None:
-    body, _ = derive_body(source_of(Scaled()), DeltaSpec(2, 4, 4), fixed=False)
+    body, _ = derive_body(source_of(Scaled()), DeltaSpec(2, 4, 4), frozen=False)
     state = dict(body.named_parameters()) | dict(body.named_buffers())
     assert state["gamma"].flatten().tolist() == [1.0] * 4  # a source's trained scale is no start for a fresh layer
     assert state["gain"].item() == 0.25

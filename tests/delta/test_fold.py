@@ -20,7 +20,7 @@ NETWORKS = (
 )
 
 
-def settled(source: Source, seed: int = 0, entry_reduction: int = 1) -> Delta:
+def frozen(source: Source, seed: int = 0, entry_reduction: int = 1) -> Delta:
     """A delta that chose at random, with statistics of its norms as training leaves them."""
     torch.manual_seed(seed)
     delta = Delta(source, DeltaSpec(3, 4, 4, entry_reduction=entry_reduction)).eval()
@@ -34,14 +34,14 @@ def settled(source: Source, seed: int = 0, entry_reduction: int = 1) -> Delta:
                 part.weight.uniform_(0.5, 2)
                 part.bias.uniform_(-0.5, 0.5)
         delta.head.fc.columns.normal_()
-    return delta.settle(source).eval()
+    return delta.freeze(source).eval()
 
 
 @pytest.mark.parametrize("entry_reduction", [1, 8])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_folded_delta_gives_the_same_logits(name: str, entry_reduction: int) -> None:
     source = load_source(name, "random")
-    delta = settled(source, entry_reduction=entry_reduction)
+    delta = frozen(source, entry_reduction=entry_reduction)
     features = source(torch.randn(2, 3, 64, 64), Request.together([delta.request(delta.choose())]))
     with torch.no_grad():
         expected, given = delta(features), fold(delta)(features)
@@ -52,7 +52,7 @@ def test_a_folded_delta_gives_the_same_logits(name: str, entry_reduction: int) -
 @pytest.mark.parametrize("entry_reduction", [1, 8])
 def test_batch_norms_are_gone_and_the_original_is_as_it_was(entry_reduction: int) -> None:
     source = load_source("test_resnet", "random")
-    delta = settled(source, entry_reduction=entry_reduction)
+    delta = frozen(source, entry_reduction=entry_reduction)
     before = {name: tensor.clone() for name, tensor in delta.state_dict().items()}
     folded = fold(delta)
     assert not [part for part in folded.modules() if isinstance(part, nn.BatchNorm2d)]
@@ -63,10 +63,10 @@ def test_batch_norms_are_gone_and_the_original_is_as_it_was(entry_reduction: int
 
 def test_an_open_delta_is_refused() -> None:
     source = load_source("test_resnet", "random")
-    with pytest.raises(DeltaError, match=r"not settled.*settle it before"):
+    with pytest.raises(DeltaError, match=r"not frozen.*freeze it before"):
         fold(Delta(source, DeltaSpec(3)))
 
 
 def test_a_folded_delta_is_folded_already() -> None:
-    folded = fold(settled(load_source("test_resnet", "random")))
+    folded = fold(frozen(load_source("test_resnet", "random")))
     assert fold(folded) is folded

@@ -25,7 +25,7 @@ from torchsnow.delta.cost import (
 from torchsnow.delta.fold import fold
 from torchsnow.delta.grid import GridBody, frozen_state
 from torchsnow.delta.head import Head
-from torchsnow.engines import Engine, Program, Work
+from torchsnow.engines import DeltaRequest, Engine, Program
 from torchsnow.errors import DeltaError, TaskFileError
 from torchsnow.hub import Hub
 from torchsnow.model import SnowModel
@@ -37,7 +37,7 @@ SPEC = DeltaSpec(
     3, width_divisor=None, grid_width=8, grid_blocks=2, global_pool="catavgmax", head_std=True, head_divisor=4
 )
 IMAGES = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-ROUNDING = 3e-2  # what is lost where the matrices of a settled delta are rounded to a byte per number
+ROUNDING = 3e-2  # what is lost where the matrices of a frozen delta are rounded to a byte per number
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def worn(source: Source, spec: DeltaSpec = SPEC, seed: int = 0) -> Delta:
                 part.running_mean.normal_(std=0.2)
                 part.running_var.uniform_(0.5, 2)
         if isinstance(delta.head, Head):
-            delta.head.train_apart()
+            delta.head.freeze_probe()
             delta.head.mix(0.7, 0.4)
             delta.head.center.normal_()
             delta.head.spread.uniform_(0.5, 2)
@@ -183,9 +183,9 @@ def test_subscribing_fixes_the_channels_and_divides_by_their_spread(source: Sour
     near(pool.weight, 1 / std)
     assert not pool.weight.requires_grad
     assert torch.equal(delta.request(delta.choose()).grids[32][:3], torch.tensor([0, 1, 2]))  # the head reads all yet
-    settled = delta.settle(source)
-    assert settled.grid_pool is not None
-    assert torch.equal(settled.grid_pool.index, index)
+    frozen = delta.freeze(source)
+    assert frozen.grid_pool is not None
+    assert torch.equal(frozen.grid_pool.index, index)
 
 
 def test_a_body_in_training_asks_for_its_channels_alone_where_the_head_is_fixed(source: Source) -> None:
@@ -201,23 +201,23 @@ MIXES = {"both": (0.7, 0.4), "the probe alone": (1.0, 0.0), "the body alone": (0
 
 
 @pytest.mark.parametrize("mix", MIXES)
-def test_settling_keeps_the_logits_and_leaves_out_what_counts_nothing(source: Source, mix: str) -> None:
+def test_freezing_keeps_the_logits_and_leaves_out_what_counts_nothing(source: Source, mix: str) -> None:
     delta = worn(source)
     read_share, share = MIXES[mix]
     delta.head.mix(read_share, share)
-    settled = delta.settle(source).eval()
-    near(answers(source, settled), answers(source, delta), ROUNDING)
-    assert (settled.body is None) == (share == 0) == (settled.spec.grid_width is None)
-    assert type(settled.head) is (Head if read_share else nn.Linear)
+    frozen = delta.freeze(source).eval()
+    near(answers(source, frozen), answers(source, delta), ROUNDING)
+    assert (frozen.body is None) == (share == 0) == (frozen.spec.grid_width is None)
+    assert type(frozen.head) is (Head if read_share else nn.Linear)
     if not read_share:
-        assert (settled.spec.head_taps, settled.spec.head_last) == ((), False)
-    assert answers(source, settled).abs().max() > 0.1
+        assert (frozen.spec.head_taps, frozen.spec.head_last) == ((), False)
+    assert answers(source, frozen).abs().max() > 0.1
 
 
 def test_a_settled_delta_can_be_trained_further(source: Source) -> None:
-    settled = worn(source).settle(source).train()
-    F.cross_entropy(SnowModel(source, settled)(IMAGES), torch.tensor([0, 1, 2])).backward()
-    without = {name for name, p in settled.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
+    frozen = worn(source).freeze(source).train()
+    F.cross_entropy(SnowModel(source, frozen)(IMAGES), torch.tensor([0, 1, 2])).backward()
+    without = {name for name, p in frozen.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
     assert without <= {"pools.grid.weight"}
 
 
@@ -225,24 +225,24 @@ def test_a_settled_delta_can_be_trained_further(source: Source) -> None:
 def test_folded_and_as_a_program_it_gives_the_same(source: Source, mix: str) -> None:
     delta = worn(source)
     delta.head.mix(*MIXES[mix])
-    settled = delta.settle(source).eval()
-    expected = answers(source, settled)
-    near(answers(source, fold(settled)), expected, 1e-4)
-    other = worn(source, replace(SPEC, pool_divisor=5), seed=1).settle(source).eval()
-    alone = worn(source, replace(SPEC, grid_reduction=16), seed=2).settle(source).eval()
-    narrow = Delta(source, DeltaSpec(3)).settle(source).eval()
-    deltas = [settled, other, alone, narrow]
+    frozen = delta.freeze(source).eval()
+    expected = answers(source, frozen)
+    near(answers(source, fold(frozen)), expected, 1e-4)
+    other = worn(source, replace(SPEC, pool_divisor=5), seed=1).freeze(source).eval()
+    alone = worn(source, replace(SPEC, grid_reduction=16), seed=2).freeze(source).eval()
+    narrow = Delta(source, DeltaSpec(3)).freeze(source).eval()
+    deltas = [frozen, other, alone, narrow]
     with torch.no_grad():
         for given, one in zip(Program(source, deltas)(IMAGES), deltas, strict=True):
             near(given, answers(source, one), 1e-4)
     engine = Engine(source)
-    work = [Work(engine.prepare(one), (0, 2)) for one in deltas]
+    work = [DeltaRequest(engine.prepare(one), (0, 2)) for one in deltas]
     for given, one in zip(engine.run(IMAGES, work), deltas, strict=True):
         near(given, answers(source, one)[[0, 2]], 1e-4)
 
 
 def test_a_folded_grid_delta_is_folded_already(source: Source) -> None:
-    folded = fold(worn(source).settle(source))
+    folded = fold(worn(source).freeze(source))
     assert fold(folded) is folded
 
 
@@ -250,9 +250,9 @@ def test_a_folded_grid_delta_is_folded_already(source: Source) -> None:
 def test_other_families_settle_and_fold_alike(name: str) -> None:
     source = load_source(name, weights="random")
     delta = worn(source)
-    settled = delta.settle(source)
-    near(answers(source, settled), answers(source, delta), ROUNDING)
-    near(answers(source, fold(settled)), answers(source, settled), 1e-4)
+    frozen = delta.freeze(source)
+    near(answers(source, frozen), answers(source, delta), ROUNDING)
+    near(answers(source, fold(frozen)), answers(source, frozen), 1e-4)
 
 
 # cost
@@ -316,66 +316,64 @@ def test_settings_out_of_range_are_refused(setting: str, given: Any, message: st
 def stored(source: Source, path: Path, mix: str = "both") -> Delta:
     delta = worn(source)
     delta.head.mix(*MIXES[mix])
-    settled = delta.settle(source).eval()
-    save_task(make_task(source, settled, "pets", ("cat", "dog", "fox"), Framing(64)), path)
-    return settled
+    frozen = delta.freeze(source).eval()
+    save_task(make_task(source, frozen, "pets", ("cat", "dog", "fox"), Framing(64)), path)
+    return frozen
 
 
 @pytest.mark.parametrize("mix", MIXES)
 def test_a_task_file_gives_the_same_bits(source: Source, tmp_path: Path, mix: str) -> None:
-    settled = stored(source, tmp_path / "pets.safetensors", mix)
+    frozen = stored(source, tmp_path / "pets.safetensors", mix)
     loaded = load_task(tmp_path / "pets.safetensors", source)
     state = loaded.delta.state_dict()
-    assert set(state) == set(settled.state_dict())
-    for key, tensor in settled.state_dict().items():
+    assert set(state) == set(frozen.state_dict())
+    for key, tensor in frozen.state_dict().items():
         assert torch.equal(state[key], tensor)
         assert state[key].dtype == tensor.dtype
-    assert torch.equal(answers(source, loaded.delta), answers(source, settled))
-    assert loaded.spec == settled.spec
-    assert loaded.subscription.get("grid") == (settled.grid_pool and settled.grid_pool.num_pooled)
+    assert torch.equal(answers(source, loaded.delta), answers(source, frozen))
+    assert loaded.spec == frozen.spec
+    assert loaded.subscription.get("grid") == (frozen.grid_pool and frozen.grid_pool.num_pooled)
     assert encode_task(loaded) == (tmp_path / "pets.safetensors").read_bytes()
 
 
 def test_matrices_are_stored_in_a_byte_per_number(source: Source, tmp_path: Path) -> None:
-    settled = stored(source, tmp_path / "pets.safetensors")
+    frozen = stored(source, tmp_path / "pets.safetensors")
     tensors = safetensors.torch.load_file(tmp_path / "pets.safetensors")
     assert {tensor.dtype for tensor in tensors.values() if tensor.ndim > 1} == {torch.int8}
-    whole = sum(tensor.nbytes for tensor in settled.state_dict().values() if tensor.ndim > 1)
+    whole = sum(tensor.nbytes for tensor in frozen.state_dict().values() if tensor.ndim > 1)
     assert sum(tensor.nbytes for tensor in tensors.values() if tensor.ndim > 1) == whole / 4
-    assert sum(tensor.nbytes for tensor in tensors.values()) == size_bytes(source, settled.spec)
+    assert sum(tensor.nbytes for tensor in tensors.values()) == size_bytes(source, frozen.spec)
 
 
 def test_a_head_may_be_stored_in_half_a_byte_per_number(source: Source, tmp_path: Path) -> None:
     delta = worn(source, replace(SPEC, head_bits=4))
-    settled = delta.settle(source).eval()
+    frozen = delta.freeze(source).eval()
     path = tmp_path / "pets.safetensors"
-    save_task(make_task(source, settled, "pets", ("cat", "dog", "fox"), Framing(64)), path)
+    save_task(make_task(source, frozen, "pets", ("cat", "dog", "fox"), Framing(64)), path)
     tensors = safetensors.torch.load_file(path)
     halves = {key for key, tensor in tensors.items() if tensor.dtype == torch.uint8}
     assert halves == {"head.fc.columns"}
-    assert tensors["head.fc.columns"].numel() == -(-settled.head.fc.columns.shape[1] // 2) * 3
-    assert sum(tensor.nbytes for tensor in tensors.values()) == size_bytes(source, settled.spec)
+    assert tensors["head.fc.columns"].numel() == -(-frozen.head.fc.columns.shape[1] // 2) * 3
+    assert sum(tensor.nbytes for tensor in tensors.values()) == size_bytes(source, frozen.spec)
     loaded = load_task(path, source).delta
-    assert torch.equal(answers(source, loaded), answers(source, settled))
-    exact = worn(source).settle(source).eval()
+    assert torch.equal(answers(source, loaded), answers(source, frozen))
+    exact = worn(source).freeze(source).eval()
     difference = (loaded.head.fc.columns - exact.head.fc.columns).abs().amax(1)
     assert bool((difference <= exact.head.fc.columns.abs().amax(1) / 7 / 2 * 1.07).all())
 
 
 def test_a_matrix_that_rounding_would_change_is_stored_whole(source: Source, tmp_path: Path) -> None:
-    settled = worn(source).settle(source)
+    frozen = worn(source).freeze(source)
     with torch.no_grad():
-        settled.body.stem[0].weight.add_(1e-6)
+        frozen.body.stem[0].weight.add_(1e-6)
     save_task(
-        make_task(source, settled.eval(), "pets", ("cat", "dog", "fox"), Framing(64)), tmp_path / "pets.safetensors"
+        make_task(source, frozen.eval(), "pets", ("cat", "dog", "fox"), Framing(64)), tmp_path / "pets.safetensors"
     )
     tensors = safetensors.torch.load_file(tmp_path / "pets.safetensors")
     assert tensors["body.stem.0.weight"].dtype == torch.float32
     assert "body.stem.0.weight.scale" not in tensors
     assert tensors["body.gather.0.weight"].dtype == torch.int8
-    assert torch.equal(
-        answers(source, load_task(tmp_path / "pets.safetensors", source).delta), answers(source, settled)
-    )
+    assert torch.equal(answers(source, load_task(tmp_path / "pets.safetensors", source).delta), answers(source, frozen))
 
 
 @pytest.mark.parametrize(
@@ -423,7 +421,7 @@ def test_a_hub_serves_grids_of_several_sizes_from_one_pass(source: Source, tmp_p
     specs = {"fine": replace(SPEC, grid_reduction=16), "coarse": SPEC, "wide": replace(SPEC, pool_divisor=3)}
     tasks = {}
     for seed, (name, spec) in enumerate(specs.items()):
-        delta = worn(source, spec, seed).settle(source).eval()
+        delta = worn(source, spec, seed).freeze(source).eval()
         tasks[name] = make_task(source, delta, name, ("cat", "dog", "fox"), Framing(64))
         hub.add(tasks[name])
     for name, logits in hub.predict(IMAGES).items():

@@ -27,10 +27,10 @@ def features() -> FeatureMaps:
     return FeatureMaps(torch.zeros(2, 3, 9, 9), {"a": 1, "b": 3}, taps=taps, grids=grids, last=torch.randn(2, 7))
 
 
-def head(num_read: int, slots: Slots = "channel", fixed: bool = False, std: bool = False) -> Head:
+def head(num_read: int, slots: Slots = "channel", frozen: bool = False, std: bool = False) -> Head:
     """A head with numbers of its own in every tensor."""
     torch.manual_seed(1)
-    made = Head(OWN, CHANNELS, 7, num_read, replace(SPEC, slots=slots, head_std=std), fixed)
+    made = Head(OWN, CHANNELS, 7, num_read, replace(SPEC, slots=slots, head_std=std), frozen)
     with torch.no_grad():
         for tensor in (*made.parameters(), made.center):
             tensor.normal_()
@@ -65,15 +65,15 @@ def test_logits_are_those_of_the_formula(features: FeatureMaps, slots: Slots, nu
 def test_a_fixed_head_reads_its_subscription(features: FeatureMaps, std: bool, num_read: int) -> None:
     opened, own = head(num_read, std=std), torch.randn(2, OWN)
     idx = opened.pool.choose()
-    fixed = head(num_read, fixed=True, std=std)
+    frozen = head(num_read, frozen=True, std=std)
     state = dict(opened.state_dict())
     del state["pool.times_chosen"], state["share"], state["read_share"], state["num_read"]
     state["pool.index"], state["pool.weight"] = idx, state["pool.weight"][idx]
     state["fc.columns"] = state["fc.columns"][:, idx]
     state["center"], state["spread"] = state["center"][idx], state["spread"][idx]
-    fixed.load_state_dict(state)
-    torch.testing.assert_close(fixed(own, features), opened(own, features))
-    torch.testing.assert_close(FoldedHead(fixed)(own, features), opened(own, features))
+    frozen.load_state_dict(state)
+    torch.testing.assert_close(frozen(own, features), opened(own, features))
+    torch.testing.assert_close(FoldedHead(frozen)(own, features), opened(own, features))
 
 
 def test_a_new_head_ignores_the_source_until_it_has_learned(features: FeatureMaps) -> None:

@@ -34,38 +34,38 @@ def trained(source: Source) -> Delta:
     return delta.eval()
 
 
-def assert_alike(source: Source, settled: Delta, trained: Delta) -> None:
+def assert_alike(source: Source, frozen: Delta, trained: Delta) -> None:
     """Within what is lost where matrices are rounded to a byte per number."""
-    given, expected = (SnowModel(source, delta)(IMAGES) for delta in (settled, trained))
+    given, expected = (SnowModel(source, delta)(IMAGES) for delta in (frozen, trained))
     torch.testing.assert_close(given, expected, rtol=3e-2, atol=3e-2)
     assert expected.abs().max() > 0.01
 
 
 def test_a_body_that_counts_nothing_is_left_out(source: Source, trained: Delta) -> None:
-    settled = trained.settle(source)
-    assert settled.body is None
-    assert (settled.spec.width_divisor, settled.spec.grid_width) == (None, None)
-    assert not settled.taps
-    assert_alike(source, settled, trained)
-    assert delta_cost(source, settled.spec).multiply_adds < 1e-3 * source_cost(source).multiply_adds
+    frozen = trained.freeze(source)
+    assert frozen.body is None
+    assert (frozen.spec.width_divisor, frozen.spec.grid_width) == (None, None)
+    assert not frozen.taps
+    assert_alike(source, frozen, trained)
+    assert delta_cost(source, frozen.spec).multiply_adds < 1e-3 * source_cost(source).multiply_adds
 
 
 def test_a_body_that_counts_is_kept(source: Source, trained: Delta) -> None:
     trained.head.share.fill_(0.25)
-    settled = trained.settle(source)
-    assert settled.body is not None
-    assert settled.spec == trained.spec
-    assert_alike(source, settled, trained)
+    frozen = trained.freeze(source)
+    assert frozen.body is not None
+    assert frozen.spec == trained.spec
+    assert_alike(source, frozen, trained)
 
 
 def test_a_delta_that_was_never_trained_apart_keeps_its_body(source: Source) -> None:
     delta = Delta(source, DeltaSpec(3))
     delta.head.share.zero_()
-    assert delta.settle(source).body is not None
+    assert delta.freeze(source).body is not None
 
 
 def test_a_head_alone_is_stored_and_served(source: Source, trained: Delta, tmp_path: Path) -> None:
-    task = make_task(source, trained.settle(source), "alone", ("a", "b", "c"), Framing(64))
+    task = make_task(source, trained.freeze(source), "alone", ("a", "b", "c"), Framing(64))
     save_task(task, tmp_path / "alone.safetensors")
     again = load_task(tmp_path / "alone.safetensors", source)
     assert again.spec == task.spec
@@ -87,8 +87,8 @@ def test_a_head_that_reads_fewer_values_ships_with_those(source: Source, trained
     trained.head.share.fill_(share)
     torch.nn.init.uniform_(trained.head.pool.weight)
     few = num_pooled(trained.head.pool.num_chs, 8 * trained.spec.head_divisor)
-    trained.head.read_fewer(few)
-    settled = trained.settle(source)
-    assert settled.spec.head_divisor == 8 * trained.spec.head_divisor
-    assert settled.head.fc.columns.shape == (3, few)
-    assert_alike(source, settled, trained)
+    trained.head.select_k(few)
+    frozen = trained.freeze(source)
+    assert frozen.spec.head_divisor == 8 * trained.spec.head_divisor
+    assert frozen.head.fc.columns.shape == (3, few)
+    assert_alike(source, frozen, trained)

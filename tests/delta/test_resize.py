@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from torchsnow.delta.resize import group_count, resized_follower, resized_layer
+from torchsnow.delta.resize import group_count, resized_copy, resized_layer
 
 
 @given(per_group=st.integers(1, 16), groups=st.integers(1, 64), divisor=st.integers(1, 16))
@@ -84,8 +84,8 @@ def test_fresh_weights_have_the_variance_of_he() -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
-def test_a_follower_works_at_another_width(layer: nn.Module, shape: tuple[int, ...]) -> None:
-    new = resized_follower(layer, 64, 8)
+def test_a_resized_copy_works_at_another_width(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    new = resized_copy(layer, 64, 8)
     y = new(torch.randn(shape))
     assert 8 in y.shape
     assert all(parameter.requires_grad for parameter in new.parameters())
@@ -93,12 +93,12 @@ def test_a_follower_works_at_another_width(layer: nn.Module, shape: tuple[int, .
     assert all(64 not in tensor.shape for tensor in new.state_dict().values())
 
 
-def test_a_follower_starts_anew() -> None:
+def test_a_resized_copy_is_initialised_again() -> None:
     norm = nn.BatchNorm2d(64)
     for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
         assert tensor is not None
         nn.init.uniform_(tensor, 5, 6)
-    new = resized_follower(norm, 64, 8).state_dict()
+    new = resized_copy(norm, 64, 8).state_dict()
     assert new["weight"].tolist() == new["running_var"].tolist() == [1.0] * 8
     assert new["bias"].tolist() == new["running_mean"].tolist() == [0.0] * 8
     assert norm.running_mean is not None
@@ -107,6 +107,6 @@ def test_a_follower_starts_anew() -> None:
 
 def test_fixed_filters_are_the_sources() -> None:
     blur = timm.layers.BlurPool2d(64)
-    new = resized_follower(blur, 64, 8)
+    new = resized_copy(blur, 64, 8)
     assert isinstance(new, timm.layers.BlurPool2d)
     assert torch.equal(new.filt, blur.filt[:8])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from torchsnow.engines import Program
-from torchsnow.engines.backends import BACKENDS, check_backend, eager, inductor, onnx, openvino, part_size
+from torchsnow.engines.backends import BACKENDS, eager, inductor, onnx, openvino, part_size, validate_backend
 from torchsnow.errors import CompileError
 from torchsnow.experiments.serving_speed import Heads, random_deltas
 from torchsnow.methods import PRESETS
@@ -90,14 +90,14 @@ def test_other_outputs_than_pytorchs_are_never_timed() -> None:
 
 def test_a_runtime_that_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CompileError, match="no backend 'tvm'; expected one of eager, inductor, onnx, openvino"):
-        check_backend("tvm", "cpu")
+        validate_backend("tvm", "cpu")
     with pytest.raises(CompileError, match="'openvino' works on the CPU"):
-        check_backend("openvino", "cuda")
+        validate_backend("openvino", "cuda")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for name in ("openvino", "onnx"):
         with pytest.raises(CompileError, match=rf"pip install 'torchsnow\[{name}\]'"):
-            check_backend(name, "cpu")
-    check_backend("eager", "cuda")
+            validate_backend(name, "cpu")
+    validate_backend("eager", "cuda")
     assert set(BACKENDS) == {"eager", "inductor", "onnx", "openvino"}
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from torchsnow.engines import Engine, Work
+from torchsnow.engines import DeltaRequest, Engine
 from torchsnow.engines.engine import runs
 from torchsnow.experiments.serving_speed import random_deltas
 from torchsnow.methods import PRESETS
@@ -19,7 +19,7 @@ def test_rows_of_a_batch_get_what_the_images_get_alone(name: str, preset: str) -
     images = torch.randn(5, 3, 64, 64)
     engine = Engine(source)
     rows = [(0, 1, 4), (2,), (0, 1, 2, 3, 4)]
-    work = [Work(engine.prepare(delta), own) for delta, own in zip(deltas, rows, strict=True)]
+    work = [DeltaRequest(engine.prepare(delta), own) for delta, own in zip(deltas, rows, strict=True)]
     with torch.no_grad():
         for logits, delta, own in zip(engine.run(images, work), deltas, rows, strict=True):
             expected = torch.cat([SnowModel(source, delta)(images[row : row + 1]) for row in own])
@@ -30,9 +30,9 @@ def test_a_task_that_no_image_asks_for_has_no_logits() -> None:
     source = load_source("test_resnet", "random")
     one, other = random_deltas(source, PRESETS["default"].spec(3), 2)
     run, images = Engine(source), torch.randn(2, 3, 32, 32)
-    empty, some = run.run(images, [Work(run.prepare(one), ()), Work(run.prepare(other), (1,))])
+    empty, some = run.run(images, [DeltaRequest(run.prepare(one), ()), DeltaRequest(run.prepare(other), (1,))])
     assert (empty.shape, some.shape) == ((0, 3), (1, 3))
-    assert run.run(images, [Work(run.prepare(one), ())])[0].shape == (0, 3)
+    assert run.run(images, [DeltaRequest(run.prepare(one), ())])[0].shape == (0, 3)
 
 
 @pytest.mark.parametrize(

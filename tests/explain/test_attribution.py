@@ -40,7 +40,7 @@ def delta(linear: Source, request: pytest.FixtureRequest) -> Delta:
     made = Delta(linear, DeltaSpec(3, 4, 4, head_taps=(), head_last=False, slots=request.param))
     for pool in made.named_pools().values():
         nn.init.normal_(pool.weight)
-    return made.settle(linear).eval()
+    return made.freeze(linear).eval()
 
 
 def features_for(source: Source, delta: Delta, image: Tensor) -> FeatureMaps:

@@ -41,8 +41,8 @@ def run(source: Source, tmp_path: Path) -> RunFolder:
 
 
 def test_a_run_is_known_by_what_it_ended_with(source: Source, delta: Delta, run: RunFolder) -> None:
-    settled = delta.settle(source)
-    assert task_of_run(run, {"other": sample_task(source).delta, "own": settled}) == "own"
+    frozen = delta.freeze(source)
+    assert task_of_run(run, {"other": sample_task(source).delta, "own": frozen}) == "own"
     with pytest.raises(TrainingError, match="is not that of task 'pets' or 'cats'"):
         task_of_run(run, {"pets": sample_task(source).delta, "cats": sample_task(source, seed=1).delta})
 
@@ -52,18 +52,18 @@ def test_a_run_of_a_grid_delta_is_known_by_its_channels_too(source: Source, tmp_
     method.delta.head.share.fill_(1.0)
     run.create({})
     run.write_subscription(method.subscription())
-    settled = method.delta.settle(source)
-    assert task_of_run(run, {"own": settled}) == "own"
-    settled.grid_pool.index += 1
+    frozen = method.delta.freeze(source)
+    assert task_of_run(run, {"own": frozen}) == "own"
+    frozen.grid_pool.index += 1
     with pytest.raises(TrainingError, match="is not that of task 'own'"):
-        task_of_run(run, {"own": settled})
+        task_of_run(run, {"own": frozen})
 
 
 def test_the_same_channels_with_other_weights_are_another_task(source: Source, delta: Delta, run: RunFolder) -> None:
-    settled = delta.settle(source)
-    next(iter(settled.pools.values())).weight.data += 1e-3
+    frozen = delta.freeze(source)
+    next(iter(frozen.pools.values())).weight.data += 1e-3
     with pytest.raises(TrainingError, match="is not that of task 'own'"):
-        task_of_run(run, {"own": settled})
+        task_of_run(run, {"own": frozen})
 
 
 def test_folders_that_are_no_finished_run(run: RunFolder, tmp_path: Path) -> None:

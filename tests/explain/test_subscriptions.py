@@ -44,11 +44,11 @@ def test_strength_is_the_size_of_the_scaled_columns_of_all_readers() -> None:
     source = Source(Shortcut(), "toy", InputConfig((3, 16, 16), (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0), "random")
     task = sample_task(source, pool_divisor=4)
     part = read_subscription(source, task.name, task.delta).layers[0]
-    readers = source.taps[part.tap].readers
-    assert len(readers) == 2
+    consumers = source.taps[part.tap].consumers
+    assert len(consumers) == 2
     pool = task.delta.pools[part.tap]
     place = pool.index.tolist().index(int(part.index[1]))
-    columns = [task.delta.body.get_submodule(name).columns[:, place] * pool.weight[place] for name in readers]
+    columns = [task.delta.body.get_submodule(name).columns[:, place] * pool.weight[place] for name in consumers]
     expected = torch.cat([column.flatten() for column in columns]).norm()
     torch.testing.assert_close(part.strength[1], expected.detach())
     assert float(part.weight[1]) == pool.weight[place].item()

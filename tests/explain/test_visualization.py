@@ -93,7 +93,7 @@ def test_everything_of_one_task(hub: Hub, data: LoadedData, tmp_path: Path) -> N
 def test_everything_of_a_task_with_a_grid(hub: Hub, data: LoadedData, tmp_path: Path) -> None:
     method = make_snow(hub.source, 3)
     method.delta.head.share.fill_(1.0)  # as if training had found its body worth it
-    run, delta = RunFolder(tmp_path / "run"), method.delta.settle(hub.source).eval()
+    run, delta = RunFolder(tmp_path / "run"), method.delta.freeze(hub.source).eval()
     run.create({})
     run.write_subscription(method.subscription())
     grids = Hub.create(tmp_path / "hub", hub.source)

@@ -13,7 +13,7 @@ import torch
 from sample_tasks import CLASSES, sample_task
 from torchsnow.errors import CompileError
 from torchsnow.export.export import plan_export, smooth_images, write_export
-from torchsnow.export.quantize import Measured, check_int8, measure
+from torchsnow.export.quantize import Measured, measure, validate_int8
 from torchsnow.hub import Hub
 from torchsnow.source import load_source
 
@@ -92,9 +92,9 @@ def test_accuracy_counts_the_right_classes(hub: Hub, measured: Measured) -> None
 
 
 def test_int8_needs_a_quantiser(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_int8("onnx")
+    validate_int8("onnx")
     with pytest.raises(CompileError, match="int8 exists for the formats onnx and openvino"):
-        check_int8("torch")
+        validate_int8("torch")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CompileError, match=r"needs NNCF: pip install 'torchsnow\[int8\]'"):
-        check_int8("openvino")
+        validate_int8("openvino")

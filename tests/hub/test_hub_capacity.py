@@ -1,4 +1,5 @@
-"""Many tasks, and many threads: what is in memory stays within its budget, and everybody sees the hub as it is."""
+"""Many tasks, and many threads: what is in memory stays within its budget, and everybody sees the hub's present
+state."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from torch import fx
 from sample_tasks import logits, sample_task
 from torchsnow.errors import HubError
 from torchsnow.hub import Hub, folder
-from torchsnow.hub.residents import size_of
+from torchsnow.hub.cache import size_of
 from torchsnow.source import Source
 
 
@@ -30,10 +31,10 @@ def four(hub: Hub, source: Source) -> Hub:
     """A hub with the tasks "a" to "d" and room for two and a half in memory."""
     for name in "cd":
         hub.add(sample_task(source, name, num_classes=3))
-    return Hub.open(hub.folder.path, source, resident_bytes=5 * size_of(hub.task("a")) // 2)
+    return Hub.open(hub.folder.path, source, cache_bytes=5 * size_of(hub.task("a")) // 2)
 
 
-# residents
+# cache
 
 
 def test_opening_and_listing_read_no_task_file(hub: Hub) -> None:
@@ -43,7 +44,7 @@ def test_opening_and_listing_read_no_task_file(hub: Hub) -> None:
             file.unlink()
     again = Hub.open(hub.folder.path)
     assert (again.names(), again.infos(), again.former()) == (["a", "b"], expected, {})
-    assert again.residents.names() == []
+    assert again.cache.names() == []
 
 
 def test_those_used_longest_ago_leave_first(four: Hub) -> None:
@@ -51,11 +52,11 @@ def test_those_used_longest_ago_leave_first(four: Hub) -> None:
     four.task("b")
     assert four.task("a") is first
     four.task("c")
-    assert four.residents.names() == ["a", "c"]
+    assert four.cache.names() == ["a", "c"]
     assert four.task("a") is first
     four.predict(torch.zeros(1, 3, 32, 32), ["d"])
-    assert four.residents.names() == ["a", "d"]
-    assert four.residents.size_bytes == size_of(first) + size_of(four.task("d")) <= four.residents.budget_bytes
+    assert four.cache.names() == ["a", "d"]
+    assert four.cache.size_bytes == size_of(first) + size_of(four.task("d")) <= four.cache.budget_bytes
 
 
 def test_a_prediction_may_need_more_than_the_budget(four: Hub, source: Source, images: torch.Tensor) -> None:
@@ -65,14 +66,14 @@ def test_a_prediction_may_need_more_than_the_budget(four: Hub, source: Source, i
         results = four.predict(images)
         assert set(results) == set("abcd")
         assert all(torch.equal(result, expected[name]) for name, result in results.items())
-        assert four.residents.names() == ["c", "d"]
+        assert four.cache.names() == ["c", "d"]
     assert torch.equal(logits(source, held, images), expected["a"])  # it left, and whoever has it can use it
 
 
 def test_a_task_larger_than_the_budget_does_not_stay(hub: Hub, source: Source, images: torch.Tensor) -> None:
-    none = Hub.open(hub.folder.path, source, resident_bytes=0)
+    none = Hub.open(hub.folder.path, source, cache_bytes=0)
     assert torch.equal(none.predict(images)["a"], hub.predict(images)["a"])
-    assert (none.residents.names(), none.residents.size_bytes) == ([], 0)
+    assert (none.cache.names(), none.cache.size_bytes) == ([], 0)
 
 
 def test_a_size_counts_numbers_and_modules(hub: Hub) -> None:
@@ -84,7 +85,7 @@ def test_a_size_counts_numbers_and_modules(hub: Hub) -> None:
 def test_tasks_that_come_and_go_leave_nothing(hub: Hub, source: Source, request: pytest.FixtureRequest) -> None:
     guest, images, gone = sample_task(source, "guest"), torch.zeros(1, 3, 32, 32), []
     hub.predict(images)
-    before, texts = hub.residents.size_bytes, 0
+    before, texts = hub.cache.size_bytes, 0
     gc.disable()  # what left must not wait for the garbage collector
     request.addfinalizer(gc.enable)
     for number in range(12):
@@ -96,7 +97,7 @@ def test_tasks_that_come_and_go_leave_nothing(hub: Hub, source: Source, request:
         hub.remove("guest")
         texts = texts or len(fx.graph_module._loader.eval_cache)
     assert [parameter for parameter in gone if parameter() is not None] == []
-    assert (sorted(hub.residents.names()), hub.residents.size_bytes) == (["a", "b"], before)
+    assert (sorted(hub.cache.names()), hub.cache.size_bytes) == (["a", "b"], before)
     assert len(fx.graph_module._loader.eval_cache) == texts  # torch.fx would keep the code of every task for good
     assert hub.gc().num_files == 24
     assert set(hub.folder.path.rglob("*.safetensors")) == {
@@ -238,4 +239,4 @@ def test_threads_share_a_hub(four: Hub, source: Source, images: torch.Tensor) ->
     four.gc()
     assert four.names() == list("abcd")
     assert four.verify() == []
-    assert four.residents.size_bytes <= four.residents.budget_bytes
+    assert four.cache.size_bytes <= four.cache.budget_bytes

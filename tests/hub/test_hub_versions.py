@@ -170,7 +170,7 @@ def test_gc_of_a_clean_hub_changes_nothing(lived: Hub) -> None:
 
 
 def test_a_hub_in_a_folder_named_tasks(past: Path, tmp_path: Path) -> None:
-    """What lies beside a hub's own files is not taken for a task's folder, whatever the hub is called."""
+    """What lies next to a hub's own files is not taken for a task's folder, whatever the hub is called."""
     hub = Hub.open(shutil.copytree(past, tmp_path / "tasks"))
     (hub.folder.path / "mine").mkdir()
     (hub.folder.path / f"{'0' * 64}.safetensors").touch()

@@ -11,8 +11,8 @@ from torch import Tensor
 from sample_tasks import logits, sample_task
 from torchsnow.errors import HubError, SourceError
 from torchsnow.hub import Hub
+from torchsnow.hub.cache import size_of
 from torchsnow.hub.live import LiveHub
-from torchsnow.hub.residents import size_of
 from torchsnow.source import FeatureMaps, Request, Source, load_source
 
 
@@ -67,7 +67,7 @@ def test_the_same_plan_gives_the_same_bits(hub: Hub, images: Tensor) -> None:
     live = LiveHub(hub)
     before = live.predict(images, ["a", "b"])
     hub.remove("c")
-    live.follow()
+    live.poll()
     after = live.predict(images, ["a", "b"])
     assert all(torch.equal(before[name].logits, after[name].logits) for name in "ab")
 
@@ -98,7 +98,7 @@ def test_nothing_asked_for_is_no_pass(hub: Hub, images: Tensor) -> None:
 
 def test_changes_are_followed(hub: Hub, source: Source, images: Tensor) -> None:
     live = LiveHub(Hub.open(hub.folder.path, source))
-    assert not live.follow()
+    assert not live.poll()
     held = live.tasks(["a"])[0]
     old = live.predict(images)["a"].logits
     new = sample_task(source, "a", seed=9)
@@ -106,7 +106,7 @@ def test_changes_are_followed(hub: Hub, source: Source, images: Tensor) -> None:
     hub.remove("b")
     hub.add(sample_task(source, "d", seed=4))
     assert list(live.predict(images)) == ["a", "b", "c"]  # until it looks
-    assert live.follow()
+    assert live.poll()
     assert list(live.predict(images)) == ["a", "c", "d"]
     close(live.predict(images)["a"].logits, logits(source, new, images))
     assert torch.equal(live.run(images, [held], [range(4)])[0].logits, old)  # whoever holds a version keeps it
@@ -125,10 +125,10 @@ def test_a_hub_from_a_copy_of_the_same_generation_is_taken_over(
     copy.remove("c")
     assert copy.generation == hub.generation
     shutil.copytree(copy.folder.path, hub.folder.path, dirs_exist_ok=True)
-    assert live.follow()
+    assert live.poll()
     assert list(live.predict(images)) == ["a", "b"]
     close(live.predict(images)["a"].logits, logits(source, new, images))
-    assert not live.follow()
+    assert not live.poll()
 
 
 def test_a_damaged_task_is_named_and_the_others_answer(hub: Hub, images: Tensor) -> None:
@@ -146,14 +146,14 @@ def test_a_file_that_is_brought_back_from_a_copy_answers_again(hub: Hub, images:
     file.write_bytes(b"damaged")
     live = LiveHub(hub)
     assert list(live.predict(images)) == ["a", "c"]
-    assert not live.follow()
+    assert not live.poll()
     file.write_bytes(b"still damaged")
-    assert live.follow()  # there is something to look at
+    assert live.poll()  # there is something to look at
     assert list(live.predict(images)) == ["a", "c"]
     file.write_bytes(kept)
-    assert live.follow()
+    assert live.poll()
     assert list(live.predict(images)) == ["a", "b", "c"]
-    assert not live.follow()
+    assert not live.poll()
 
 
 def test_a_mended_task_answers_again(hub: Hub, source: Source, images: Tensor) -> None:
@@ -161,7 +161,7 @@ def test_a_mended_task_answers_again(hub: Hub, source: Source, images: Tensor) -
     live = LiveHub(hub)
     live.predict(images)
     hub.add(sample_task(source, "b", seed=7), replace=True)
-    live.follow()
+    live.poll()
     assert list(live.predict(images)) == ["a", "b", "c"]
     assert not live.now.faults
 
@@ -178,10 +178,10 @@ def test_a_version_that_is_gone_before_it_was_loaded_gives_way_to_the_next(
 
 def test_tasks_used_last_stay(hub: Hub, images: Tensor) -> None:
     size = size_of(hub.task("c"))  # the largest of them
-    live = LiveHub(hub, resident_bytes=2 * size)
+    live = LiveHub(hub, cache_bytes=2 * size)
     for names in (["a"], ["b"], ["a"], ["c"]):
         live.predict(images, names)
-    assert live.residents.names() == ["a", "c"]
+    assert live.cache.names() == ["a", "c"]
     assert list(live.predict(images)) == ["a", "b", "c"]
 
 
@@ -237,9 +237,9 @@ def test_predictions_while_tasks_come_and_go(hub: Hub, source: Source, images: T
         expected[hub.infos()["b"].sha256] = logits(source, version, images)
         hub.add(sample_task(source, "d", seed=50 + number))
         expected[hub.infos()["d"].sha256] = logits(source, hub.task("d"), images)
-        live.follow()
+        live.poll()
         hub.remove("d")
-        live.follow()
+        live.poll()
     done.set()
     for thread in threads:
         thread.join()

@@ -14,7 +14,7 @@ from sample_tasks import sample_task
 from torchsnow.errors import HubError
 from torchsnow.hub import Hub, is_hub
 from torchsnow.hub.live import LiveHub
-from torchsnow.hub.remote import Copy, folder_at, refuse_writing, url_of
+from torchsnow.hub.remote import Copy, folder_at, url_of, validate_local
 from torchsnow.source import Source
 
 URL = "memory://bucket/hub"
@@ -100,9 +100,9 @@ def test_changes_are_followed(hub: Hub, store: Any, source: Source, monkeypatch:
     hub.remove("b")
     hub.add(sample_task(source, "c"))
     upload(hub, store)
-    assert live.follow() is False  # the index is a moment old
+    assert live.poll() is False  # the index is a moment old
     monkeypatch.setattr("torchsnow.hub.remote.REFRESH_S", 0.0)
-    assert live.follow() is True
+    assert live.poll() is True
     assert [task.name for task in live.tasks()] == ["a", "c"]
 
 
@@ -147,13 +147,13 @@ def test_a_task_that_does_not_come_is_fetched_now_and_then(
     assert list(live.predict(images)) == ["b"]
     monkeypatch.setattr(type(store), "open", noting)
     for _ in range(3):
-        assert not live.follow()
+        assert not live.poll()
         assert list(live.predict(images)) == ["b"]
     assert opened == []
     store.pipe_file(path, content)
     later_s = time.monotonic() + 6
     monkeypatch.setattr(time, "monotonic", lambda: later_s)
-    assert live.follow()
+    assert live.poll()
     assert list(live.predict(images)) == ["a", "b"]
 
 
@@ -205,13 +205,13 @@ def test_it_is_never_written(hub: Hub, store: Any, source: Source) -> None:
         lambda: remote.rollback("a"),
         lambda: remote.gc(),
         lambda: Hub.create(URL, source),
-        lambda: Hub.refuse_occupied(Path(URL)),
-        lambda: refuse_writing(remote.folder.path),
+        lambda: Hub.validate_vacant(Path(URL)),
+        lambda: validate_local(remote.folder.path),
     ):
         with pytest.raises(HubError, match=r"the hub memory://bucket/hub can only be read: .* index\.json last"):
             change()
     assert dict(store.store) == before
-    refuse_writing(hub.folder.path)
+    validate_local(hub.folder.path)
 
 
 def test_an_s3_server(hub: Hub, source: Source, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from torchsnow.errors import HubError, TorchsnowError
-from torchsnow.io.files import make_folder, refuse_unwritable, write_atomically
+from torchsnow.io.files import make_folder, validate_writable_folder, write_atomically
 
 
 def test_writes_text_and_bytes_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -71,22 +71,22 @@ def test_missing_folder_and_folder_in_the_way(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_can_be_written_into_is_left_as_it_was(tmp_path: Path) -> None:
-    refuse_unwritable(tmp_path)
-    refuse_unwritable(tmp_path / "not" / "there" / "yet")
+    validate_writable_folder(tmp_path)
+    validate_writable_folder(tmp_path / "not" / "there" / "yet")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_folders_that_cannot_be_written_into_are_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(HubError, match=r"cannot write into .*hub: a part of this path is a file"):
-        refuse_unwritable(tmp_path / "file" / "hub", HubError)
+        validate_writable_folder(tmp_path / "file" / "hub", HubError)
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr("torchsnow.io.files.tempfile.TemporaryDirectory", refuse)
     with pytest.raises(HubError, match=r"cannot write into .*new: the file system is read-only; choose another"):
-        refuse_unwritable(tmp_path / "new", HubError)
+        validate_writable_folder(tmp_path / "new", HubError)
 
 
 def test_a_folder_is_made_or_refused_before_the_work(tmp_path: Path) -> None:

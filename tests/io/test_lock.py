@@ -60,7 +60,7 @@ def owns(lock: FolderLock) -> bool:
     return True
 
 
-@pytest.mark.parametrize("attempt", [own, FolderLock.refuse_held])
+@pytest.mark.parametrize("attempt", [own, FolderLock.validate_unheld])
 def test_another_process_is_named(tmp_path: Path, attempt: Callable[[FolderLock], None]) -> None:
     with other_owner(tmp_path) as (process, _), pytest.raises(TrainingError) as caught:
         attempt(lock_of(tmp_path))
@@ -88,14 +88,14 @@ def test_the_owner_is_written_beside_the_lock(tmp_path: Path) -> None:
         assert (owner["pid"], owner["host"]) == (os.getpid(), socket.gethostname())
         (folder / OWNER_FILE).write_text("{")
         with pytest.raises(TrainingError, match="is in use by another process; wait"):
-            lock_of(folder).refuse_held()
+            lock_of(folder).validate_unheld()
 
 
 def test_one_object_may_be_held_twice_by_one_thread_and_no_other(tmp_path: Path) -> None:
     lock, found = lock_of(tmp_path), []
     with lock.held():
         with lock.held():
-            lock.refuse_held()
+            lock.validate_unheld()
         assert not owns(lock_of(tmp_path))  # the inner block has not let it go
         thread = threading.Thread(target=lambda: found.append(owns(lock)))
         thread.start()
@@ -115,8 +115,8 @@ def test_nothing_is_left_of_a_folder_that_nothing_was_written_to(tmp_path: Path)
 
 
 def test_looking_writes_nothing(tmp_path: Path) -> None:
-    lock_of(tmp_path / "nowhere").refuse_held()
-    lock_of(tmp_path).refuse_held()
+    lock_of(tmp_path / "nowhere").validate_unheld()
+    lock_of(tmp_path).validate_unheld()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from torchsnow.errors import HubError
-from torchsnow.io.shortage import shortage, system_refusal
+from torchsnow.io.shortage import shortage, system_shortage
 
 
 def raised_from(cause: Exception) -> Exception:
@@ -36,9 +36,9 @@ def test_what_is_lacking_is_found_behind_other_errors(cause: Exception, lacking:
 @pytest.mark.parametrize("cause", [OSError("broken data stream"), ValueError("out of memory"), RuntimeError("shape")])
 def test_what_was_given_can_be_at_fault(cause: Exception) -> None:
     assert shortage(raised_from(cause)) is None
-    assert system_refusal(raised_from(cause)) is None
+    assert system_shortage(raised_from(cause)) is None
 
 
 def test_where_nobody_else_can_be_at_fault_every_refusal_of_the_system_counts() -> None:
     assert shortage(raised_from(PermissionError(errno.EACCES, "no"))) is None
-    assert system_refusal(raised_from(PermissionError(errno.EACCES, "no"))) == "permission denied"
+    assert system_shortage(raised_from(PermissionError(errno.EACCES, "no"))) == "permission denied"

@@ -5,7 +5,7 @@ import torch
 
 from torchsnow.methods.advice import below_probe
 from torchsnow.train import FitResult, TrainSettings
-from torchsnow.train.evaluate import measure
+from torchsnow.train.evaluate import metrics_of
 from torchsnow.train.history import Epoch
 
 SETTINGS = TrainSettings(epochs=10, lr=5e-3)
@@ -14,7 +14,7 @@ SETTINGS = TrainSettings(epochs=10, lr=5e-3)
 def result(best_epoch: int) -> FitResult:
     """A task with an accuracy of three quarters."""
     logits = torch.tensor([[1.0, 0.0]]).repeat(400, 1)
-    metrics = measure(logits, torch.tensor([0, 0, 0, 1]).repeat(100), ("a", "b"))
+    metrics = metrics_of(logits, torch.tensor([0, 0, 0, 1]).repeat(100), ("a", "b"))
     best = Epoch(best_epoch, 0.1, 0.9, 0.5, 0.75, 1e-3, 1.0, 1.0)
     return FitResult(torch.nn.Identity(), metrics, best, (best,))
 

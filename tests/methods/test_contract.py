@@ -136,8 +136,8 @@ def test_training_does_not_change_the_frozen_part(text: str, source: Source, bat
 
 @pytest.mark.parametrize("changes", [{"learned": True}, {"sigma": 0.5, "probe": False}])
 def test_a_head_whose_choice_may_change_has_no_frozen_part(source: Source, changes: dict[str, Any]) -> None:
-    assert make_method("snow", source, 3, changes={"head": "together", **changes}).frozen_part(IMAGE_SIZE) is None
-    assert make_method("snow", source, 3, changes={"head": "together"}).frozen_part(IMAGE_SIZE) is not None
+    assert make_method("snow", source, 3, changes={"head": "joint", **changes}).frozen_part(IMAGE_SIZE) is None
+    assert make_method("snow", source, 3, changes={"head": "joint"}).frozen_part(IMAGE_SIZE) is not None
 
 
 @pytest.mark.parametrize("text", ALL)

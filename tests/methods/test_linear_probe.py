@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sample_photos import make_photos
 from torchsnow.data import load_data, make_splits
 from torchsnow.methods import head
-from torchsnow.methods.probe import INVERSE_PENALTIES, choose_reading, fit_probe
+from torchsnow.methods.probe import INVERSE_PENALTIES, fit_probe, select_features
 from torchsnow.source import Source
 from torchsnow.source.features import Request
 from torchsnow.train import TrainSettings
@@ -61,4 +61,4 @@ def test_nearly_as_many_classes_as_images_are_no_reason_to_warn() -> None:
 def test_many_classes_of_few_images_are_no_reason_to_warn_either() -> None:
     values, labels = torch.randn(120, 4), torch.arange(120) // 6 * 2 % 40
     labels[-30:] = torch.arange(30) % 29 + 40  # so that most of the classes are too small to be held out
-    assert choose_reading(values, labels, 70, [2, 4]).num_read in (2, 4)
+    assert select_features(values, labels, 70, [2, 4]).num_read in (2, 4)

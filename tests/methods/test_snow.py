@@ -16,8 +16,8 @@ from torchsnow.delta.head import Head
 from torchsnow.errors import TrainingError
 from torchsnow.methods import PRESETS, PoolTraining, Snow, make_method
 from torchsnow.methods.lasso import group_lasso
-from torchsnow.methods.probe import INVERSE_PENALTIES, Reading, choose_reading, fit_probe, probe_importance
-from torchsnow.methods.snow import best_shares, inform, make_snow, still_changing
+from torchsnow.methods.probe import INVERSE_PENALTIES, FeatureSelection, fit_probe, probe_importance, select_features
+from torchsnow.methods.snow import best_mixing_weights, init_by_scores, make_snow, still_changing
 from torchsnow.methods.statistics import ClassSums
 from torchsnow.pooling import ChannelPooling
 from torchsnow.source import Request, Source
@@ -81,8 +81,8 @@ def test_streamed_statistics_equal_those_of_all_images_at_once() -> None:
     labels = torch.randint(0, 4, (50,), generator=generator)
     values = 100 + torch.randn(50, 6, generator=generator) + labels[:, None] * torch.arange(6)
     sums = sums_of(values, labels, 5)  # of the fifth class there is no image
-    np.testing.assert_allclose(sums.center, values.double().mean(0), rtol=1e-9)
-    np.testing.assert_allclose(sums.spread, values.double().std(0, correction=0), rtol=1e-6)
+    np.testing.assert_allclose(sums.mean, values.double().mean(0), rtol=1e-9)
+    np.testing.assert_allclose(sums.std, values.double().std(0, correction=0), rtol=1e-6)
     np.testing.assert_allclose(sums.f_statistic(), f_classif(values.double(), labels)[0], rtol=1e-6)
 
 
@@ -90,10 +90,10 @@ def test_spread_is_never_zero_and_dead_values_score_nothing() -> None:
     labels = torch.arange(20) % 2
     values = torch.stack([torch.randn(20), torch.zeros(20), torch.full((20,), 7.3), 1e-7 * torch.randn(20)], dim=1)
     sums = sums_of(values, labels, 2)
-    assert bool((sums.spread > 1e-3 * sums.spread[0]).all())
+    assert bool((sums.std > 1e-3 * sums.std[0]).all())
     assert sums.f_statistic()[1:].tolist() == [0, 0, 0]
     nothing = sums_of(torch.zeros(20, 3), labels, 2)
-    assert bool((nothing.spread > 0).all())
+    assert bool((nothing.std > 0).all())
     assert nothing.f_statistic().tolist() == [0, 0, 0]
 
 
@@ -135,10 +135,10 @@ def test_a_value_that_repeats_others_is_worth_less_than_one_that_adds() -> None:
 
 def test_informed_weights_follow_the_scores() -> None:
     pool = ChannelPooling(5, 2)
-    inform(pool, torch.tensor([3.0, 0.0, torch.inf, 1.0, 2.0]))
+    init_by_scores(pool, torch.tensor([3.0, 0.0, torch.inf, 1.0, 2.0]))
     torch.testing.assert_close(pool.weight.detach(), torch.tensor([1.25, 0.5, 1.5, 0.75, 1.0]))
     single = ChannelPooling(1, 1)
-    inform(single, torch.tensor([3.0]))
+    init_by_scores(single, torch.tensor([3.0]))
     assert single.weight.item() == 1
 
 
@@ -200,7 +200,7 @@ def test_seed_decides_the_first_weights_alone(source: Source) -> None:
     assert not all(torch.equal(states[0][key], states[2][key]) for key in states[0])
 
 
-# the head apart from the body
+# a frozen probe and a body
 
 
 def test_apart_the_probe_stays_and_the_body_learns_alone(source: Source, batches: Batches) -> None:
@@ -217,7 +217,7 @@ def test_apart_the_probe_stays_and_the_body_learns_alone(source: Source, batches
     torch.testing.assert_close(snow.model.eval()(images), probe)  # until it is tuned, the body counts for nothing
 
 
-def test_settling_keeps_the_bodys_share(source: Source, batches: Batches) -> None:
+def test_freezing_keeps_the_bodys_share(source: Source, batches: Batches) -> None:
     snow = make_snow(source, 3, changes={"head_bits": 8})
     snow.start(batches, CPU)
     train(snow, batches, steps=2, lr=1e-2)
@@ -257,11 +257,11 @@ def test_tune_sets_the_shares_that_the_validation_images_favour(snow: Snow, batc
     else:
         of_body = snow.tune(model, batches, CPU)
     assert of_body == pytest.approx(float((logits[1].argmax(1) == labels).float().mean()))
-    assert (float(head.read_share), float(head.share)) == best_shares(*logits, labels)
+    assert (float(head.read_share), float(head.share)) == best_mixing_weights(*logits, labels)
 
 
 def test_without_a_head_apart_nothing_is_tuned(source: Source, batches: Batches) -> None:
-    snow = make_snow(source, 3, changes={"head": "together"})
+    snow = make_snow(source, 3, changes={"head": "joint"})
     snow.start(batches, CPU)
     assert snow.tune(snow.model, batches, CPU) is None
     assert (float(snow.delta.head.read_share), float(snow.delta.head.share)) == (1.0, 1.0)
@@ -271,16 +271,16 @@ def test_a_body_that_says_what_the_probe_says_is_no_gain() -> None:
     labels = torch.arange(60) % 3
     right = nn.functional.one_hot(labels, 3).float()
     for scale in (1.0, 4.0, 20.0):
-        assert best_shares(scale * right, scale * right, labels) == (1.0, 0.0)
-    assert best_shares(20 * right[:1], right[:1], labels[:1]) == (1.0, 0.0)
+        assert best_mixing_weights(scale * right, scale * right, labels) == (1.0, 0.0)
+    assert best_mixing_weights(20 * right[:1], right[:1], labels[:1]) == (1.0, 0.0)
 
 
 def test_a_useless_body_does_not_count() -> None:
     labels = torch.arange(60) % 3
     right = nn.functional.one_hot(labels, 3).float()
     noise = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
-    assert best_shares(10 * right, noise, labels) == (1.0, 0.0)
-    assert best_shares(right, torch.zeros(60, 3), labels) == (1.0, 0.0)
+    assert best_mixing_weights(10 * right, noise, labels) == (1.0, 0.0)
+    assert best_mixing_weights(right, torch.zeros(60, 3), labels) == (1.0, 0.0)
 
 
 def test_a_body_that_is_better_without_the_probe_counts_alone() -> None:
@@ -288,8 +288,8 @@ def test_a_body_that_is_better_without_the_probe_counts_alone() -> None:
     right = nn.functional.one_hot(labels, 3).float()
     noise = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
     hottest = 1 / 0.125  # of a body that is always right
-    assert best_shares(noise, right, labels) == (0.0, hottest)
-    assert best_shares(torch.zeros(60, 3), right, labels) == (0.0, hottest)
+    assert best_mixing_weights(noise, right, labels) == (0.0, hottest)
+    assert best_mixing_weights(torch.zeros(60, 3), right, labels) == (0.0, hottest)
 
 
 @pytest.mark.parametrize("loudness", [0.5, 1.0, 4.0])
@@ -300,7 +300,7 @@ def test_where_both_help_both_count_and_the_body_by_the_best_sum(loudness: float
     probe, body = (2 * right + torch.randn(300, 3, generator=generator) for _ in range(2))
     share, heat = best_sum(probe, loudness * body, labels)
     assert share == pytest.approx(1 / loudness)
-    assert best_shares(probe, loudness * body, labels) == (1 / heat, share / heat)
+    assert best_mixing_weights(probe, loudness * body, labels) == (1 / heat, share / heat)
 
 
 def test_over_confidence_is_no_reason_against_a_body() -> None:
@@ -310,7 +310,7 @@ def test_over_confidence_is_no_reason_against_a_body() -> None:
     probe, body = right + 2 * torch.randn(300, 3, generator=generator), 2 * right
     body[:15] = body[:15].roll(1, 1)
     for confidence in (1.0, 8.0):  # where it is wrong, a loud body is very wrong
-        assert best_shares(probe, confidence * body, labels) != (1.0, 0.0)
+        assert best_mixing_weights(probe, confidence * body, labels) != (1.0, 0.0)
 
 
 def test_a_gain_that_a_few_images_make_is_none() -> None:
@@ -319,10 +319,10 @@ def test_a_gain_that_a_few_images_make_is_none() -> None:
     body = torch.zeros(100, 2)
     body[:3] = torch.tensor([[1.0, -1.0]])
     body[3:5] = -body[0] / 2
-    assert best_shares(probe, body, labels) == (1.0, 0.0)  # three images of a hundred, and two the other way
+    assert best_mixing_weights(probe, body, labels) == (1.0, 0.0)  # three images of a hundred, and two the other way
     probe[:20] *= -1
     body[:20] = body[0]
-    own, share = best_shares(probe, body, labels)
+    own, share = best_mixing_weights(probe, body, labels)
     assert own > 0
     assert share > 0
 
@@ -334,7 +334,7 @@ def test_a_gain_of_one_standard_error_is_no_clear_one(mended: int, ships: bool) 
     probe, body = torch.tensor([[2.0, -2.0]]).repeat(100, 1), torch.zeros(100, 2)
     probe[:mended] *= -1
     body[:mended] = torch.tensor([[4.0, -4.0]])
-    shares = best_shares(probe, body, labels)
+    shares = best_mixing_weights(probe, body, labels)
     assert shares[0] > 0
     assert (shares[1] > 0) == ships
 
@@ -346,7 +346,7 @@ def test_a_probe_that_adds_little_to_a_body_is_left_out(mended: int, together: b
     body, probe = torch.tensor([[2.0, -2.0]]).repeat(100, 1), torch.zeros(100, 2)
     body[:mended] *= -1
     probe[:mended] = torch.tensor([[4.0, -4.0]])
-    shares = best_shares(probe, body, labels)
+    shares = best_mixing_weights(probe, body, labels)
     assert (shares[0] > 0) == together
     assert shares[1] > 0
 
@@ -387,7 +387,7 @@ def test_source_survives_an_optimiser_over_everything(snow: Snow, source: Source
 
 @pytest.mark.parametrize("shape", [NARROW, {"learned": True}])
 def test_every_parameter_trains_once_with_its_own_rate(source: Source, shape: dict[str, Any]) -> None:
-    snow = make_snow(source, 3, changes={**shape, "head": "together", "pool_lr": 10.0, "head_lr": 3.0})
+    snow = make_snow(source, 3, changes={**shape, "head": "joint", "pool_lr": 10.0, "head_lr": 3.0})
     groups = snow.parameter_groups(0.1, 0.05)
     listed = [parameter for group in groups for parameter in group["params"]]
     assert len(listed) == len({id(parameter) for parameter in listed})
@@ -545,7 +545,7 @@ def test_subscription_lists_what_is_chosen(source: Source, batches: Batches, pre
 
 def test_head_without_values_of_the_source(source: Source, batches: Batches) -> None:
     spec = replace(PRESETS["paper"].spec(3), head_last=False)
-    with pytest.raises(TrainingError, match="this delta's head reads nothing of the source; use 'together'"):
+    with pytest.raises(TrainingError, match="this delta's head reads nothing of the source; use 'joint'"):
         Snow(source, spec, PRESETS["default"].pools)
     snow = Snow(source, spec, PRESETS["paper"].pools)
     snow.start(batches, CPU)
@@ -591,10 +591,10 @@ def test_unknown_names_are_told_apart(source: Source) -> None:
     [
         ({"head_start": "lucky"}, "head_start is 'lucky'; expected one of probe, anova, random, equal"),
         ({"start": "lucky"}, "start is 'lucky'; expected one of probe, anova, random, equal"),
-        ({"head": "off"}, "head is 'off'; expected 'apart' or 'together'"),
-        ({"probe": False}, "head is 'apart', which keeps the probe, and probe is false"),
+        ({"head": "off"}, "head is 'off'; expected 'frozen_probe' or 'joint'"),
+        ({"probe": False}, "head is 'frozen_probe', which keeps the probe, and probe is false"),
         ({"sigma": -1.0}, "sigma is -1.0; expected a number of 0 or more"),
-        ({"quiet_from": 0.0}, "quiet_from is 0.0; expected None or a share"),
+        ({"noise_end": 0.0}, "noise_end is 0.0; expected None or a share"),
         ({"pool_lr": float("nan")}, "pool_lr is nan"),
     ],
 )
@@ -606,7 +606,7 @@ def test_pool_training_out_of_range(change: dict[str, Any], message: str) -> Non
 def test_a_saved_state_remembers_how_many_values_the_head_reads(source: Source, batches: Batches) -> None:
     first, again = make_snow(source, 3), make_snow(source, 3)
     first.start(batches, CPU)
-    first.delta.head.read_fewer(5)
+    first.delta.head.select_k(5)
     again.load_trainable_state(first.trainable_state())
     images = torch.cat([images for images, _ in batches])
     assert again.delta.head.pool.num_pooled == 5
@@ -638,8 +638,8 @@ def test_the_reading_with_the_lowest_held_out_loss_is_taken(seed: int, few_tell:
     i, lowest = np.unravel_index(losses.sum(2).argmin(), losses.shape[:2])
     more = losses[i] - losses[i, lowest]
     j = next(j for j in range(len(more)) if more[j].mean() <= more[j].std(ddof=1) / 120**0.5)
-    expected = Reading(*tried[i], INVERSE_PENALTIES[j])
-    assert choose_reading(values, labels, 3, nums) == expected
+    expected = FeatureSelection(*tried[i], INVERSE_PENALTIES[j])
+    assert select_features(values, labels, 3, nums) == expected
     assert expected.by_importance == few_tell  # so that both kinds come up
 
 
@@ -647,4 +647,4 @@ def test_what_is_held_out_does_not_choose_the_values() -> None:
     """Of noise, no number is better than another; chosen with the held-out images, the fewest would seem so."""
     generator = torch.Generator().manual_seed(0)
     values, labels = torch.randn(100, 2000, generator=generator), torch.arange(100) % 2
-    assert choose_reading(values, labels, 2, [2000, 20]).inverse_penalty == INVERSE_PENALTIES[0]
+    assert select_features(values, labels, 2, [2000, 20]).inverse_penalty == INVERSE_PENALTIES[0]

@@ -115,7 +115,7 @@ def test_a_random_choice_depends_on_the_seed_alone(source: Source, batches: Batc
 def test_the_same_seed_gives_the_same_task(any_source: Source, batches: Batches) -> None:
     states = [trained(any_source, batches, seed=seed).shipped_state() for seed in (0, 0, 1)]
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
-    bodies = [trained(any_source, batches, seed=seed, head="together").shipped_state() for seed in (0, 1)]
+    bodies = [trained(any_source, batches, seed=seed, head="joint").shipped_state() for seed in (0, 1)]
     assert not torch.equal(bodies[0]["body.stem.0.weight"], bodies[1]["body.stem.0.weight"])
 
 

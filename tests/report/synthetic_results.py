@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torchsnow.report.results import Cell, Failure, Results, Scores, Shipped, StepCost, Try
+from torchsnow.report.results import Cell, Failure, Results, Scores, Shipped, StepCost, Trial
 from torchsnow.train.history import Epoch
 
 SOURCE = 390_000_000  # multiply-adds
@@ -56,7 +56,7 @@ def cell(method: str = "snow", seed: int = 0, accuracy: float = 0.8, **changes: 
         "test_images": 400,
         "num_classes": 2,
         "lr": 0.005,
-        "tries": tuple(Try(lr, accuracy - abs(lr - 0.005)) for lr in _RATES) if seed == 0 else (),
+        "tries": tuple(Trial(lr, accuracy - abs(lr - 0.005)) for lr in _RATES) if seed == 0 else (),
         "best_epoch": 5,
         "val": scores(min(1.0, accuracy + 0.01)),
         "test": scores(accuracy),

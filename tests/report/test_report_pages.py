@@ -11,7 +11,7 @@ from synthetic_results import cell, cost, from_accuracies, results, sweep, whole
 
 from torchsnow.errors import ExperimentError
 from torchsnow.report.page import report_page, results_markdown, save_pictures, summary_markdown
-from torchsnow.report.results import Failure, Try
+from torchsnow.report.results import Failure, Trial
 from torchsnow.report.summary import where_snow_loses, where_snow_wins
 
 SMALL = from_accuracies(
@@ -122,7 +122,7 @@ def test_search_is_told_as_it_was() -> None:
     same = results_markdown([SMALL])
     assert "for every method with the same number of tries (3)" in same
     assert "In 0 of 3 searches" in same
-    uneven = [cell("full", tries=(Try(0.005, 0.8), Try(0.01, 0.7))), cell()]
+    uneven = [cell("full", tries=(Trial(0.005, 0.8), Trial(0.01, 0.7))), cell()]
     assert "with 2 to 3 tries" in results_markdown([results(uneven)])
     assert "In 1 of 2 searches" in results_markdown([results(uneven)])
     assert "No learning rate was searched for" in results_markdown([results([cell(tries=())])])

@@ -8,7 +8,7 @@ import pytest
 
 from sample_photos import make_photos
 from torchsnow.errors import DataError
-from torchsnow.review import Move, move_files, plan_moves, plan_undo, record_beside, write_record
+from torchsnow.review import Move, move_files, plan_moves, plan_undo, record_next_to, write_record
 
 
 @pytest.fixture
@@ -39,12 +39,12 @@ def test_rows_with_a_class_move_and_the_others_stay(photos: Path, tmp_path: Path
     )
     assert moves == [Move("red/0.png", "blue/0-2.png")]  # blue has a 0.png
     before = {name: (photos / name).read_bytes() for name in names(photos)}
-    record = record_beside(tmp_path / "moves.csv")
+    record = record_next_to(tmp_path / "moves.csv")
     apply(photos, moves, record)
     assert names(photos) == before.keys() - {"red/0.png"} | {"blue/0-2.png"}
     assert (photos / "blue/0-2.png").read_bytes() == before["red/0.png"]
     assert record.name == "moves.undo-1.json"
-    assert record_beside(tmp_path / "moves.csv").name == "moves.undo-2.json"
+    assert record_next_to(tmp_path / "moves.csv").name == "moves.undo-2.json"
     back = plan_undo(photos, record)
     assert back == [Move("blue/0-2.png", "red/0.png")]
     move_files(photos, back, lambda done, total: None)

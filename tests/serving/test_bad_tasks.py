@@ -16,7 +16,7 @@ from test_serving_predict import figure
 from sample_tasks import sample_task
 from torchsnow.cli.predict import _from_server
 from torchsnow.delta import Delta
-from torchsnow.engines import Engine, Work
+from torchsnow.engines import DeltaRequest, Engine
 from torchsnow.errors import HubError, ServingError
 from torchsnow.hub import Hub
 from torchsnow.hub.live import LiveHub
@@ -156,11 +156,11 @@ class Picky(Engine):
             raise KeyError("no such layer")
         return is_bad, super().prepare(delta)
 
-    def run(self, images: Any, work: Sequence[Work]) -> list[Any]:
+    def run(self, images: Any, work: Sequence[DeltaRequest]) -> list[Any]:
         self.num_runs += 1
         if any(piece.prepared[0] for piece in work):
             raise RuntimeError("no kernel for this")
-        return super().run(images, [Work(piece.prepared[1], piece.rows) for piece in work])
+        return super().run(images, [DeltaRequest(piece.prepared[1], piece.rows) for piece in work])
 
 
 def test_a_task_that_breaks_the_pass_is_found_and_the_others_answer(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:

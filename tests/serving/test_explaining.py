@@ -124,5 +124,5 @@ def test_a_version_that_was_replaced_is_not_explained_by_its_successor(server: R
     explainer, (task,) = Explainer(server.service.live), server.service.live.tasks(["a"])
     assert list(explainer.heads([task], float("inf"))) == [task.sha256]
     hub.add(sample_task(hub.source, "a", seed=9), replace=True)
-    server.service.live.follow()
+    server.service.live.poll()
     assert explainer.heads([task], float("inf")) == {}

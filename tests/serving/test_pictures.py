@@ -21,8 +21,8 @@ from torchsnow.data import eval_transform, read_image
 from torchsnow.data.formats import FORMATS
 from torchsnow.data.images import MAX_PIXELS, Cut
 from torchsnow.errors import ServingError
+from torchsnow.serving.api_error import ApiError
 from torchsnow.serving.pictures import Picture, decode
-from torchsnow.serving.refusal import Refusal
 from torchsnow.serving.settings import ServeSettings
 from torchsnow.source import Source
 
@@ -141,7 +141,7 @@ def test_formats_and_pixels_are_those_of_training_unless_told() -> None:
         content = picture(kind=kind)
         assert len(decode(Picture(content, "x"), [CUT], 10**6)) == 1
         others = [name for name in FORMATS if name != kind]
-        with pytest.raises(Refusal, match="the image x is no") as refused:
+        with pytest.raises(ApiError, match="the image x is no") as refused:
             decode(Picture(content, "x"), [CUT], 10**6, others)
         assert refused.value.status == 415
     for formats in (("JPG",), ("JPEG", "EPS"), ()):
@@ -153,7 +153,7 @@ def test_a_bomb_is_refused_before_it_is_decoded() -> None:
     content = bomb()
     assert len(content) < 600_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(Refusal, match="pixels are more than") as refused:
+    with pytest.raises(ApiError, match="pixels are more than") as refused:
         decode(Picture(content, "x"), [CUT], 25_000_000)
     assert refused.value.status == 422
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB; decoded it is 483 MB

@@ -1,4 +1,4 @@
-"""A server whose decoding is stuck says so, goes on, and ends when it is told to."""
+"""A server whose decoding is stuck says so, continues, and ends when it is told to."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ def test_a_task_is_uploaded_replaced_and_removed(guarded: Running, hub: Hub) -> 
     first, second = (encode_task(sample_task(hub.source, "new", seed=seed)) for seed in (7, 8))
     reply = guarded.call("POST", "/admin/tasks", first, BEARER)
     assert (reply.status, reply.json) == (201, {"task": "new", "sha256": hub.infos()["new"].sha256})
-    spoken = guarded.predict([picture()], ["new"], **BEARER).json["images"][0]["answers"][0]
-    assert spoken["sha256"] == reply.json["sha256"]  # at once, not at the next look at the folder
+    answered = guarded.predict([picture()], ["new"], **BEARER).json["images"][0]["answers"][0]
+    assert answered["sha256"] == reply.json["sha256"]  # at once, not at the next poll at the folder
     assert upload(guarded, second) == 409
     assert hub.infos()["new"].sha256 == reply.json["sha256"]
     assert upload(guarded, second, "?replace=true") == 201

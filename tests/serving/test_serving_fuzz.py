@@ -1,4 +1,4 @@
-"""Whatever comes, the answer is no mistake of ours, and the server lives."""
+"""Whatever comes, the answer is no bug in torchsnow, and the server lives."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ from torchsnow.hub import Entry, Hub
 from torchsnow.hub.folder import Index
 from torchsnow.hub.live import LiveHub
 from torchsnow.serving import batcher
-from torchsnow.serving.following import Following
+from torchsnow.serving.api_error import ApiError
+from torchsnow.serving.hub_watcher import HubWatcher
 from torchsnow.serving.metrics import Metrics
-from torchsnow.serving.refusal import Refusal
 from torchsnow.serving.settings import ServeSettings
 from torchsnow.task_file import Task
 
@@ -59,7 +59,7 @@ def test_a_damaged_task_is_reported_and_the_others_answer(server: Running, hub: 
     other.add(sample_task(hub.source, "e", seed=9))
     damaged = next((hub.folder.path / "tasks" / "e").glob("*.safetensors"))
     server.wait_until(lambda: speaks(server, "e") is not None)
-    # The next change makes the server look at the folder anew, where a file is not what the index says.
+    # The next change makes the server look at the folder again, where a file is not what the index says.
     hub.add(sample_task(hub.source, "e", seed=10), replace=True)
     damaged = next(path for path in (hub.folder.path / "tasks" / "e").glob("*") if path.stem == hub.infos()["e"].sha256)
     damaged.write_bytes(file.read_bytes()[:-1] + b"\0")
@@ -94,12 +94,12 @@ def test_a_file_that_is_damaged_later_is_reported_and_its_task_answers(
 
 def test_a_file_that_changes_while_it_is_damaged_is_reported_once(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
     live, file = LiveHub(hub), hub.folder.task_file("b", hub.infos()["b"])
-    following = Following(live, Metrics(), 60)
-    assert following.look()
+    watcher = HubWatcher(live, Metrics(), 60)
+    assert watcher.poll()
     for half in (b"", b"half", b"damaged"):
         file.write_bytes(half)
-        assert following.look()
-        assert set(following.damaged) == {"b"}
+        assert watcher.poll()
+        assert set(watcher.damaged) == {"b"}
     assert [r.getMessage() for r in caplog.records] == ["the file of a task is damaged"]
 
 
@@ -135,11 +135,11 @@ def test_a_name_that_there_is_not_is_compared_with_few(hub: Hub, monkeypatch: py
     index = Index(1, {**{f"name-{number}": entry for number in range(1000)}, "other": entry})
     monkeypatch.setattr(live, "_now", replace(live.now, index=index))
     monkeypatch.setattr(difflib, "get_close_matches", noting)
-    following = Following(live, Metrics(), 60)
-    with pytest.raises(Refusal, match="did you mean 'name-7'"):
-        following.tasks_at_hand(["name-7x"])
-    with pytest.raises(Refusal, match="GET /tasks lists"):
-        following.tasks_at_hand([""])
+    watcher = HubWatcher(live, Metrics(), 60)
+    with pytest.raises(ApiError, match="did you mean 'name-7'"):
+        watcher.tasks_at_hand(["name-7x"])
+    with pytest.raises(ApiError, match="GET /tasks lists"):
+        watcher.tasks_at_hand([""])
     assert compared == [200, 0]
 
 
@@ -230,7 +230,7 @@ def test_a_round_may_take_a_deadline_and_some_time_more() -> None:
 
 
 @pytest.mark.parametrize("error", [MemoryError, RuntimeError])
-@pytest.mark.parametrize("place", [(LiveHub, "follow"), (Following, "_look"), (Hub, "index")])
+@pytest.mark.parametrize("place", [(LiveHub, "poll"), (HubWatcher, "_poll"), (Hub, "index")])
 def test_the_follower_outlives_any_exception_and_says_so(
     watched: Running,
     hub: Hub,
@@ -291,5 +291,5 @@ def test_a_hub_that_cannot_be_read_for_long_makes_the_server_not_ready(watched: 
 
 def test_a_change_that_a_request_saw_first_is_taken_over(server: Running, hub: Hub) -> None:
     hub.add(sample_task(hub.source, "new", seed=7))
-    server.service.live.follow()
+    server.service.live.poll()
     server.wait_until(lambda: "new" in {row["task"] for row in server.call("GET", "/tasks").json["tasks"]})

@@ -23,7 +23,7 @@ from sample_tasks import sample_task
 from torchsnow.errors import ServingError
 from torchsnow.hub import Hub
 from torchsnow.hub.live import LiveHub
-from torchsnow.serving import run as patience
+from torchsnow.serving import run
 from torchsnow.serving.settings import ServeSettings
 from torchsnow.task_file import encode_task
 
@@ -270,7 +270,7 @@ def test_errors_hold_no_paths_and_no_traces(guarded: Running, hub: Hub, monkeypa
     def broken(*given: object) -> None:
         raise RuntimeError(f"secret {hub.folder.path}")
 
-    monkeypatch.setattr(guarded.service.following, "tasks", broken)
+    monkeypatch.setattr(guarded.service.watcher, "tasks", broken)
     for reply in (
         guarded.predict([picture()], **BEARER),
         guarded.call("POST", "/admin/tasks", b"PK\x03\x04" + bytes(100), BEARER),
@@ -306,7 +306,7 @@ def test_a_body_that_drips_times_out(steady: Running) -> None:
 
 
 def test_a_slow_head_times_out(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "HEADER_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(run, "HEADER_TIMEOUT_S", 0.3)
     with running(LiveHub(hub)) as server, server.socket() as silent, server.socket() as slow:
         slow.sendall(b"GET /tasks HTTP/1.1\r\n")
         assert slow.recv(10) == b""
@@ -315,13 +315,13 @@ def test_a_slow_head_times_out(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_connections_are_counted(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(run, "MAX_CONNECTIONS", 2)
     with running(LiveHub(hub)) as server, server.socket(), server.socket(), server.socket() as third:
         assert third.recv(10) == b""
 
 
 def test_a_client_that_reads_nothing_is_cut_off(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "WRITE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(run, "WRITE_TIMEOUT_S", 0.3)
     with running(LiveHub(hub)) as server, server.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
         try:

@@ -106,5 +106,5 @@ def test_a_worker_that_takes_the_place_of_another_offers_what_the_others_do(
     with starting(lambda: LiveHub(opened), Place(0, 2, str(tmp_path)), token=TOKEN, decode_processes=1) as (other, app):
         other.wait_until(lambda: readiness(other) == 200, 60)
         assert app._service is not None
-        assert app._service.following.unloaded == {"a"}
+        assert app._service.watcher.unloaded == {"a"}
     assert apps[0]._service is not None

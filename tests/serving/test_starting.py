@@ -77,7 +77,7 @@ def answers(server: Running) -> bool:
 
 def test_tasks_answer_before_all_are_loaded(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     live, loaded, go_on = LiveHub(hub), LiveHub._load, threading.Event()
-    monkeypatch.setattr("torchsnow.serving.service._FIRST_LOOK_S", 0.01)
+    monkeypatch.setattr("torchsnow.serving.service._FIRST_POLL_S", 0.01)
 
     def load(self: LiveHub, name: str, *given: Any) -> Any:
         if name == "c":
@@ -97,7 +97,7 @@ def test_the_end_does_not_wait_for_all_tasks_to_be_loaded(hub: Hub, monkeypatch:
     task, loaded, names = sample_task(hub.source, "t"), LiveHub._load, []
     for number in range(6):
         hub.add(replace(task, name=f"t{number}"))
-    monkeypatch.setattr("torchsnow.serving.service._FIRST_LOOK_S", 0.01)
+    monkeypatch.setattr("torchsnow.serving.service._FIRST_POLL_S", 0.01)
 
     def load(self: LiveHub, name: str, *given: Any) -> Any:
         names.append(name)

@@ -33,17 +33,17 @@ def dense_layers(model: nn.Module) -> list[str]:
 
 def test_every_dense_convolution_but_the_first_reads_a_tap() -> None:
     source = load_source("resnet50", weights="random")
-    readers = [reader for tap in source.taps.values() for reader in tap.readers]
+    consumers = [reader for tap in source.taps.values() for reader in tap.consumers]
     first, *others = dense_layers(source.model)
     assert first == "conv1"
-    assert sorted(readers) == sorted(name.replace(".", "_") for name in others)
+    assert sorted(consumers) == sorted(name.replace(".", "_") for name in others)
     assert len(source.taps) == 48
 
 
 def test_convolutions_of_one_tensor_share_a_tap() -> None:
     source = load_source("resnet18", weights="random")
     tap = source.taps["layer2.0.conv1"]
-    assert tap.readers == ("layer2_0_conv1", "layer2_0_downsample_0")
+    assert tap.consumers == ("layer2_0_conv1", "layer2_0_downsample_0")
     assert (tap.num_chs, tap.dim, tap.size) == (64, 1, (56, 56))
     assert "layer2.0.downsample.0" not in source.taps
     assert list(source.taps)[:4] == ["layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1", "layer1.1.conv2"]
@@ -59,9 +59,9 @@ def test_linear_layers_over_positions_are_convolutions() -> None:
 
 def test_depthwise_squeeze_and_image_convolutions_have_no_tap() -> None:
     source = load_source("test_efficientnet", weights="random")
-    readers = {reader for tap in source.taps.values() for reader in tap.readers}
+    consumers = {reader for tap in source.taps.values() for reader in tap.consumers}
     for name, module in source.model.named_modules():
         if isinstance(module, nn.Conv2d):
             untapped = module.groups > 1 or ".se." in name or name == "conv_stem"
-            assert (name.replace(".", "_") in readers) == (not untapped), name
+            assert (name.replace(".", "_") in consumers) == (not untapped), name
     assert any(".se." in name for name, _ in source.model.named_modules())

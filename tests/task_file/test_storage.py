@@ -19,8 +19,8 @@ from torchsnow.task_file import (
     load_task,
     make_task,
     read_task_info,
-    refuse_too_large,
     save_task,
+    validate_task_size,
 )
 from torchsnow.task_file import task as storage
 
@@ -121,14 +121,14 @@ def test_ten_thousand_classes_are_stored_and_found_again(source: Source, tmp_pat
 
 
 def test_what_a_file_has_no_room_for_is_known_before_training(source: Source, task: Task) -> None:
-    refuse_too_large(source, task.spec, task.classes)
-    refuse_too_large(source, replace(task.spec, num_classes=10_000), sample_classes(10_000))
+    validate_task_size(source, task.spec, task.classes)
+    validate_task_size(source, replace(task.spec, num_classes=10_000), sample_classes(10_000))
     with pytest.raises(
         TaskFileError, match=r"a task of 100000 classes may take .* bytes with these settings, more than"
     ):
-        refuse_too_large(source, replace(task.spec, num_classes=100_000), sample_classes(100_000))
+        validate_task_size(source, replace(task.spec, num_classes=100_000), sample_classes(100_000))
     with pytest.raises(TaskFileError, match=r"class names take .* bytes in JSON"):
-        refuse_too_large(source, replace(task.spec, num_classes=10_000), sample_classes(10_000, "x" * 500))
+        validate_task_size(source, replace(task.spec, num_classes=10_000), sample_classes(10_000, "x" * 500))
 
 
 def sample_classes(number: int, before: str = "") -> list[str]:

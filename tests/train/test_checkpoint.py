@@ -48,8 +48,8 @@ def test_missing_file(tmp_path: Path) -> None:
 
 def test_other_run_is_refused_by_what_differs(tmp_path: Path) -> None:
     saved = checkpoint()
-    saved.refuse_other(CONFIG, tmp_path)
+    saved.validate_same_config(CONFIG, tmp_path)
     with pytest.raises(TrainingError, match=r"started with training.lr = 0.1, not 0.2;"):
-        saved.refuse_other({**CONFIG, "training": {"lr": 0.2, "epochs": 3}}, tmp_path)
+        saved.validate_same_config({**CONFIG, "training": {"lr": 0.2, "epochs": 3}}, tmp_path)
     with pytest.raises(TrainingError, match=r"training.lr = 0.1, not None \(and 2 more\)"):
-        saved.refuse_other({"training": {"epochs": 4}, "data": {"fingerprint": "cd"}}, tmp_path)
+        saved.validate_same_config({"training": {"epochs": 4}, "data": {"fingerprint": "cd"}}, tmp_path)

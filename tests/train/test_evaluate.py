@@ -53,13 +53,13 @@ def test_equals_scikit_learn() -> None:
 def test_mistakes_are_what_is_beside_the_diagonal_the_most_frequent_first() -> None:
     metrics = measured(*problem())
     assert metrics.confusion is not None
-    beside = {
+    others = {
         (NAMES[i], NAMES[j]): count
         for i, row in enumerate(metrics.confusion)
         for j, count in enumerate(row)
         if i != j and count
     }
-    assert {(one.name, one.taken_for): one.num_images for one in metrics.mistakes} == beside
+    assert {(one.name, one.taken_for): one.num_images for one in metrics.mistakes} == others
     counts = [one.num_images for one in metrics.mistakes]
     assert counts == sorted(counts, reverse=True)
     assert measured(torch.eye(7), torch.arange(7)).mistakes == ()

@@ -32,14 +32,14 @@ FILES = {
     "args.yaml", "splits.json", "log.txt", "results.csv", "selection.csv",
     "subscription.json", "last.safetensors", "best.safetensors", ".lock",
 }  # fmt: skip
-TOGETHER = {**NARROW, "head": "together"}
+JOINT = {**NARROW, "head": "joint"}
 
 
 @pytest.fixture(scope="module")
 def trained(source: Source, splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FitResult, Snow]:
     """A narrow copy, trained for three epochs; by one loss, so that its body ships."""
     settings = TrainSettings(epochs=3, batch_size=8, image_size=32, lr=5e-3, augmentation="light", device="cpu")
-    path, method = tmp_path_factory.mktemp("runs") / "snow", make_snow(source, 2, changes=TOGETHER)
+    path, method = tmp_path_factory.mktemp("runs") / "snow", make_snow(source, 2, changes=JOINT)
     return path, fit(method, splits, settings, RunFolder(path), quiet=True), method
 
 
@@ -67,7 +67,7 @@ def test_result_is_the_best_epoch_as_it_ships(
 ) -> None:
     path, result, _ = trained
     assert not result.model.training
-    again = make_snow(source, 2, seed=5, changes=TOGETHER)
+    again = make_snow(source, 2, seed=5, changes=JOINT)
     again.load_trainable_state(Checkpoint.load(path / "best.safetensors").model)
     val = ImageSet(splits.val, splits.classes, eval_transform(source.input_config, Framing(32)))
     images = torch.stack([image for image, _ in val])
@@ -405,9 +405,9 @@ def test_fixed_values_are_computed_once_and_change_nothing(
     # the start, one for the size, all once, and the finished model's validation
     assert sum(seen) == 25 + 1 + 25 + 8 + 8
     slow = replace(settings, store_bytes=0)
-    anew = fit(make_method(name, source, 2), splits, slow, RunFolder(tmp_path / "anew"), quiet=True)
+    again = fit(make_method(name, source, 2), splits, slow, RunFolder(tmp_path / "again"), quiet=True)
     assert sum(seen) > 67 + 4 * 25
-    for one, other in zip(kept.history[1:], anew.history[1:], strict=True):
+    for one, other in zip(kept.history[1:], again.history[1:], strict=True):
         assert one.train_loss == pytest.approx(other.train_loss, abs=1e-4)
         assert one.val_loss == pytest.approx(other.val_loss, abs=1e-4)
 

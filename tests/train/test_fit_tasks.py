@@ -258,7 +258,7 @@ def test_a_run_folder_of_another_owner_is_refused_and_the_others_are_let_go(
         for resume in (False, True):
             with pytest.raises(TrainingError, match="b is in use by process"):
                 fit_tasks(tasks, quiet=True, resume=resume)
-        RunFolder(tmp_path / "a").refuse_owned()
+        RunFolder(tmp_path / "a").validate_unowned()
     results(tasks)
 
 

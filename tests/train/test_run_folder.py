@@ -42,13 +42,13 @@ def test_run_is_never_overwritten(tmp_path: Path) -> None:
 
 def test_a_run_has_one_owner(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
-    run.refuse_owned()
+    run.validate_unowned()
     with run.owned(), run.owned():
-        run.refuse_owned()
-        for attempt in (RunFolder(run.path).owned().__enter__, RunFolder(run.path).refuse_owned):
+        run.validate_unowned()
+        for attempt in (RunFolder(run.path).owned().__enter__, RunFolder(run.path).validate_unowned):
             with pytest.raises(TrainingError, match=r"run is in use by process \d+ on .*; wait until that is done"):
                 attempt()
-    RunFolder(run.path).refuse_owned()
+    RunFolder(run.path).validate_unowned()
 
 
 def test_a_cleared_run_is_still_owned(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_cleared_run_is_still_owned(tmp_path: Path) -> None:
         run.clear()
         assert {path.name for path in run.path.iterdir()} == {".lock", ".owner.json"}
         with pytest.raises(TrainingError, match="is in use"):
-            RunFolder(run.path).refuse_owned()
+            RunFolder(run.path).validate_unowned()
 
 
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:

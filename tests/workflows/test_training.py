@@ -19,8 +19,8 @@ from torchsnow.workflows.place import Place
 from torchsnow.workflows.recipe import Recipe
 from torchsnow.workflows.training import (
     TrainedTask,
-    refuse_taken,
     train_task,
+    validate_run,
 )
 
 
@@ -59,27 +59,27 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_free_places_are_fine(hub: Hub, tmp_path: Path) -> None:
-    refuse_taken("b", hub.folder.path, RunFolder(tmp_path / "run"))
-    refuse_taken("b", tmp_path / "new" / "hub", RunFolder(tmp_path / "new" / "run"))
-    refuse_taken("a", hub.folder.path, RunFolder(tmp_path / "run"), replace=True)
+    validate_run("b", hub.folder.path, RunFolder(tmp_path / "run"))
+    validate_run("b", tmp_path / "new" / "hub", RunFolder(tmp_path / "new" / "run"))
+    validate_run("a", hub.folder.path, RunFolder(tmp_path / "run"), replace=True)
     assert {path.name for path in tmp_path.iterdir()} == {"hub"}
 
 
 def test_taken_places_are_refused(hub: Hub, tmp_path: Path) -> None:
     path, run = hub.folder.path, RunFolder(tmp_path / "run")
     with pytest.raises(HubError, match=r"has a task 'a' already; choose another name, or replace it"):
-        refuse_taken("a", path, run)
+        validate_run("a", path, run)
     with pytest.raises(TaskFileError, match="cannot be a task's name"):
-        refuse_taken("../a", path, run)
+        validate_run("../a", path, run)
     with pytest.raises(HubError, match="lies inside the hub"):
-        refuse_taken("b", path, RunFolder(tmp_path / "run" / ".." / "hub" / "x"))
+        validate_run("b", path, RunFolder(tmp_path / "run" / ".." / "hub" / "x"))
     run.make()
     run.last.touch()
     with pytest.raises(TrainingError, match="holds a run already"):
-        refuse_taken("b", path, run)
-    refuse_taken("b", path, run, resume=True)
+        validate_run("b", path, run)
+    validate_run("b", path, run, resume=True)
     with pytest.raises(HubError, match=r"run is not empty \(it holds 'last.safetensors'\)"):
-        refuse_taken("b", run.path, RunFolder(tmp_path / "other"))
+        validate_run("b", run.path, RunFolder(tmp_path / "other"))
 
 
 # training
@@ -125,7 +125,7 @@ def test_a_run_that_another_process_is_at_work_on_is_left_alone(
         for _ in range(2):
             with pytest.raises(TrainingError, match="run is in use by process"):
                 trained(data, tmp_path / "hub", tmp_path / "run", source, resume=resume)
-            monkeypatch.setattr(RunFolder, "refuse_owned", lambda run: None)
+            monkeypatch.setattr(RunFolder, "validate_unowned", lambda run: None)
         assert {path.name for path in (tmp_path / "run").iterdir()} == before
     assert not (tmp_path / "hub").exists()
 
@@ -205,7 +205,7 @@ def test_a_folder_that_cannot_be_written_into_is_known_before(
         if folder.name == which:
             raise error(f"cannot write into {folder}: the disk is full")
 
-    monkeypatch.setattr("torchsnow.workflows.training.refuse_unwritable", full)
+    monkeypatch.setattr("torchsnow.workflows.training.validate_writable_folder", full)
     with pytest.raises(HubError if which == "hub" else TrainingError, match=rf"cannot write into .*{which}: the disk"):
-        refuse_taken("colours", tmp_path / "hub", RunFolder(tmp_path / "run"))
+        validate_run("colours", tmp_path / "hub", RunFolder(tmp_path / "run"))
     assert list(tmp_path.iterdir()) == []

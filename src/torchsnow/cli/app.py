@@ -44,7 +44,7 @@ class _Verbs(TyperGroup):
             note(f"torchsnow: {error}")
             raise typer.Exit(2) from error
         except (MemoryError, OSError, RuntimeError) as error:
-            if (reason := _no_fault_of_ours(error)) is None:
+            if (reason := _fault_of_machine(error)) is None:
                 raise
             note(f"torchsnow: {reason}")
             raise typer.Exit(2) from error
@@ -53,7 +53,7 @@ class _Verbs(TyperGroup):
             raise typer.Exit(130) from stop
 
 
-def _no_fault_of_ours(error: Exception) -> str | None:
+def _fault_of_machine(error: Exception) -> str | None:
     if isinstance(error, RecursionError):
         return "a file that was given is nested too deeply to be read"
     lacking = shortage(error)

@@ -45,7 +45,7 @@ def bench(
     from torchsnow.experiments.bench import run_bench, write_bench
     from torchsnow.io.files import make_folder
 
-    _refuse_contradictions(only, {"backend": backend, "tasks": tasks}, {"methods": methods, "precision": precision})
+    _validate_options(only, {"backend": backend, "tasks": tasks}, {"methods": methods, "precision": precision})
     given = {
         "source": source,
         "weights": weights,
@@ -75,7 +75,7 @@ def bench(
         _show(content, out)
 
 
-def _refuse_contradictions(only: str | None, inference: dict[str, Any], training: dict[str, Any]) -> None:
+def _validate_options(only: str | None, inference: dict[str, Any], training: dict[str, Any]) -> None:
     others = {"training": inference, "inference": training}.get(only or "", {})
     for name, value in others.items():
         if value is not None:

@@ -49,7 +49,7 @@ def compare(
     weight_decay: Annotated[float | None, typer.Option(help="0.05 by default.")] = None,
     precision: Annotated[str | None, typer.Option(help="Of the source pass: 'fp32' (default) or 'bf16'.")] = None,
     amp: Annotated[bool, typer.Option("--amp", help="bfloat16 autocast of the trained part, on CUDA.")] = False,
-    num_workers: Annotated[int | None, typer.Option(help="Processes that load images beside the main one.")] = None,
+    num_workers: Annotated[int | None, typer.Option(help="Processes that load images besides the main one.")] = None,
     image_cache_mb: Annotated[int | None, typer.Option(help="Most MB of decoded images; 1074 by default.")] = None,
     device: Annotated[str | None, typer.Option(help="'auto', 'cpu', 'cuda' or 'cuda:1'.")] = None,
     shard: Annotated[str | None, typer.Option(help="I/N: do the I-th of N parts alone; others do the rest.")] = None,
@@ -61,7 +61,7 @@ def compare(
 
     Every method gets the same epochs, images and number of learning rates,
     chosen on the validation split. Each finished cell is kept: the same command
-    goes on where it was stopped, and may name more methods, data sets or seeds.
+    continues where it was stopped, and may name more methods, data sets or seeds.
     Options change what --experiment, --paper or --smoke says, DATA too.
     Writes results.json, results.csv and report.html.
 
@@ -98,7 +98,7 @@ def _carry_out(
 ) -> None:
     cells = comparison.experiment.cells()
     if not (json or merge):
-        comparison.refuse_damaged()
+        comparison.validate_cells()
         _say_plan(comparison, part)
     if part is not None:
         with _telling_how_to_go_on(comparison), _progress(quiet=json) as report:
@@ -175,7 +175,7 @@ def _telling_how_to_go_on(comparison: Comparison) -> Iterator[None]:
         yield
     except KeyboardInterrupt as stop:
         kept = f"{comparison.num_kept} of {len(comparison.experiment.cells())} cells are kept"
-        raise KeyboardInterrupt(f"stopped; {kept}; the same command goes on") from stop
+        raise KeyboardInterrupt(f"stopped; {kept}; the same command continues") from stop
 
 
 @contextmanager

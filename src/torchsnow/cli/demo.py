@@ -40,7 +40,7 @@ def demo(
     from torchsnow.workflows.place import Place
     from torchsnow.workflows.predictions import predict_images
     from torchsnow.workflows.recipe import Recipe
-    from torchsnow.workflows.training import refuse_taken, train_task
+    from torchsnow.workflows.training import train_task, validate_run
 
     start = time.monotonic()
     warmup_epochs = min(1, epochs - 1)
@@ -50,7 +50,7 @@ def demo(
     source = source_for(hub_path, BUNDLED, None, None)
     if not json:
         note(f"source: {source.name} with ImageNet weights, {len(source.taps)} taps; data: {len(data.examples)} images")
-    refuse_taken(_TASK, hub_path, run, resume=True, replace=True)
+    validate_run(_TASK, hub_path, run, resume=True, replace=True)
     with run.owned():
         if run.args.exists():  # a former demo
             run.clear()

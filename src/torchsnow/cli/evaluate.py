@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from torchsnow.cli.data_options import HUB, FollowLinks, LabelColumn, PathColumn, SplitColumn
-from torchsnow.cli.output import check_writable, counting, load_checked, percent, print_json, print_table, say
+from torchsnow.cli.output import counting, load_checked, percent, print_json, print_table, say, validate_writable
 
 if TYPE_CHECKING:
     from torchsnow.train import Metrics
@@ -42,15 +42,15 @@ def evaluate(
 
     Example: torchsnow evaluate photos/ --hub my-hub --task screws
     """
-    from torchsnow.data import Columns, refuse_missing
+    from torchsnow.data import Columns, validate_exists
     from torchsnow.hub import Hub
     from torchsnow.io.files import write_csv
 
     if csv is not None:
-        check_writable(csv)
+        validate_writable(csv)
     opened = Hub.open(hub)
     opened.info(task)  # before torch and the images, which take longer
-    refuse_missing(data)
+    validate_exists(data)
 
     from torchsnow.train import torch_device
     from torchsnow.workflows.evaluation import evaluate_task, examples_of

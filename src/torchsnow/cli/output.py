@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from torchsnow.errors import TorchsnowError
-from torchsnow.io.files import refuse_unwritable
+from torchsnow.io.files import validate_writable_folder
 
 if TYPE_CHECKING:
     from torchsnow.data import LoadedData
@@ -29,7 +29,7 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Write rows under column names; cells are shown as they are, never as markup."""
+    """Write rows under column names; cells are shown literally, never as markup."""
     table = Table(box=None, pad_edge=False)
     for column in columns:
         table.add_column(Text(_printable(column)), overflow="fold")
@@ -44,7 +44,7 @@ def say(line: str) -> None:
 
 
 def note(line: str) -> None:
-    """One line beside the result: what was skipped, what went wrong."""
+    """One line next to the result: what was skipped, what went wrong."""
     print(_printable(line), file=sys.stderr)
 
 
@@ -53,16 +53,16 @@ def _printable(value: Any) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
 
 
-def check_writable(file: Path) -> None:
+def validate_writable(file: Path) -> None:
     """Raise TorchsnowError for a file that cannot be written, before the work whose result it is to hold."""
     if file.is_dir() or not file.parent.is_dir():
         reason = "it is a folder" if file.is_dir() else f"there is no folder {file.parent}"
         raise TorchsnowError(f"cannot write {file}: {reason}; name a file in a folder that exists")
-    refuse_unwritable(file.parent)
+    validate_writable_folder(file.parent)
 
 
 def load_checked(data: str, quiet: bool, **how: Any) -> LoadedData:
-    """Load a data set, `how` as `load_data` has it, with a progress bar, and say what is odd and was skipped."""
+    """Load a data set, `how` as `load_data` has it, with a progress bar, and say what was skipped and why."""
     from torchsnow.data import load_data
 
     with counting("checking images", quiet) as progress:

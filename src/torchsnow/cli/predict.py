@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from torchsnow.cli.data_options import HUB
-from torchsnow.cli.output import check_writable, counting, note, percent, print_json, print_table, say
+from torchsnow.cli.output import counting, note, percent, print_json, print_table, say, validate_writable
 from torchsnow.cli.serve import TOKEN_VARIABLE, read_token
 from torchsnow.errors import ServingError
 
@@ -61,7 +61,7 @@ def predict(
     if hub is not None and server is not None:
         raise ServingError("name either the folder of a hub (--hub) or the address of a server (--server)")
     for file in filter(None, (csv, jsonl)):
-        check_writable(file)
+        validate_writable(file)
     files = find_images(_words(images), on_bad)
     num_classes = top if top is not None or json or jsonl is not None else 1
     with counting("classifying images", quiet=json) as progress:

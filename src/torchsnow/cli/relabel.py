@@ -20,11 +20,11 @@ def relabel(
     """Move images to the class folders that a table names, or back.
 
     Shows what would move; with --apply it moves. The record that is written
-    beside the table undoes it with --undo.
+    next to the table undoes it with --undo.
 
     Example: torchsnow relabel photos/ --moves review/moves.csv --apply
     """
-    from torchsnow.review import move_files, plan_moves, plan_undo, record_beside, write_record
+    from torchsnow.review import move_files, plan_moves, plan_undo, record_next_to, write_record
 
     if (moves is None) == (undo is None):
         raise typer.BadParameter("name either the table of moves (--moves) or a record to undo (--undo)")
@@ -32,7 +32,7 @@ def relabel(
     if moves is not None:
         planned = plan_moves(data, moves)
         if apply and planned:
-            record = record_beside(moves)
+            record = record_next_to(moves)
             write_record(record, planned)
     else:
         assert undo is not None

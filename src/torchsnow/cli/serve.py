@@ -69,7 +69,7 @@ def serve(
 
     Example: torchsnow serve --hub my-hub --port 8000
     """
-    refuse_missing()
+    validate_installed()
     from torchsnow.hub import Hub
     from torchsnow.serving.logs import write_logs
     from torchsnow.serving.settings import ServeSettings
@@ -125,7 +125,7 @@ def read_token(file: Path | None) -> str | None:
     return token
 
 
-def refuse_missing() -> None:
+def validate_installed() -> None:
     """Raise ServingError unless what a server needs is installed."""
     from torchsnow.errors import ServingError
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from torchsnow.cli.output import check_writable, counting, note, percent, print_json, print_table, say
+from torchsnow.cli.output import counting, note, percent, print_json, print_table, say, validate_writable
 
 
 def suggest(
@@ -40,7 +40,7 @@ def suggest(
         bad.append((str(path), why))
 
     if csv is not None:
-        check_writable(csv)
+        validate_writable(csv)
     on_device, opened = torch_device(device), Hub.open(hub)
     if opened.names():
         opened.source.to(on_device)

@@ -68,20 +68,20 @@ def train(
 
     The linear head that a task starts as is in the hub at once, and what
     training makes better takes its place. Ctrl-C keeps the best until then;
-    after it, or a crash, the same command with --resume goes on.
+    after it, or a crash, the same command with --resume continues.
 
     Example: torchsnow train photos/ --task screws --hub my-hub --time 10m
     """
     options.settings()  # what can be refused is refused before torch is loaded, and before anything slow
-    from torchsnow.data import Columns, refuse_missing
+    from torchsnow.data import Columns, validate_exists
 
-    refuse_missing(data)
+    validate_exists(data)
 
     from torchsnow.methods import kind_of
     from torchsnow.train import RunFolder
     from torchsnow.workflows.loggers import TrainingLog
     from torchsnow.workflows.place import Place
-    from torchsnow.workflows.training import refuse_taken, refuse_wrong_hub, train_task
+    from torchsnow.workflows.training import train_task, validate_hub_choice, validate_run
 
     task = _name_of(data) if task is None else task
     run = RunFolder(out or _run_folder(task, resume, overwrite))
@@ -89,8 +89,8 @@ def train(
         recipe = options.recipe(None if time is None else _seconds(time))
         if hub is None and kind_of(recipe.method, recipe.preset).is_delta:
             hub = HUB
-        refuse_wrong_hub(recipe.method, recipe.preset, hub, replace=replace)
-        refuse_taken(task, hub, run, resume=resume or overwrite, replace=replace)
+        validate_hub_choice(recipe.method, recipe.preset, hub, replace=replace)
+        validate_run(task, hub, run, resume=resume or overwrite, replace=replace)
         recipe, source = options.on_source(recipe, hub)
         columns = Columns(path_column, label_column, split_column, group_column)
         how = {"columns": columns, "follow_links": follow_links, "distinct_names": distinct_names}
@@ -131,7 +131,9 @@ def _show(result: TrainedTask, summary: Mapping[str, Any]) -> None:
     place = "what was trained" if result.hub is None else f"task {result.name!r} is in the hub {result.hub}"
     say(f"{place} ({shown_size(result.size_bytes)}); the run is in {result.run}")
     if result.alone:
-        say("layers of its own added nothing clear on the validation split, so it has none: it is free beside the pass")
+        say(
+            "layers of its own added nothing clear on the validation split, so it has none: it adds no cost to the pass"
+        )
     if result.warning is not None:
         note(f"warning: {result.warning}")
 

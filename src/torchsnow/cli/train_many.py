@@ -40,7 +40,7 @@ def train_many(
     Each step is one source pass, over a batch of every CSV and every
     NAME=DATA. The tasks do not influence each other.
 
-    After Ctrl-C or a crash, the same command with --resume goes on.
+    After Ctrl-C or a crash, the same command with --resume continues.
 
     Example: torchsnow train-many labels.csv --hub my-hub --epochs 20
     """
@@ -50,12 +50,12 @@ def train_many(
         from torchsnow.data import Columns
         from torchsnow.errors import TrainingError
         from torchsnow.workflows.place import Place
-        from torchsnow.workflows.shared import refuse_method, refuse_tasks, train_tasks
+        from torchsnow.workflows.shared import train_tasks, validate_delta_method, validate_tasks
 
         recipe = options.recipe()
-        refuse_method(recipe.method, recipe.preset)
+        validate_delta_method(recipe.method, recipe.preset)
         named = [word.partition("=")[0] for word in data if "=" in word and not Path(word).is_file()]
-        refuse_tasks(named, hub, out, resume=resume, replace=replace)
+        validate_tasks(named, hub, out, resume=resume, replace=replace)
         recipe, source = options.on_source(recipe, hub)
         columns = Columns(path_column, "", split_column, group_column)
         groups = _load(data, json, columns=columns, follow_links=follow_links, distinct_names=distinct_names)

@@ -91,7 +91,7 @@ class TrainingOptions:
     amp: Annotated[bool, typer.Option("--amp", help="bfloat16 autocast of the trained part, on CUDA.")] = False
     seed: Annotated[int, typer.Option(help="Of the split, the first weights and the order of images.")] = 0
     device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda' or 'cuda:1'.")] = "auto"
-    num_workers: Annotated[int, typer.Option(help="Processes that load images beside the main one.")] = 0
+    num_workers: Annotated[int, typer.Option(help="Processes that load images besides the main one.")] = 0
     store_mb: Annotated[int, typer.Option(help="Most MB of stored features; 0 computes them in every epoch.")] = 16_000
 
     def settings(self) -> dict[str, Any]:
@@ -155,10 +155,10 @@ def with_training_options(verb: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def telling_how_to_resume(is_begun: Callable[[], bool]) -> Iterator[None]:
-    """Ctrl-C inside says by which command the training goes on, if there is anything to go on with."""
+    """Ctrl-C inside says by which command the training continues, if there is anything to continue with."""
     try:
         yield
     except KeyboardInterrupt as stop:
         words = ["torchsnow", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"]
-        how = f"to go on: {shlex.join(words)}" if is_begun() else "no training was begun"
+        how = f"to continue: {shlex.join(words)}" if is_begun() else "no training was begun"
         raise KeyboardInterrupt(f"{str(stop) or 'interrupted'}; {how}") from stop

@@ -8,7 +8,7 @@ from .listing import Skipped as Skipped
 from .loading import Example as Example
 from .loading import LoadedData as LoadedData
 from .loading import load_data as load_data
-from .loading import refuse_missing as refuse_missing
+from .loading import validate_exists as validate_exists
 from .names import AUGMENTATIONS as AUGMENTATIONS
 from .splits import Splits as Splits
 from .splits import make_splits as make_splits

@@ -24,7 +24,7 @@ from torchsnow.data.published import (
     torchvision_pictures,
 )
 from torchsnow.errors import DataError
-from torchsnow.io.files import refuse_unwritable
+from torchsnow.io.files import validate_writable_folder
 
 TRAIN_TEST = {"train": ("train",), "test": ("test",)}
 TRAINVAL_TEST = {"train": ("trainval",), "test": ("test",)}
@@ -145,15 +145,15 @@ def list_named(data: NamedData) -> Listing:
     try:
         listing = list_given(folder)
         if listing is None and not folder.exists():  # what lies there by hand can be read from a read-only disk
-            refuse_unwritable(folder, DataError)
+            validate_writable_folder(folder, DataError)
         listing = listing or data.read(folder)
     except DataError:
         raise
     # Downloads, archives and parsers fail with nearly every exception there is.
     except Exception as error:
         raise DataError(_not_there(data, folder, error)) from error
-    _check_counts(data, listing, folder)
-    _check_files(data, listing, folder)
+    _validate_counts(data, listing, folder)
+    _validate_files(data, listing, folder)
     return replace(listing, name=data.name, checked=folder / CHECKED)
 
 
@@ -169,7 +169,7 @@ def find_torchvision(name: str) -> NamedData:
     raise DataError(f"torchvision:{name} is not known: expected one of {have}, or torchvision's names of these{hint}")
 
 
-def _check_counts(data: NamedData, listing: Listing, folder: Path) -> None:
+def _validate_counts(data: NamedData, listing: Listing, folder: Path) -> None:
     splits = Counter(entry.split for entry in listing.entries)
     found = {"train": splits["train"] + splits["val"], "test": splits["test"]}
     if ALL in splits or ALL in data.counts:
@@ -185,7 +185,7 @@ def _counted(counts: Mapping[str, int], num_classes: int) -> str:
     return " and ".join(f"{count} images in {split}" for split, count in counts.items()) + f", {num_classes} classes"
 
 
-def _check_files(data: NamedData, listing: Listing, folder: Path) -> None:
+def _validate_files(data: NamedData, listing: Listing, folder: Path) -> None:
     paths = [entry.path for entry in listing.entries]
     outside = [str(path) for path in paths if not path.is_relative_to(listing.root)]
     if outside:

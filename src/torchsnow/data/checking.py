@@ -73,7 +73,7 @@ def _remember(memory: Path, images: Mapping[str, tuple[list[int], str, tuple[int
         write_atomically(memory, json.dumps({"schema": _SCHEMA, "images": images}, allow_nan=False), DataError)
 
 
-def check_classes(listing: Listing, for_training: bool = True) -> None:
+def validate_classes(listing: Listing, for_training: bool = True) -> None:
     """Raise DataError unless there are two classes to train on, and no others elsewhere."""
     if not listing.classes:
         to_train = " to train on: put some into its train split" if for_training else ""
@@ -89,7 +89,7 @@ def check_classes(listing: Listing, for_training: bool = True) -> None:
         raise DataError(f"classes of {listing.name} that its train split does not have: {first_few(names)}")
 
 
-def check_unique(entries: Sequence[Entry]) -> None:
+def validate_unique(entries: Sequence[Entry]) -> None:
     """One file twice would leak from training into test, or have two labels."""
     seen: dict[str, Path] = {}
     for entry in entries:
@@ -98,7 +98,9 @@ def check_unique(entries: Sequence[Entry]) -> None:
             raise DataError(f"{first} and {entry.path} are one file listed twice: remove one of them")
 
 
-def check_bad_share(listing: Listing, good: Sequence[Entry], skipped: Sequence[Skipped], max_bad_share: float) -> None:
+def validate_bad_share(
+    listing: Listing, good: Sequence[Entry], skipped: Sequence[Skipped], max_bad_share: float
+) -> None:
     """Raise DataError when too many files cannot be used, or all of a class."""
     reasons = first_few([f"{bad.path}: {bad.reason}" for bad in skipped])
     usable = {entry.class_name for entry in good if entry.split in (ALL, "train")} or {one.class_name for one in good}

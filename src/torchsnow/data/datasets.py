@@ -22,7 +22,7 @@ Transform = Callable[[Any], Tensor]
 
 
 class ImageCache:
-    """Prepared images by path, as uint8 tensors; reads past `budget_bytes` are decoded anew each time."""
+    """Prepared images by path, as uint8 tensors; reads past `budget_bytes` are decoded again each time."""
 
     def __init__(self, prepare: Prepare | None, budget_bytes: int) -> None:
         self.prepare = prepare

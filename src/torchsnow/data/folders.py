@@ -18,8 +18,8 @@ from torchsnow.data.names import (
     first_few,
     is_junk,
     natural_sorted,
-    refuse_alike,
     splits_named,
+    validate_distinct,
 )
 from torchsnow.errors import DataError
 
@@ -77,8 +77,10 @@ def list_folder(
             images = _images_below(folder, root, follow_links, found)
             entries += [Entry(path, as_text(folder.name), split) for path in images]
     for split, names in written.items():
-        refuse_alike(names, f"the folder {root if split == ALL else root / split}", distinct_names)
-    refuse_alike({as_text(name) for names in written.values() for name in names}, f"the folder {root}", distinct_names)
+        validate_distinct(names, f"the folder {root if split == ALL else root / split}", distinct_names)
+    validate_distinct(
+        {as_text(name) for names in written.values() for name in names}, f"the folder {root}", distinct_names
+    )
     trained = written.get(ALL) or written.get("train") or set().union(*written.values())
     classes = natural_sorted({as_text(name) for name in trained})
     return Listing(as_text(root.name), root, tuple(classes), tuple(entries), tuple(found.skipped), tuple(found.notes()))
@@ -120,7 +122,7 @@ def _split_folders(root: Path, for_training: bool, found: _Found) -> dict[str, P
     splits = splits_named([folder.name for folder in folders])
     words = set(splits.values())
     others = [folder.name for folder in folders if folder.name not in splits]
-    # "train" alone among others is a vehicle; beside "test" or "val" it is a split.
+    # "train" alone among others is a vehicle; next to "test" or "val" it is a split.
     is_split = "train" in words and (len(words) > 1 or len(folders) == 1)
     if is_split and others:
         is_split = any(_has_folders(folder) for folder in folders if folder.name in splits)
@@ -131,18 +133,18 @@ def _split_folders(root: Path, for_training: bool, found: _Found) -> dict[str, P
             raise DataError(
                 f"{root} holds one folder, with folders inside: if these are the classes, give {folders[0]}"
             )
-        _refuse_unknown_splits(root, folders)
+        _validate_split_names(root, folders)
         return {ALL: root}
     if others:
         names = first_few(others, 20, ", ")
-        raise DataError(f"{root} has train/val/test folders and others beside them ({names}): move those away")
+        raise DataError(f"{root} has train/val/test folders and others next to them ({names}): move those away")
     if len(words) < len(splits):
         raise DataError(f"{root} has several folders for one split ({', '.join(splits)}): keep one of each")
     found.loose += [path for path in _files_in(root, found) if _is_image(path, found)]
     return {splits[folder.name]: folder for folder in folders}
 
 
-def _refuse_unknown_splits(root: Path, folders: Sequence[Path]) -> None:
+def _validate_split_names(root: Path, folders: Sequence[Path]) -> None:
     """Raise DataError when the folders look like splits with the same classes in each, or like classes with splits."""
     inside = [{as_text(one.name) for one in _visible_folders(folder, _Found())} for folder in folders]
     if len(inside) < 2 or not all(inside):
@@ -190,7 +192,7 @@ def _images_below(folder: Path, root: Path, follow_links: bool, found: _Found) -
     images: list[Path] = []
     unused = len(found.skipped)
     for path in _candidates_below(folder, follow_links, found):
-        reason = _refusal(path, root, follow_links)
+        reason = _skip_reason(path, root, follow_links)
         if reason is not None:
             found.skipped.append(Skipped(path, reason))
         elif _is_image(path, found):
@@ -200,7 +202,7 @@ def _images_below(folder: Path, root: Path, follow_links: bool, found: _Found) -
     return images
 
 
-def _refusal(path: Path, root: Path, follow_links: bool) -> str | None:
+def _skip_reason(path: Path, root: Path, follow_links: bool) -> str | None:
     if path.is_dir():
         return "a link to a folder, which is not followed (--follow-links does)"
     if not follow_links and not Path(os.path.realpath(path)).is_relative_to(root):  # `root` is resolved already
@@ -224,11 +226,11 @@ def _is_image(path: Path, found: _Found) -> bool:
 def _candidates_below(folder: Path, follow_links: bool, found: _Found) -> Iterator[Path]:
     """Files and links to folders, at any depth, in natural order, without those of systems."""
 
-    def refuse(error: OSError) -> None:
+    def raise_error(error: OSError) -> None:
         raise DataError(f"cannot list the folder {error.filename}: {error.strerror}") from error
 
     seen = {os.path.realpath(folder)}
-    for here, folders, files in os.walk(folder, onerror=refuse, followlinks=follow_links):
+    for here, folders, files in os.walk(folder, onerror=raise_error, followlinks=follow_links):
         if follow_links:  # which may lead in a circle
             folders[:] = [name for name in folders if os.path.realpath(os.path.join(here, name)) not in seen]
             seen.update(os.path.realpath(os.path.join(here, name)) for name in folders)

@@ -14,7 +14,7 @@ from torchsnow.data.listing import Listing
 from torchsnow.data.names import ALL, splits_named
 from torchsnow.data.prepared import CHECKED, Picture, data_folder, list_given, prepare
 from torchsnow.errors import DataError
-from torchsnow.io.files import refuse_unwritable
+from torchsnow.io.files import validate_writable_folder
 
 REPOSITORY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
@@ -31,7 +31,7 @@ def list_hf(repository: str) -> Listing:
     folder = data_folder() / f"hf--{name}"
     listing = list_given(folder)
     if listing is None:
-        refuse_unwritable(folder, DataError)
+        validate_writable_folder(folder, DataError)
     listing = listing or prepare(folder, _pictures(repository, _load(repository, folder)))
     return replace(listing, name=name, checked=folder / CHECKED)
 

@@ -130,13 +130,13 @@ def _unreadable(error: Exception) -> str:
 
 def _decode(stream: BinaryIO, max_pixels: int) -> Image.Image:
     image = _open(stream)
-    _check_size(image.size, max_pixels)
+    _validate_size(image.size, max_pixels)
     image.load()
     return upright_rgb(image)
 
 
 def _open(stream: BinaryIO) -> ImageFile.ImageFile:
-    """Read the header only; `_check_size` refuses what is enormous."""
+    """Read the header only; `_validate_size` refuses what is enormous."""
     stream.seek(0)
     prefix = stream.read(PREFIX_BYTES)
     if not prefix:
@@ -148,7 +148,7 @@ def _open(stream: BinaryIO) -> ImageFile.ImageFile:
     return open_image(stream, name)
 
 
-def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+def _validate_size(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if not width or not height:
         raise DataError("it has no pixels")

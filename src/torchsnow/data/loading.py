@@ -11,11 +11,11 @@ from torchsnow.data.catalogue import DATASETS, find_torchvision, list_named
 from torchsnow.data.checking import (
     Checked,
     Progress,
-    check_bad_share,
-    check_classes,
     check_images,
-    check_unique,
     fingerprint,
+    validate_bad_share,
+    validate_classes,
+    validate_unique,
     warnings_on,
 )
 from torchsnow.data.folders import list_folder
@@ -111,12 +111,12 @@ def load_data(
         listing = _list(str(data), columns, how)
     except OSError as error:
         raise DataError(f"cannot read the data {data}: {error}") from error
-    check_classes(listing, for_training)
-    check_unique(listing.entries)
+    validate_classes(listing, for_training)
+    validate_unique(listing.entries)
     return loaded(listing, check_images(listing.entries, progress, listing.checked), max_bad_share)
 
 
-def refuse_missing(data: str) -> None:
+def validate_exists(data: str) -> None:
     """Raise DataError for data that is neither there nor known by name. Nothing is read: it is asked first of all."""
     path = Path(os.path.expanduser(data))  # which leaves a user that there is not, where Path's own raises
     is_named = data in ("elpv", "elpv:binary", *DATASETS) or data.startswith(("torchvision:", "hf:"))
@@ -131,7 +131,7 @@ def loaded(listing: Listing, checked: Checked, max_bad_share: float) -> LoadedDa
     good = [entry for entry in listing.entries if entry.path in checked.digests]
     paths = {entry.path for entry in listing.entries}
     skipped = (*listing.skipped, *(one for one in checked.skipped if one.path in paths))
-    check_bad_share(listing, good, skipped, max_bad_share)
+    validate_bad_share(listing, good, skipped, max_bad_share)
     labels = {name: label for label, name in enumerate(listing.classes)}
     splits: dict[str, list[Example]] = {entry.split: [] for entry in listing.entries}
     for entry in good:
@@ -150,7 +150,7 @@ def loaded(listing: Listing, checked: Checked, max_bad_share: float) -> LoadedDa
 
 
 def _list(data: str, columns: Columns, how: Mapping[str, bool]) -> Listing:
-    refuse_missing(data)
+    validate_exists(data)
     prefix, _, name = data.partition(":")
     if prefix == "torchvision":
         return list_named(find_torchvision(name))

@@ -98,7 +98,7 @@ def likeness(name: str) -> str:
     return " ".join(re.split(r"[\s_-]+", visible.lower())).strip()
 
 
-def refuse_alike(names: Iterable[str], what: str, distinct: bool) -> None:
+def validate_distinct(names: Iterable[str], what: str, distinct: bool) -> None:
     """Raise DataError when two of the names, as they were written, can be taken for one, or, if they were said to be
     `distinct`, are one as text."""
     seen: dict[str, str] = {}
@@ -111,7 +111,7 @@ def refuse_alike(names: Iterable[str], what: str, distinct: bool) -> None:
 
 
 def natural_sorted(names: Iterable[str]) -> list[str]:
-    """Sorted as people do: img2 before img10, and capitals beside small letters."""
+    """Sorted as people do: img2 before img10, and capitals next to small letters."""
 
     def key(name: str) -> tuple[list[str | int], str]:
         # Odd parts are runs of digits, so equal positions always compare equal types.

@@ -76,12 +76,12 @@ class Splits:
         """Read what `save` wrote. Raises DataError for a damaged file, or when `data` is not as it was then."""
         try:
             content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
-            _check_content(content)
+            _validate_content(content)
         except FileNotFoundError as error:
             raise DataError(f"there is no splits file {path}; a training run writes one into its folder") from error
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise DataError(f"{path} is not a splits file: {error!r}") from error
-        _check_unchanged(content, data, path)
+        _validate_unchanged(content, data, path)
         examples = {data.relative_path(example): example for example in data.examples}
         train, val, test = (tuple(examples[name] for name in content[split]) for split in NAMES)
         return cls(train, val, test, data.classes, content["seed"], data.root, data.fingerprint, content["note"])
@@ -208,7 +208,7 @@ def _too_few(class_name: str, count: int, shares: tuple[float, float]) -> str:
     )
 
 
-def _check_content(content: dict[str, Any]) -> None:
+def _validate_content(content: dict[str, Any]) -> None:
     if content["schema"] != SCHEMA:
         raise ValueError(f"its schema is {content['schema']}, this version reads {SCHEMA}")
     names = [name for split in NAMES for name in content[split]]
@@ -219,7 +219,7 @@ def _check_content(content: dict[str, Any]) -> None:
         raise ValueError("an image is in it twice")
 
 
-def _check_unchanged(content: dict[str, Any], data: LoadedData, path: Path) -> None:
+def _validate_unchanged(content: dict[str, Any], data: LoadedData, path: Path) -> None:
     saved = {name for split in NAMES for name in content[split]}
     present = {data.relative_path(example) for example in data.examples}
     differences = {
@@ -242,7 +242,7 @@ def reduced(
     val_images: int | None = None,
     test_images: int | None = None,
 ) -> Splits:
-    """The same splits with fewer examples; what is None stays as it is.
+    """The same splits with fewer examples; what is None stays unchanged.
 
     Of the training split a number of images, a share of it (0 to 1), or `shots` images of every class; of the others
     a number. Every class keeps its proportion, and at least one training image. The draw follows from the splits'

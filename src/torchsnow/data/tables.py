@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torchsnow.data.listing import Entry, Listing, lies_inside
-from torchsnow.data.names import ALL, as_text, counted, first_few, natural_sorted, refuse_alike, splits_named
+from torchsnow.data.names import ALL, as_text, counted, first_few, natural_sorted, splits_named, validate_distinct
 from torchsnow.errors import DataError
 
 TABLE_SUFFIXES = (".csv", ".tsv")
@@ -120,7 +120,7 @@ def list_table(
     table = read_table(file, columns, needs_label=True)
     entries = table.entries(table.rows, follow_links)
     written = {row[table.columns.label] for _, row in table.rows}
-    refuse_alike(written, f"the column {table.columns.label!r} of {file}", distinct_names)
+    validate_distinct(written, f"the column {table.columns.label!r} of {file}", distinct_names)
     trained = {entry.class_name for entry in entries if entry.split in (ALL, "train")}
     classes = natural_sorted(trained if trained or for_training else {entry.class_name for entry in entries})
     notes = (*table.notes, *_unused(table))

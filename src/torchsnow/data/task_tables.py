@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from torchsnow.data.checking import Progress, check_classes, check_images, check_unique
+from torchsnow.data.checking import Progress, check_images, validate_classes, validate_unique
 from torchsnow.data.listing import Entry, Listing
 from torchsnow.data.loading import Example, LoadedData, loaded
-from torchsnow.data.names import ALL, as_text, natural_sorted, refuse_alike
+from torchsnow.data.names import ALL, as_text, natural_sorted, validate_distinct
 from torchsnow.data.splits import NAMES, NO_TEST_NOTE, Splits, draw_groups
 from torchsnow.data.tables import Columns, Table, read_table
 from torchsnow.errors import DataError
@@ -53,10 +53,10 @@ def load_task_table(
     if not used:
         raise DataError(f"{file} has no labels: every cell of its tasks {', '.join(names)} is empty")
     entries = table.entries(used, follow_links)
-    check_unique(entries)
+    validate_unique(entries)
     listings = {name: _listing(table, name, [row for _, row in used], entries, distinct_names) for name in names}
     for listing in listings.values():
-        check_classes(listing)
+        validate_classes(listing)
     checked = check_images(entries, progress)
     tasks = {name: loaded(listing, checked, max_bad_share) for name, listing in listings.items()}
     notes = dict.fromkeys([*table.notes, *(note for data in tasks.values() for note in data.notes)])
@@ -104,7 +104,7 @@ def _listing(
 ) -> Listing:
     """One task's part of the table."""
     written = {row[name] for row in rows if _label(row, name)}
-    refuse_alike(written, f"the column {name!r} of {table.file}", distinct_names)
+    validate_distinct(written, f"the column {name!r} of {table.file}", distinct_names)
     own = [
         replace(entry, class_name=_label(row, name))
         for row, entry in zip(rows, entries, strict=True)

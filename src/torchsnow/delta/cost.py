@@ -39,9 +39,9 @@ def source_cost(source: Source) -> Cost:
 
 
 def delta_cost(source: Source, spec: DeltaSpec) -> Cost:
-    """The cost of a delta as it ships, with its choice of channels fixed and its head."""
+    """The cost of a delta as it ships, with its choice of channels frozen and its head."""
     with torch.random.fork_rng(devices=[]):  # making it draws weights
-        delta = Delta(source, spec, fixed=True).to("meta").eval()
+        delta = Delta(source, spec, frozen=True).to("meta").eval()
     values = {node.name: node.meta.get(VALUE) for node in source.traced.graph.nodes}
     image = source.traced.graph.find_nodes(op="placeholder")[0].meta[VALUE]
     taps = {tap.name: values[tap.node] for tap in source.taps.values()}
@@ -62,7 +62,7 @@ def size_bytes(source: Source, spec: DeltaSpec) -> int:
     """What the numbers of a grid delta take in a task file: a byte for each of its matrices', or half of one for the
     head's, and four for a row."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        tensors = Delta(source, spec, fixed=True).state_dict()
+        tensors = Delta(source, spec, frozen=True).state_dict()
     total = 0
     for key, one in tensors.items():
         halves = key == HEAD_COLUMNS and spec.head_bits == 4

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torchsnow.delta.derive import PICKED, derive_body, key_of
 from torchsnow.delta.grid import GridBody, frozen_state
 from torchsnow.delta.head import FoldedHead, Head
-from torchsnow.delta.reads import ENTRY, subscribed_taps, tap_names
+from torchsnow.delta.inputs import ENTRY, subscribed_taps, tap_names
 from torchsnow.delta.rounding import rounded
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.errors import DeltaError
@@ -30,22 +30,22 @@ HEAD_COLUMNS = "head.fc.columns"
 class Delta(nn.Module):
     """One task's delta: FeatureMaps of a source pass -> logits (B, num_classes).
 
-    A new delta is open: its pools choose anew at every training step, and its layers have a column per channel.
-    `settle` gives the delta that ships, with its choice fixed and only the chosen columns. `body` are its own layers,
+    A new delta is open: its pools choose again at every training step, and its layers have a column per channel.
+    `freeze` gives the delta that ships, with its choice frozen and only the chosen columns. `body` are its own layers,
     None for a head alone. A grid body subscribes once, before it is trained (`subscribe`): its one pool, named `GRID`,
     is over the channels of all taps together.
     """
 
-    def __init__(self, source: Source, spec: DeltaSpec, fixed: bool = False) -> None:
+    def __init__(self, source: Source, spec: DeltaSpec, frozen: bool = False) -> None:
         super().__init__()
-        self.spec, self.fixed = spec, fixed
+        self.spec, self.frozen = spec, frozen
         self.taps = subscribed_taps(source, spec)
         self.body: fx.GraphModule | GridBody | None = None
         own_chs = 0
         if spec.width_divisor is not None:
-            self.body, own_chs = derive_body(source, spec, fixed)
+            self.body, own_chs = derive_body(source, spec, frozen)
         self.reads_images = self.body is not None and ENTRY not in dict(self.body.named_children())
-        pooling = Subscription if fixed else ChannelPooling
+        pooling = Subscription if frozen else ChannelPooling
         self.pools = nn.ModuleDict(
             {
                 key_of(name): pooling(tap.num_chs, num_pooled(tap.num_chs, spec.pool_divisor), tap.dim)
@@ -59,12 +59,12 @@ class Delta(nn.Module):
                     f"{source.num_chs} together; use a divisor of at most {source.num_chs}"
                 )
             num_chs = num_pooled(source.num_chs, spec.pool_divisor)
-            self.body = GridBody(num_chs, spec.grid_width, spec.grid_blocks, spec.global_pool, fixed)
+            self.body = GridBody(num_chs, spec.grid_width, spec.grid_blocks, spec.global_pool, frozen)
             self.reads_images = False
             own_chs = self.body.num_features
             self.pools[GRID] = Subscription(source.num_chs, num_chs)
             self.pools[GRID].requires_grad_(False)
-        self.head: Head | FoldedHead | nn.Linear = _make_head(source, spec, own_chs, fixed)
+        self.head: Head | FoldedHead | nn.Linear = _make_head(source, spec, own_chs, frozen)
         for open_pool in self.named_pools().values():
             open_pool.ascending = spec.slots == "ascending"
 
@@ -138,7 +138,7 @@ class Delta(nn.Module):
         return pool
 
     def named_pools(self) -> dict[str, ChannelPooling]:
-        """The open pools by tap name, the head's own last as "head". Empty once settled."""
+        """The open pools by tap name, the head's own last as "head". Empty once frozen."""
         pools: dict[str, nn.Module] = {name: self._pool(name) for name in self.taps}
         if isinstance(self.head, Head):
             pools["head"] = self.head.pool
@@ -146,12 +146,12 @@ class Delta(nn.Module):
 
     def _counts(self) -> tuple[bool, bool]:
         """Whether the body, and what the head reads of the source, count in the logits."""
-        if not isinstance(self.head, Head) or not self.head.apart:
+        if not isinstance(self.head, Head) or not self.head.probe_frozen:
             return True, True
         return float(self.head.share) != 0, float(self.head.read_share) != 0
 
     def shipped_spec(self) -> DeltaSpec:
-        """The shape of what `settle` would give: without the parts that count nothing."""
+        """The shape of what `freeze` would give: without the parts that count nothing."""
         spec, counts_body, counts_read = self.spec, *self._counts()
         if not counts_body:
             spec = replace(spec, width_divisor=None, grid_width=None)
@@ -161,18 +161,18 @@ class Delta(nn.Module):
             spec = replace(spec, head_divisor=_head_divisor(spec, self.head))
         return spec
 
-    def settle(self, source: Source) -> Delta:
-        """The same delta with its choice of channels fixed, for evaluation, storage and further training.
+    def freeze(self, source: Source) -> Delta:
+        """The same delta with its choice of channels frozen, for evaluation, storage and further training.
 
-        Its logits equal those of this delta in eval mode. A body whose share is 0 is left out: the settled delta is
-        its head alone. So is what the head reads of the source if its share is 0: the body is alone then. Raises
-        DeltaError if it is settled already.
+        Its logits equal those of this delta in eval mode. A body whose mixing weight is 0 is left out: the frozen delta
+        is its head alone. So is what the head reads of the source if its mixing weight is 0: the body is alone then.
+        Raises DeltaError if it is frozen already.
         """
-        if self.fixed:
-            raise DeltaError("this delta is settled already")
+        if self.frozen:
+            raise DeltaError("this delta is frozen already")
         counts_body, counts_read = self._counts()
-        settled = Delta(source, self.shipped_spec(), fixed=True).to(next(self.parameters()).device)
-        state = _settled_state(self)
+        frozen = Delta(source, self.shipped_spec(), frozen=True).to(next(self.parameters()).device)
+        state = _frozen_state(self)
         if not counts_body:
             state = {key: tensor for key, tensor in state.items() if key.startswith("head.")}
             state["head.fc.local.weight"] = state["head.fc.local.weight"][:, :0]
@@ -187,8 +187,8 @@ class Delta(nn.Module):
                 else tensor
                 for key, tensor in state.items()
             }
-        settled.load_state_dict(state)
-        return settled.train(self.training)
+        frozen.load_state_dict(state)
+        return frozen.train(self.training)
 
 
 def _head_divisor(spec: DeltaSpec, head: Head) -> int:
@@ -202,7 +202,7 @@ def _as_read(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last) if images.device.type == "cpu" else images
 
 
-def _make_head(source: Source, spec: DeltaSpec, own_chs: int, fixed: bool) -> Head | nn.Linear:
+def _make_head(source: Source, spec: DeltaSpec, own_chs: int, frozen: bool) -> Head | nn.Linear:
     channels = source.channels_of(tap_names(source, spec.head_taps))
     num_last = source.num_features if spec.head_last else 0
     num_values = (1 + spec.head_std) * len(channels) + num_last
@@ -211,24 +211,24 @@ def _make_head(source: Source, spec: DeltaSpec, own_chs: int, fixed: bool) -> He
             raise DeltaError("width_divisor is None, which leaves no layers, and the head reads nothing of the source")
         return nn.Linear(own_chs, spec.num_classes)
     num_read = num_pooled(num_values, spec.head_divisor)
-    return Head(own_chs, channels, num_last, num_read, spec, fixed)
+    return Head(own_chs, channels, num_last, num_read, spec, frozen)
 
 
-def _settled_state(delta: Delta) -> dict[str, Tensor]:
+def _frozen_state(delta: Delta) -> dict[str, Tensor]:
     training = delta.training
     delta.eval()
     state = {key: tensor for key, tensor in delta.state_dict().items() if not key.endswith(".times_chosen")}
     if isinstance(delta.body, GridBody):
         state = {key: tensor for key, tensor in state.items() if not key.startswith("body.")}
         state |= {f"body.{key}": tensor for key, tensor in frozen_state(delta.body).items()}
-    for prefix, pool, readers in _readers(delta):
+    for prefix, pool, consumers in _consumers(delta):
         index = pool.choose()
         if delta.spec.slots == "channel":
             index = index.sort().values
         state[f"{prefix}.index"] = index
         state[f"{prefix}.weight"] = pool.weight.detach()[index]
-        for reader in readers if delta.spec.slots == "channel" else ():
-            state[f"{reader}.columns"] = state[f"{reader}.columns"].index_select(1, index)
+        for consumer in consumers if delta.spec.slots == "channel" else ():
+            state[f"{consumer}.columns"] = state[f"{consumer}.columns"].index_select(1, index)
         if prefix == "head.pool":
             state["head.center"], state["head.spread"] = state["head.center"][index], state["head.spread"][index]
             state["head.fc.local.weight"] = state["head.fc.local.weight"] * state.pop("head.share")
@@ -240,13 +240,13 @@ def _settled_state(delta: Delta) -> dict[str, Tensor]:
     return state
 
 
-def _readers(delta: Delta) -> list[tuple[str, ChannelPooling, list[str]]]:
+def _consumers(delta: Delta) -> list[tuple[str, ChannelPooling, list[str]]]:
     """Every open pool with the state-dict names of itself and of the layers that read it."""
     result = []
     for name, tap in delta.taps.items():
         pool = delta._pool(name)
         assert isinstance(pool, ChannelPooling)
-        result.append((f"pools.{key_of(name)}", pool, [f"body.{reader}" for reader in tap.readers]))
+        result.append((f"pools.{key_of(name)}", pool, [f"body.{consumer}" for consumer in tap.consumers]))
     if isinstance(delta.head, Head):
         assert isinstance(delta.head.pool, ChannelPooling)
         result.append(("head.pool", delta.head.pool, ["head.fc"]))

@@ -15,10 +15,10 @@ from torch import fx, nn
 
 from torchsnow.delta import channels
 from torchsnow.delta.channels import Layout
-from torchsnow.delta.follow import Flow, argument, operation, slice_dims, value
+from torchsnow.delta.inputs import ENTRY, subscribed_taps, values_of_image
 from torchsnow.delta.layers import Entry, SubscribedConv2d, SubscribedLinear
-from torchsnow.delta.reads import ENTRY, subscribed_taps, values_of_image
-from torchsnow.delta.resize import init_weight, resized_follower, resized_layer
+from torchsnow.delta.propagate import Flow, argument, operation, slice_dims, value
+from torchsnow.delta.resize import init_weight, resized_copy, resized_layer
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.errors import DeltaError
 from torchsnow.pooling import num_pooled
@@ -30,10 +30,10 @@ PICKED = "picked_"  # prefix of the body's inputs that carry pooled channels
 ENTRY_NORM = f"{ENTRY}_norm"
 
 
-def derive_body(source: Source, spec: DeltaSpec, fixed: bool) -> tuple[fx.GraphModule, int]:
+def derive_body(source: Source, spec: DeltaSpec, frozen: bool) -> tuple[fx.GraphModule, int]:
     """The body of a delta and the number of pooled features it returns.
 
-    The body maps images (B, 3, H, W) and one Picked per subscribed tap to features (B, chs). With `fixed` the layers
+    The body maps images (B, 3, H, W) and one Picked per subscribed tap to features (B, chs). With `frozen` the layers
     have a column per chosen channel only. Raises DeltaError when the divisors leave nothing, an operation of the
     source cannot be followed, or the source has attention, whose layers cannot be made narrow.
     """
@@ -42,23 +42,23 @@ def derive_body(source: Source, spec: DeltaSpec, fixed: bool) -> tuple[fx.GraphM
             f"{source.name} has layers of attention, and a narrow copy of them cannot be made; train a grid delta: "
             "method snow with the preset 'default', 'small' or 'large'"
         )
-    body = _Derivation(source, spec, fixed)
+    body = _Derivation(source, spec, frozen)
     return body.build(), body.feature_chs
 
 
 class _Derivation:
-    def __init__(self, source: Source, spec: DeltaSpec, fixed: bool) -> None:
-        self.source, self.spec, self.fixed = source, spec, fixed
+    def __init__(self, source: Source, spec: DeltaSpec, frozen: bool) -> None:
+        self.source, self.spec, self.frozen = source, spec, frozen
         self.flow = Flow(source.traced)
         self.graph = fx.Graph()
         self.parts: dict[str, Any] = {}
         self.made: dict[fx.Node, fx.Node] = {}
         self.taps: dict[str, Tap] = {
-            reader: tap for name, tap in subscribed_taps(source, spec).items() for reader in tap.readers
+            consumer: tap for name, tap in subscribed_taps(source, spec).items() for consumer in tap.consumers
         }
-        self._refuse_empty()
+        self._validate_not_empty()
 
-    def _refuse_empty(self) -> None:
+    def _validate_not_empty(self) -> None:
         widest = max(tap.num_chs for tap in self.source.taps.values())
         for name in ("width_divisor", "pool_divisor"):
             divisor = getattr(self.spec, name)
@@ -97,7 +97,7 @@ class _Derivation:
         body.recompile()
         forget_text(body)
         body.graph.owning_module = None  # else the two keep each other alive until the garbage collector comes
-        return body.train()  # followers are copies of the source's layers, which are in eval mode
+        return body.train()  # these are copies of the source's layers, which are in eval mode
 
     def _enter(self, nodes: list[fx.Node], tap: Tap, picked: fx.Node) -> list[fx.Node]:
         """Make the entry, which stands for the tap's own node. Returns the nodes that remain to be made."""
@@ -112,9 +112,9 @@ class _Derivation:
         return [earlier for earlier in nodes[:at] if earlier not in replaced] + nodes[at + 1 :]
 
     def _columns(self, tap: Tap) -> tuple[int, int]:
-        """How many columns the readers of a tap have, and how many channels they read."""
+        """How many columns the consumers of a tap have, and how many channels they read."""
         pooled = num_pooled(tap.num_chs, self.spec.pool_divisor)
-        return pooled if self.fixed or self.spec.slots != "channel" else tap.num_chs, pooled
+        return pooled if self.frozen or self.spec.slots != "channel" else tap.num_chs, pooled
 
     def _make(self, node: fx.Node, inputs: Mapping[str, fx.Node]) -> fx.Node:
         if node.op == "call_module":
@@ -137,7 +137,7 @@ class _Derivation:
                 args = (*args, inputs[tap.name])
         else:
             real = self.source.model.get_submodule(str(node.target))
-            self.parts[node.name] = self._follower(node, real)
+            self.parts[node.name] = self._resized(node, real)
         return self.graph.create_node("call_module", node.name, args, kwargs, node.name)
 
     def _layer(self, node: fx.Node, module: nn.Module, tap: Tap | None) -> nn.Module:
@@ -152,11 +152,11 @@ class _Derivation:
         kind = SubscribedLinear if isinstance(module, nn.Linear) else SubscribedConv2d
         return kind(layer, *self._columns(tap), self.spec.slots)
 
-    def _follower(self, node: fx.Node, module: nn.Module) -> nn.Module:
+    def _resized(self, node: fx.Node, module: nn.Module) -> nn.Module:
         layouts = [layout for layout in self.flow.dims[node] if layout is not None]
         if len(layouts) != 1:
-            return resized_follower(module, 0, 0)
-        return resized_follower(module, channels.num_chs(layouts[0]), self.width(layouts[0]))
+            return resized_copy(module, 0, 0)
+        return resized_copy(module, channels.num_chs(layouts[0]), self.width(layouts[0]))
 
     def _parameter(self, node: fx.Node) -> Any:
         """A tensor that the source's forward uses directly: learned vectors start at one, matrices as weights do,

@@ -1,4 +1,4 @@
-"""A settled delta as it runs fastest: pooling weights and batch norms folded into the layers before them."""
+"""A frozen delta as it runs fastest: pooling weights and batch norms folded into the layers before them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from torchsnow.source.plan import FOLDABLE
 
 
 def fold(delta: Delta) -> Delta:
-    """A copy of a settled delta that gives the same logits in fewer steps; it can neither be trained nor stored.
+    """A copy of a frozen delta that gives the same logits in fewer steps; it can neither be trained nor stored.
 
     The pooling weights of a grid body stay: they cost a multiplication of few numbers. A folded delta is returned as it
-    is. Raises DeltaError for a delta that is not settled.
+    is. Raises DeltaError for a delta that is not frozen.
     """
-    if not delta.fixed:
-        raise DeltaError("this delta is not settled, so its choice may change; settle it before folding it")
+    if not delta.frozen:
+        raise DeltaError("this delta is not frozen, so its choice may change; freeze it before folding it")
     if any(isinstance(layer, FoldedLayer | FoldedHead) for layer in delta.modules()):
         return delta
     folded = copy.deepcopy(delta).eval().requires_grad_(False)
@@ -41,10 +41,10 @@ def _fold_copy(folded: Delta, body: fx.GraphModule) -> None:
     for name, tap in folded.taps.items():
         pool = folded.pools[key_of(name)]
         assert isinstance(pool, Subscription)
-        for reader in tap.readers:
-            layer = body.get_submodule(reader)
+        for consumer in tap.consumers:
+            layer = body.get_submodule(consumer)
             assert isinstance(layer, Columns)
-            setattr(body, reader, FoldedLayer(layer, pool))
+            setattr(body, consumer, FoldedLayer(layer, pool))
     _fold_norms(body)
 
 

@@ -28,7 +28,7 @@ class Head(nn.Module):
     optimiser moves the logits alike whatever that number is.
 
     `share` and `read_share` weigh what the delta's own features and the source's values add to the logits; they are
-    part of the weights once the choice is fixed. With `train_apart` the rest of the head is fixed, and the logits in
+    part of the weights once the choice is frozen. With `freeze_probe` the rest of the head is fixed, and the logits in
     training are those of the delta's own features alone.
     """
 
@@ -46,25 +46,25 @@ class Head(nn.Module):
         num_last: int,
         num_read: int,
         spec: DeltaSpec,
-        fixed: bool,
+        frozen: bool,
     ) -> None:
         super().__init__()
         self.register_buffer("channels", channels, persistent=False)
         self.last = num_last > 0
         self.std_reduction = spec.grid_reduction if spec.head_std else None
         num_values = self.num_moments * len(channels) + num_last
-        pooling = Subscription if fixed else ChannelPooling
-        columns = num_read if fixed or spec.slots != "channel" else num_values
+        pooling = Subscription if frozen else ChannelPooling
+        columns = num_read if frozen or spec.slots != "channel" else num_values
         self.pool: ChannelPooling | Subscription = pooling(num_values, num_read)
         self.fc = SubscribedLinear(_linear(own_chs, spec.num_classes), columns, num_read, spec.slots)
         nn.init.zeros_(self.fc.columns)
         nn.init.zeros_(self.fc.local.bias)
         self.scale = num_read**-0.5
-        size = num_read if fixed else num_values
+        size = num_read if frozen else num_values
         self.register_buffer("center", torch.zeros(size))
         self.register_buffer("spread", torch.ones(size))
-        self.apart = False
-        if not fixed:
+        self.probe_frozen = False
+        if not frozen:
             self.register_buffer("share", torch.ones(()))
             self.register_buffer("read_share", torch.ones(()))
             self.register_buffer("num_read", torch.tensor(num_read))
@@ -74,7 +74,7 @@ class Head(nn.Module):
         """How many numbers of a channel there are to read: its average, and perhaps its deviation."""
         return 1 if self.std_reduction is None else 2
 
-    def read_fewer(self, num_read: int) -> None:
+    def select_k(self, num_read: int) -> None:
         """Read another number of values, at most as many as there are columns. Only while the choice is open."""
         self.num_read.fill_(num_read)
         self.pool.num_pooled, self.scale = num_read, num_read**-0.5
@@ -84,9 +84,9 @@ class Head(nn.Module):
         self.read_share.fill_(read_share)
         self.share.fill_(share)
 
-    def train_apart(self) -> None:
-        """Train the layer over the delta's own features alone; their share is 0 until it is set."""
-        self.apart = True
+    def freeze_probe(self) -> None:
+        """Train the layer over the delta's own features alone; their mixing weight is 0 until it is set."""
+        self.probe_frozen = True
         self.share.zero_()
         for parameter in (self.pool.weight, self.fc.columns, self.fc.local.bias):
             assert isinstance(parameter, nn.Parameter)
@@ -95,7 +95,7 @@ class Head(nn.Module):
     @property
     def reads_source(self) -> bool:
         """Whether the logits of the present mode depend on the source's values."""
-        return not (self.training and self.apart)
+        return not (self.training and self.probe_frozen)
 
     def request(self, reduction: int) -> Request:
         """What a source pass must return for this head; the averages are taken from a grid of this reduction."""
@@ -167,7 +167,7 @@ class Head(nn.Module):
 
 
 class FoldedHead(nn.Module):
-    """A settled head in two plain linear layers: standardisation and pooling weights are folded into the weights.
+    """A frozen head in two plain linear layers: standardisation and pooling weights are folded into the weights.
 
     The layer `read` is over the source's values `places` of those that a pass gives, `own` over the delta's features.
     """
@@ -216,7 +216,7 @@ def _linear(own_chs: int, num_classes: int) -> nn.Linear:
 
 
 def split_by_tap(source: Source, head: Head) -> Iterator[tuple[str, int, Tensor, Tensor]]:
-    """What a settled head reads, part by part: (tap or LAST, its number of channels, which of them the head reads,
+    """What a frozen head reads, part by part: (tap or LAST, its number of channels, which of them the head reads,
     where these stand among the values that the head reads). A channel whose average and deviation are read is there
     twice. Parts that it reads nothing of are left out."""
     assert isinstance(head.pool, Subscription)

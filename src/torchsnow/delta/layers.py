@@ -19,7 +19,7 @@ class Columns(nn.Module):
 
     There is one column per channel of the tap (`slots="channel"`: a channel keeps its own weights whenever it is
     chosen), or M of them: the chosen channel with the j-th number meets the j-th column ("ascending"), or the j-th
-    strongest does ("rank"). Once the choice is fixed there is one column per chosen channel.
+    strongest does ("rank"). Once the choice is frozen there is one column per chosen channel.
     """
 
     def __init__(self, shape: tuple[int, ...], slots: Slots) -> None:

@@ -26,7 +26,7 @@ def group_count(groups: int, source_group_chs: int, in_chs: int, out_chs: int) -
 
 
 def resized_layer(module: nn.Module, in_chs: int, out_chs: int) -> nn.Module:
-    """A convolution or linear layer of the same class and geometry for `in_chs` and `out_chs`, initialised anew."""
+    """A convolution or linear layer of the same class and geometry for `in_chs` and `out_chs`, initialised again."""
     layer = copy.deepcopy(module)
     if isinstance(layer, nn.Linear):
         layer.in_features, layer.out_features = in_chs, out_chs
@@ -52,7 +52,7 @@ def init_weight(weight: Tensor, fan_in: int) -> None:
         nn.init.normal_(weight, std=math.sqrt(2 / fan_in))
 
 
-def resized_follower(module: nn.Module, source_chs: int, chs: int) -> nn.Module:
+def resized_copy(module: nn.Module, source_chs: int, chs: int) -> nn.Module:
     """A layer that keeps the channels it reads (norm, activation, pooling, scaling) at a new width.
 
     Weights start at one and biases at zero, running statistics at theirs, fixed filters as the source's first `chs`.

@@ -27,7 +27,7 @@ class DeltaSpec:
       a delta without one.
     - `pool_divisor` (M in the paper): a grid body reads max(1, round(N / M)) of the N channels of all taps together; a
       layer of a narrow copy so many of its own tap.
-    - `entry_reduction`: the delta enters the source's pass at the first tap whose readers return maps of at most
+    - `entry_reduction`: the delta enters the source's pass at the first tap whose consumers return maps of at most
       1/entry_reduction of the image's height, and its layers leave earlier taps alone; with 1, and where the source has
       no such tap, it begins at the image.
     - `slots`: "channel" gives every channel of a tap a weight column of its own. With "ascending" and "rank" there are
@@ -91,8 +91,8 @@ class DeltaSpec:
         """From JSON values; raises DeltaError for missing or unknown settings or values of another type."""
         expected = {field.name for field in fields(cls)}
         if set(values) != expected:
-            odd = sorted(set(values) ^ expected)
-            raise DeltaError(f"the delta's settings differ from the expected ones in: {', '.join(odd)}")
+            unknown = sorted(set(values) ^ expected)
+            raise DeltaError(f"the delta's settings differ from the expected ones in: {', '.join(unknown)}")
         given: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }

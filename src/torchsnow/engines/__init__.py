@@ -1,6 +1,6 @@
 """Many tasks and their source as one program, and what runs it."""
 
-from torchsnow.engines.backends import BACKENDS, Runner, check_backend
-from torchsnow.engines.engine import Engine, Program, Work
+from torchsnow.engines.backends import BACKENDS, Runner, validate_backend
+from torchsnow.engines.engine import DeltaRequest, Engine, Program
 
-__all__ = ["BACKENDS", "Engine", "Program", "Runner", "Work", "check_backend"]
+__all__ = ["BACKENDS", "DeltaRequest", "Engine", "Program", "Runner", "validate_backend"]

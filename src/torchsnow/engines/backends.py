@@ -49,7 +49,7 @@ def inductor(network: nn.Module, images: Tensor) -> Runner:
     run = eager_of(compiled)
     with clear_compiler_errors("torch.compile cannot compile this network"):
         given = run(images)
-    refuse_other_outputs("torch.compile", given, expected)
+    validate_outputs("torch.compile", given, expected)
     return run
 
 
@@ -58,7 +58,7 @@ def onnx(network: nn.Module, images: Tensor) -> Runner:
 
     Raises CompileError when its outputs differ by more than 1e-4, or it is not installed.
     """
-    check_backend("onnx", images.device.type)
+    validate_backend("onnx", images.device.type)
     expected = eager(network, images)(images)
     session = onnx_session(onnx_model(network, images))
     name = session.get_inputs()[0].name
@@ -66,7 +66,7 @@ def onnx(network: nn.Module, images: Tensor) -> Runner:
     def run(images: Tensor) -> Sequence[Tensor]:
         return [torch.from_numpy(output) for output in session.run(None, {name: images.numpy()})]
 
-    refuse_other_outputs("ONNX Runtime", run(images), expected)
+    validate_outputs("ONNX Runtime", run(images), expected)
     return run
 
 
@@ -78,7 +78,7 @@ def openvino(network: nn.Module, images: Tensor) -> Runner:
     deltas read it. Outputs are compared with PyTorch's on these images. Raises CompileError when they differ by
     more than 1e-4, when OpenVINO is not installed, or for images on another device.
     """
-    check_backend("openvino", images.device.type)
+    validate_backend("openvino", images.device.type)
     part = part_size(len(images), torch.get_num_threads())
     expected = eager(network, images)(images)  # also makes what a network makes in its first pass
     queue = _queue(openvino_model(network, images[:part]), images[:part])
@@ -93,7 +93,7 @@ def openvino(network: nn.Module, images: Tensor) -> Runner:
         parts = [done[first] for first in sorted(done)]
         return [torch.from_numpy(np.concatenate(outputs)) for outputs in zip(*parts, strict=True)]
 
-    refuse_other_outputs("OpenVINO", run(images), expected)
+    validate_outputs("OpenVINO", run(images), expected)
     return run
 
 
@@ -176,7 +176,7 @@ def _queue(model: Any, images: Tensor) -> Any:
     return openvino.AsyncInferQueue(openvino.Core().compile_model(model, "CPU", settings), num_threads)
 
 
-def refuse_other_outputs(what: str, given: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+def validate_outputs(what: str, given: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
     """Raise CompileError unless the outputs equal PyTorch's within `TOLERANCE` of the largest of each."""
     if len(given) != len(expected):
         raise CompileError(f"{what} gave {len(given)} outputs where PyTorch gave {len(expected)}")
@@ -227,7 +227,7 @@ _PACKAGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def check_backend(name: str, device: str) -> None:
+def validate_backend(name: str, device: str) -> None:
     """Raise CompileError for a backend that does not exist, is not installed, or does not work on a device."""
     if name not in BACKENDS:
         raise CompileError(f"there is no backend {name!r}; expected one of {', '.join(BACKENDS)}")

@@ -18,7 +18,7 @@ from torchsnow.source import FeatureMaps, Request, Source
 from torchsnow.source.grid import ONE_CELL, choose_channels
 
 
-class Work(NamedTuple):
+class DeltaRequest(NamedTuple):
     """One delta, as its engine prepared it, for the images of a batch that ask for it: `rows`, in ascending order.
 
     No image need ask for it: then it has no logits, (0, num_classes).
@@ -35,20 +35,20 @@ class Engine:
         self.source = source
 
     def prepare(self, delta: Delta) -> Delta:
-        """The delta with pooling weights and norms folded. Raises DeltaError for one that is not settled."""
+        """The delta with pooling weights and norms folded. Raises DeltaError for one that is not frozen."""
         return fold(delta)
 
-    def run(self, images: Tensor, work: Sequence[Work]) -> list[Tensor]:
-        """Logits (len(rows), num_classes) for every piece of work, from one source pass.
+    def run(self, images: Tensor, requests: Sequence[DeltaRequest]) -> list[Tensor]:
+        """Logits (len(rows), num_classes) for every request, from one source pass.
 
         `images` (B, 3, H, W) are normalised as the source's `input_config` says. The pass gathers and computes no
         more than the deltas that are asked for read. Raises SourceError for images of a shape that cannot be used.
         """
-        deltas = [piece.prepared for piece in work]
+        deltas = [request.prepared for request in requests]
         assert all(isinstance(delta, Delta) for delta in deltas)
         with torch.no_grad():
             features = self.source(images, Request.together(delta.request(delta.choose()) for delta in deltas))
-            return [_on_rows(delta, features, piece.rows) for delta, piece in zip(deltas, work, strict=True)]
+            return [_on_rows(delta, features, request.rows) for delta, request in zip(deltas, requests, strict=True)]
 
 
 def _on_rows(delta: Delta, features: FeatureMaps, rows: Sequence[int]) -> Tensor:
@@ -119,10 +119,10 @@ def _grid_of(delta: Delta, request: Request) -> tuple[int, Tensor]:
 
 
 class Program(nn.Module):
-    """One source pass and settled deltas: images (B, 3, H, W) -> logits (B, num_classes) of every delta.
+    """One source pass and frozen deltas: images (B, 3, H, W) -> logits (B, num_classes) of every delta.
 
     Pooling weights and batch norms are folded into the layers that they act on, and the source stops after the last
-    tap that a delta reads. The deltas given are left as they are. Raises DeltaError for one that is not settled.
+    tap that a delta reads. The deltas given are left unchanged. Raises DeltaError for one that is not frozen.
     """
 
     def __init__(self, source: Source, deltas: Sequence[Delta]) -> None:

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from torchsnow.engines import check_backend
+from torchsnow.engines import validate_backend
 from torchsnow.errors import ExperimentError
 from torchsnow.experiments.measuring import Progress, Workload, silent
 from torchsnow.experiments.serving_speed import KINDS, multiply_adds, throughput
@@ -62,7 +62,7 @@ class BenchSettings(Workload):
             if not self.tasks or min(self.tasks) < 1 or list(self.tasks) != sorted(set(self.tasks)):
                 given = ",".join(map(str, self.tasks))
                 raise ExperimentError(f"tasks is {given!r}; expected ascending whole numbers of 1 or more, like 1,2,5")
-            check_backend(self.backend, self.device)
+            validate_backend(self.backend, self.device)
             for name in ("image_size", "batch_size"):
                 if getattr(self, name) < 1:
                     raise ExperimentError(f"{name} is {getattr(self, name)}; expected a whole number of 1 or more")

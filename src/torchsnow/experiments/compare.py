@@ -26,7 +26,7 @@ from torchsnow.experiments.resources import ResourceCache, result_key
 from torchsnow.io.files import clear_os_errors, write_atomically
 from torchsnow.io.lock import FolderLock
 from torchsnow.plots import without_harm
-from torchsnow.report.page import check_finished, report_page
+from torchsnow.report.page import report_page, validate_finished
 from torchsnow.report.results import SCHEMA, Results
 from torchsnow.report.tables import write_cells
 
@@ -66,7 +66,7 @@ class Comparison:
         """Do the cells that are missing, or those of one shard, (number, count).
 
         `report` is called before each cell with it, the number of cells done, and that of all; `say` with what went
-        wrong. A cell that fails is noted, and the others go on. Several processes may do shards in one folder; what
+        wrong. A cell that fails is noted, and the others continue. Several processes may do shards in one folder; what
         another one is at work on is left to it.
         """
         with nullcontext() if shard else self.owned():
@@ -75,7 +75,7 @@ class Comparison:
             text = yaml.safe_dump(self.experiment.to_dict(), sort_keys=False, allow_unicode=True)
             write_atomically(self.path / "experiment.yaml", text, ExperimentError)
             cells = self.experiment.shard(*shard or (1, 1))
-            self.refuse_damaged()
+            self.validate_cells()
             self.num_kept = sum(self.read(cell) is not None for cell in cells)
             self._say_of_others(say)
             for done, cell in enumerate(cells):
@@ -157,7 +157,7 @@ class Comparison:
             raise ExperimentError(f"{path} is not of the cell that its name says: {_ADVICE}")
         return content
 
-    def refuse_damaged(self) -> None:
+    def validate_cells(self) -> None:
         """Raise ExperimentError, naming all of them, when there are cells that cannot be read."""
         problems = []
         for cell in self.experiment.cells():
@@ -183,7 +183,7 @@ class Comparison:
         """
         with self.owned():
             results = self._results(say)
-            check_finished(results)
+            validate_finished(results)
             results.save(self.path / "results.json")
             write_cells(results, self.path / "results.csv")
             with without_harm(say, "report.html"):

@@ -99,23 +99,23 @@ class Experiment:
         cache = self.image_cache_bytes
         if not isinstance(cache, int) or isinstance(cache, bool) or cache < 0:
             raise ExperimentError(f"image_cache_bytes is {cache!r}; expected a whole number of 0 or more")
-        self._check_vary()
+        self._validate_vary()
         unknown = sorted(set(self.augmentations) - set(self.data))
         if unknown:
             raise ExperimentError(f"augmentations names {unknown[0]!r}, which is not among the data")
         for text in self.methods:
-            self._check_method(text)
+            self._validate_method(text)
         for name, seed in itertools.product(self.data, self.seeds):
             self.settings(name, 1e-3, seed)
 
-    def _check_vary(self) -> None:
+    def _validate_vary(self) -> None:
         for factor, values in self.vary.items():
             if not values:
                 raise ExperimentError(f"vary.{factor} is empty; give the values to try")
             for value in values if factor not in OF_DATA else ():
                 PRESETS["default"].changed({factor: value})  # raises for what is no setting
 
-    def _check_method(self, text: str) -> None:
+    def _validate_method(self, text: str) -> None:
         name, preset = split_name(text)
         of_delta = [factor for factor in self.vary if factor not in OF_DATA]
         if of_delta and not METHODS[name].is_delta:
@@ -176,7 +176,7 @@ class Experiment:
         return [cell for cell, place in zip(self.cells(), places, strict=True) if place % count == number - 1]
 
     def settings_of(self, cell: PlannedCell) -> dict[str, Any]:
-        """All that a cell's result depends on beside the code, the data's and the source's content, in JSON values."""
+        """All that a cell's result depends on besides the code, the data's and the source's content, in JSON values."""
         training = self.settings(cell.data, 1.0, cell.seed).to_dict()
         budget = {name: value for name, value in training.items() if name not in ("lr", *_SPEED)}
         images = {name: getattr(self, name) for name in ("train_images", "val_images", "test_images")}

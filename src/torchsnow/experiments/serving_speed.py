@@ -89,7 +89,7 @@ def random_deltas(source: Source, spec: DeltaSpec, count: int) -> list[Delta]:
                 delta.subscribe(index, torch.ones(grid.num_pooled))
             for pool in delta.named_pools().values():
                 nn.init.uniform_(pool.weight, 0.5, 1.5)
-            deltas.append(delta.settle(source))
+            deltas.append(delta.freeze(source))
     return deltas
 
 

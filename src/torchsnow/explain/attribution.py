@@ -77,7 +77,7 @@ class Attribution(NamedTuple):
 
 
 def attribute(source: Source, delta: Delta, image: Tensor) -> Attribution:
-    """Take apart the logit of the class that a settled delta predicts for a normalised image (1, 3, S, S)."""
+    """Take apart the logit of the class that a frozen delta predicts for a normalised image (1, 3, S, S)."""
     choice = delta.choose()
     features = source(image, delta.request(choice))
     inputs: dict[str, tuple[Tensor, Tensor]] = {}
@@ -136,10 +136,10 @@ def _listening(delta: Delta, inputs: dict[str, tuple[Tensor, Tensor]], heads: li
             hook.remove()
 
 
-def _per_channel(delta: Delta, reader: str, x: Tensor, gradient: Tensor | None) -> Tensor:
+def _per_channel(delta: Delta, consumer: str, x: Tensor, gradient: Tensor | None) -> Tensor:
     """Value times gradient, (channels,); zero where the logit does not depend on the layer."""
     assert delta.body is not None
-    dim = 1 if isinstance(delta.body.get_submodule(reader), SubscribedConv2d | Entry | GridBody) else x.ndim - 1
+    dim = 1 if isinstance(delta.body.get_submodule(consumer), SubscribedConv2d | Entry | GridBody) else x.ndim - 1
     if gradient is None:
         return x.new_zeros(x.shape[dim])
     return (x.detach() * gradient).sum([other for other in range(x.ndim) if other != dim])
@@ -149,7 +149,7 @@ def _tap_shares(
     source: Source, delta: Delta, choice: dict[str, Tensor], shares: dict[str, tuple[Tensor, ...]]
 ) -> Iterator[TapShare]:
     if (pool := delta.grid_pool) is None:
-        yield from (_tap_share(name, delta, tap.readers, choice[name], shares) for name, tap in delta.taps.items())
+        yield from (_tap_share(name, delta, tap.consumers, choice[name], shares) for name, tap in delta.taps.items())
         return
     local, of_grid = (part.cpu() for part in shares[""])
     for tap, (index, at) in grid_by_tap(source, pool).items():

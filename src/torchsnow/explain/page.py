@@ -101,7 +101,7 @@ class Visualization:
         gallery.page.heading("Overlap between tasks")
         gallery.page.paragraph(
             "The Jaccard index counts the channels that two tasks share against those that either has. Tasks that "
-            "choose at random would share some too: compare with the matrix beside it."
+            "choose at random would share some too: compare with the matrix next to it."
         )
         gallery.numbers["overlap"] = {}
         for part in ("layers", "head"):
@@ -117,7 +117,7 @@ class Visualization:
 
 
 class Gallery:
-    """A page, the PNG files of its pictures, and JSON numbers beside it."""
+    """A page, the PNG files of its pictures, and JSON numbers next to it."""
 
     def __init__(self, title: str) -> None:
         self.page = Page(title)
@@ -210,7 +210,7 @@ class TaskSections:
             channels_figure(self.task.name, channels, made, tops, images, self.config),
             "The strongest channels, a picture made for each, and the images on which it is largest",
             "The strongest subscribed channels, spread over depth: at the left a picture that was made to drive the "
-            f"channel, beside it the images of {data.name} on which its average is largest, with that average.",
+            f"channel, next to it the images of {data.name} on which its average is largest, with that average.",
         )
 
     def image(self, picture: Image.Image) -> None:
@@ -289,5 +289,5 @@ def _subscription(run: RunFolder) -> Any:
             return json.loads(run.subscription.read_text(encoding="utf-8", errors="replace"))
     except json.JSONDecodeError as error:
         raise TrainingError(
-            f"{run.subscription} is damaged ({error}); resuming the run (--resume) writes it anew"
+            f"{run.subscription} is damaged ({error}); resuming the run (--resume) writes it again"
         ) from error

@@ -93,9 +93,9 @@ def places(source: Source) -> tuple[str, ...]:
 
 
 def read_subscription(source: Source, task: str, delta: Delta) -> TaskSubscription:
-    """The subscription of a settled delta."""
+    """The subscription of a frozen delta."""
     layers = [
-        _tap_subscription(name, tap.num_chs, _settled(delta.pools[key_of(name)]), _column_norms(delta, tap.readers))
+        _tap_subscription(name, tap.num_chs, _frozen(delta.pools[key_of(name)]), _column_norms(delta, tap.consumers))
         for name, tap in delta.taps.items()
     ]
     if (pool := delta.grid_pool) is not None:
@@ -104,7 +104,7 @@ def read_subscription(source: Source, task: str, delta: Delta) -> TaskSubscripti
     return TaskSubscription(task, tuple(layers), head)
 
 
-def _settled(pool: Any) -> Subscription:
+def _frozen(pool: Any) -> Subscription:
     assert isinstance(pool, Subscription)
     return pool
 
@@ -146,7 +146,7 @@ def _grid_subscriptions(source: Source, pool: Subscription, body: nn.Module | No
 
 
 def _head_subscriptions(source: Source, head: Head) -> Iterator[TapSubscription]:
-    weight = _settled(head.pool).weight.detach().float().cpu()
+    weight = _frozen(head.pool).weight.detach().float().cpu()
     norms = head.scale * head.fc.columns.detach().float().norm(dim=0).cpu()
     for name, num_chs, index, at in split_by_tap(source, head):
         channels, weights, strength = by_channel(index, weight[at], weight[at].abs() * norms[at])

@@ -94,6 +94,6 @@ def output_names(tasks: Iterable[str], identifiers: bool) -> dict[str, str]:
 
 
 def _identifier(task: str) -> str:
-    """As ONNX wants its names: a task's name has only "." and "-" beside letters, digits and "_"."""
+    """As ONNX wants its names: a task's name has only "." and "-" besides letters, digits and "_"."""
     name = re.sub(r"\W", "_", task)
     return f"_{name}" if name[0].isdigit() else name

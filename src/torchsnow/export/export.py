@@ -18,9 +18,9 @@ from torchsnow.engines.backends import HALF_TOLERANCE, TOLERANCE, clear_compiler
 from torchsnow.errors import CompileError, HubError
 from torchsnow.export.description import describe, output_names
 from torchsnow.export.formats import Format, NamedRunner, Network, Written, format_of, traced
-from torchsnow.export.quantize import Int8Cost, Measured, check_int8, measure, quantize
+from torchsnow.export.quantize import Int8Cost, Measured, measure, quantize, validate_int8
 from torchsnow.hub import Hub
-from torchsnow.io.files import TEMPORARY_SUFFIX, clear_os_errors, refuse_unwritable, sync_folder
+from torchsnow.io.files import TEMPORARY_SUFFIX, clear_os_errors, sync_folder, validate_writable_folder
 from torchsnow.source import InputConfig, Source
 from torchsnow.source.config import MAX_IMAGE_SIZE, Framing
 from torchsnow.task_file import Task
@@ -77,9 +77,9 @@ def plan_export(
     """
     chosen = format_of(out, kind)
     if int8:
-        check_int8(chosen.name)
-    _refuse_contradictions(chosen, int8, how)
-    _refuse_place(out)
+        validate_int8(chosen.name)
+    _validate_options(chosen, int8, how)
+    _validate_place(out)
     hub = _in_fp32(hub)
     tasks = tuple(hub.task(name) for name in dict.fromkeys(names or hub.names()))
     if not tasks:
@@ -89,7 +89,7 @@ def plan_export(
     return Plan(hub, tasks, _one_framing(tasks, image_size), chosen, out, how)
 
 
-def _refuse_contradictions(kind: Format, int8: bool, how: Written) -> None:
+def _validate_options(kind: Format, int8: bool, how: Written) -> None:
     if how.half and (int8 or kind.name == "torch"):
         other = "int8 has fewer bits than fp16 already" if int8 else "fp16 exists for the formats onnx and openvino"
         raise CompileError(f"{other}; leave out --fp16")
@@ -97,13 +97,13 @@ def _refuse_contradictions(kind: Format, int8: bool, how: Written) -> None:
         raise CompileError(f"an opset is ONNX's, not of the format {kind.name}; leave out --opset")
 
 
-def _refuse_place(out: Path) -> None:
+def _validate_place(out: Path) -> None:
     with clear_os_errors("write", out, CompileError):
         if not out.parent.is_dir():
             raise CompileError(f"cannot write {out}: there is no folder {out.parent}; make it first")
         if out.is_dir():
             raise CompileError(f"cannot write {out}: this is a folder; name a file")
-    refuse_unwritable(out.parent, CompileError)
+    validate_writable_folder(out.parent, CompileError)
 
 
 def _in_fp32(hub: Hub) -> Hub:
@@ -142,7 +142,7 @@ def write_export(plan: Plan, measured: Measured | None = None) -> Export:
     with _workshop(plan.out) as folder:
         file = folder / plan.out.name
         _write(plan, network, file, _description(plan, {"bits": 16} if plan.how.half else None))
-        _refuse_other_outputs(plan, _loaded(plan, file), expected)
+        _validate_outputs(plan, _loaded(plan, file), expected)
         costs: tuple[Int8Cost, ...] = ()
         if measured is not None:
             (folder / "int8").mkdir()
@@ -199,7 +199,7 @@ def _loaded(plan: Plan, file: Path) -> NamedRunner:
         return plan.kind.load(file)
 
 
-def _refuse_other_outputs(plan: Plan, run: NamedRunner, batches: Sequence[tuple[Tensor, Mapping[str, Tensor]]]) -> None:
+def _validate_outputs(plan: Plan, run: NamedRunner, batches: Sequence[tuple[Tensor, Mapping[str, Tensor]]]) -> None:
     for images, expected in batches:
         with clear_compiler_errors(f"{plan.kind.runtime} cannot run what was made for {plan.out}"):
             given = run(images)
@@ -213,7 +213,7 @@ def _refuse_other_outputs(plan: Plan, run: NamedRunner, batches: Sequence[tuple[
 
 @contextmanager
 def _workshop(out: Path) -> Iterator[Path]:
-    """A folder beside the file, from which it can be renamed into its place; gone in the end."""
+    """A folder next to the file, from which it can be renamed into its place; gone in the end."""
     with (
         clear_os_errors("write", out, CompileError),
         tempfile.TemporaryDirectory(prefix=".", suffix=TEMPORARY_SUFFIX, dir=out.parent) as folder,

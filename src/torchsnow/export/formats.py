@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from torchsnow.engines import Program, check_backend
+from torchsnow.engines import Program, validate_backend
 from torchsnow.engines.backends import clear_compiler_errors, onnx_session, quiet_tracing
 from torchsnow.errors import CompileError
 from torchsnow.export.description import INPUT, KEY
@@ -76,7 +76,7 @@ def traced(network: Network, images: Tensor) -> ExportedProgram:
 
 
 class Format(NamedTuple):
-    """`write` puts a traced network and its description into a file of `suffix`, and what `companions` name beside
+    """`write` puts a traced network and its description into a file of `suffix`, and what `companions` name next to
     it; `load` makes its runtime run that file. `identifiers`: names of outputs have no "." or "-"."""
 
     name: str
@@ -236,5 +236,5 @@ def format_of(out: Path, name: str | None) -> Format:
     if out.suffix != kind.suffix:
         raise CompileError(f"a file of the format {kind.name!r} ends in {kind.suffix}, not as {out.name} does")
     if kind.name != "torch":
-        check_backend(kind.name, "cpu")
+        validate_backend(kind.name, "cpu")
     return kind

@@ -54,7 +54,7 @@ class Int8Cost(NamedTuple):
     int8_accuracy: float | None
 
 
-def check_int8(kind: str) -> None:
+def validate_int8(kind: str) -> None:
     """Raise CompileError for a format that has no int8, or when what makes it is not installed."""
     if kind == "torch":
         raise CompileError("int8 exists for the formats onnx and openvino; choose one of them, or leave out --int8")

@@ -4,7 +4,7 @@ from .folder import Entry as Entry
 from .hub import Hub as Hub
 from .live import not_finite as not_finite
 from .live import predict_together as predict_together
-from .remote import refuse_writing as refuse_writing
+from .remote import validate_local as validate_local
 from .source import is_hub as is_hub
 from .source import source_for as source_for
 from .verify import Problem as Problem

@@ -19,8 +19,8 @@ from typing import Any
 from torchsnow.errors import HubError, TaskFileError
 from torchsnow.io.files import TEMPORARY_SUFFIX, clear_os_errors, sync_folder, write_atomically
 from torchsnow.io.lock import LOCK_FILE, locked
-from torchsnow.task_file import SourceInfo, check_task_name
-from torchsnow.task_file.json_shape import check_shape, check_version, parse_json
+from torchsnow.task_file import SourceInfo, validate_task_name
+from torchsnow.task_file.json_shape import parse_json, validate_shape, validate_version
 
 SOURCE_VERSION, INDEX_VERSION = 1, 2
 _ENTRY = {"sha256": str, "size_bytes": int, "num_classes": int, "added": str}
@@ -98,7 +98,7 @@ class IndexFile:
         self._read: tuple[bytes | None, Index] = None, Index(0, {})
 
     def read(self) -> Index:
-        """The index as it is now. Raises HubError for an index that is missing, damaged or of another version."""
+        """The current index. Raises HubError for an index that is missing, damaged or of another version."""
         with clear_os_errors("read", self.path, HubError):
             content = self.path.read_bytes()
         known, index = self._read
@@ -120,7 +120,7 @@ def read_source_info(path: Path) -> SourceInfo:
         content = path.read_bytes()
     try:
         values = parse_json(content)
-        check_version(values, SOURCE_VERSION)
+        validate_version(values, SOURCE_VERSION)
         return SourceInfo.from_dict({key: value for key, value in values.items() if key != "schema_version"})
     except ValueError as error:
         raise HubError(f"{path}: {error}") from error
@@ -135,15 +135,15 @@ def decode_index(content: bytes, path: Path | str) -> Index:
     """The index that a file of this path holds. Raises HubError for one that is damaged or of another version."""
     try:
         values = parse_json(content)
-        check_version(values, INDEX_VERSION)
-        check_shape(values, _SHAPE, "index")
+        validate_version(values, INDEX_VERSION)
+        validate_shape(values, _SHAPE, "index")
         tasks = {name: _entry(f"tasks.{name}", entry) for name, entry in values["tasks"].items()}
         former = {
             name: tuple(_entry(f"former.{name}[{i}]", entry) for i, entry in enumerate(entries))
             for name, entries in values["former"].items()
         }
         for name in {**tasks, **former}:
-            check_task_name(name)
+            validate_task_name(name)
     except ValueError as error:
         raise HubError(f"{path}: {error}. Bring this file back from a copy; the task files are not affected") from error
     return Index(values["generation"], tasks, former)
@@ -203,7 +203,7 @@ class Folder:
         return self._inside(TASKS_FOLDER, name, _file_name(entry))
 
     def read_index(self) -> Index:
-        """The index as it is now; cheap while nobody changes it. Raises HubError."""
+        """The current index; cheap while nobody changes it. Raises HubError."""
         self._inside(INDEX_FILE)
         return self._index_file.read()
 
@@ -248,7 +248,7 @@ class Folder:
             if folder.is_symlink() or (not versions and folder.exists()):
                 yield folder
 
-    def refuse_occupied(self) -> None:
+    def validate_vacant(self) -> None:
         """Raise HubError unless a hub can be made here: what an interrupted creation leaves may stay."""
         nearest = next(path for path in (self.path, *self.path.parents) if path.exists())
         if not nearest.is_dir():
@@ -288,7 +288,7 @@ class Folder:
         if path.parent != self.path / TASKS_FOLDER or path.is_symlink() or not path.is_dir():
             return False
         with suppress(TaskFileError):
-            check_task_name(path.name)
+            validate_task_name(path.name)
             return True
         return False
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from torchsnow.errors import HubError, SourceError, TaskFileError
+from torchsnow.hub.cache import CACHE_BYTES, TaskCache, size_of
 from torchsnow.hub.folder import (
     SOURCE_FILE,
     TASKS_FOLDER,
@@ -27,9 +28,8 @@ from torchsnow.hub.folder import (
     read_source_info,
     write_source_info,
 )
-from torchsnow.hub.remote import folder_at, refuse_writing
-from torchsnow.hub.residents import RESIDENT_BYTES, Residents, size_of
-from torchsnow.hub.verify import Problem, check_current, check_former, read_current, unusable
+from torchsnow.hub.remote import folder_at, validate_local
+from torchsnow.hub.verify import Problem, read_current, unusable, validate_current, validate_former
 from torchsnow.io.files import clear_os_errors, write_atomically
 from torchsnow.source.packages import PACKAGES
 from torchsnow.task_file.info import TaskInfo, content_hash, read_task_info
@@ -45,15 +45,15 @@ if TYPE_CHECKING:  # a hub's list needs no torch
 class Hub:
     """A hub on disk; make it with `Hub.create` or `Hub.open`. Threads may share it.
 
-    Every call sees the hub as it is then, with what other processes changed. Tasks are loaded when first used and
-    kept while `residents` has room for them. `source_info` describes the source.
+    Every call sees the hub's present state, with what other processes changed. Tasks are loaded when first used and
+    kept while `cache` has room for them. `source_info` describes the source.
     """
 
     def __init__(
-        self, folder: Folder, source_info: SourceInfo, source: Source | None, resident_bytes: int = RESIDENT_BYTES
+        self, folder: Folder, source_info: SourceInfo, source: Source | None, cache_bytes: int = CACHE_BYTES
     ) -> None:
         self.folder, self.source_info = folder, source_info
-        self.residents: Residents[Task] = Residents(resident_bytes)
+        self.cache: TaskCache[Task] = TaskCache(cache_bytes)
         self._source = source
         self._loading = threading.RLock()  # of the source or one task; what is loaded already need not wait
 
@@ -73,32 +73,32 @@ class Hub:
     @classmethod
     def create(cls, path: Path | str, source: Source) -> Self:
         """A new hub without tasks; the folder is made if missing. Raises HubError if it holds anything."""
-        refuse_writing(path)
+        validate_local(path)
         folder, info = Folder(Path(path)), SourceInfo.of(source)
         with clear_os_errors("make a hub in", folder.path, HubError):
             folder.path.mkdir(parents=True, exist_ok=True)
             with folder.locked():
-                folder.refuse_occupied()
+                folder.validate_vacant()
                 (folder.path / TASKS_FOLDER).mkdir(exist_ok=True)
                 folder.write_index(Index(0, {}))
                 write_source_info(folder.source_file, info)  # last: it makes the folder a hub
         return cls(folder, info, source)
 
     @staticmethod
-    def refuse_occupied(path: Path | str) -> None:
+    def validate_vacant(path: Path | str) -> None:
         """Raise HubError for a place where `create` could not make a hub, because something else is there."""
-        refuse_writing(path)
+        validate_local(path)
         with clear_os_errors("make a hub in", Path(path), HubError):
-            Folder(Path(path)).refuse_occupied()
+            Folder(Path(path)).validate_vacant()
 
     @classmethod
-    def open(cls, path: Path | str, source: Source | None = None, resident_bytes: int = RESIDENT_BYTES) -> Self:
+    def open(cls, path: Path | str, source: Source | None = None, cache_bytes: int = CACHE_BYTES) -> Self:
         """An existing hub. Without `source`, the one that the hub names is loaded when first needed.
 
         `path` is a folder, or an address as in "s3://bucket/hub", from where a hub can be read and not changed (see
         `torchsnow.hub.remote`).
 
-        No task file is read. At most `resident_bytes` of loaded tasks are kept in memory, those used last; a single
+        No task file is read. At most `cache_bytes` of loaded tasks are kept in memory, those used last; a single
         prediction holds all its tasks, whatever they take. Raises HubError for a folder that is not a hub, another
         version, or another source than the hub's.
         """
@@ -109,10 +109,10 @@ class Hub:
                     f"{path} is not a hub: it has no {SOURCE_FILE}; `torchsnow train DATA --task NAME --hub {path}` "
                     "makes one"
                 )
-        hub = cls(folder, read_source_info(folder.source_file), source, resident_bytes)
+        hub = cls(folder, read_source_info(folder.source_file), source, cache_bytes)
         folder.read_index()
         if source is not None:
-            hub._refuse_other(source)
+            hub._validate_source(source)
         return hub
 
     @property
@@ -124,7 +124,7 @@ class Hub:
         with self._loading:
             if self._source is None:
                 source = load_described(self.source_info)
-                self._refuse_other(source)
+                self._validate_source(source)
                 self._source = source
             return self._source
 
@@ -176,7 +176,7 @@ class Hub:
         return self.folder.read_index()
 
     def version(self, name: str, entry: Entry) -> Task:
-        """One version of a task, as an index named it, loaded anew.
+        """One version of a task, as an index named it, loaded again.
 
         Raises HubError for a file that is gone or damaged.
         """
@@ -270,7 +270,7 @@ class Hub:
             index = self.folder.read_index()
             self.entry(name, index)
             self.folder.write_index(index.without_task(name))
-        self.residents.drop(name)
+        self.cache.drop(name)
 
     def rollback(self, name: str) -> Entry:
         """Make the former version of a task current again, or bring back a removed task; return what is current now.
@@ -288,7 +288,7 @@ class Hub:
                     "it was never replaced, or `gc` deleted what it was"
                 )
             entry = index.former[name][0]
-            check_former(self.folder, name, entry)
+            validate_former(self.folder, name, entry)
             self.folder.write_index(index.rolled_back(name))
         return entry
 
@@ -317,9 +317,9 @@ class Hub:
         for done, (name, entry) in enumerate(versions, 1):
             try:
                 if index.tasks.get(name) == entry:
-                    check_current(self.folder, name, entry, source)
+                    validate_current(self.folder, name, entry, source)
                 else:
-                    check_former(self.folder, name, entry)
+                    validate_former(self.folder, name, entry)
             except HubError as error:
                 if entry in self.folder.read_index().versions(name):  # not deleted since the index was read
                     problems.append(Problem(name, str(error)))
@@ -338,17 +338,17 @@ class Hub:
         return self._task(name, now)  # replaced since the index was read
 
     def _resident(self, name: str, entry: Entry) -> Task:
-        task = self.residents.get(name, entry.sha256)
+        task = self.cache.get(name, entry.sha256)
         if task is not None:
             return task
         with self._loading:
-            task = self.residents.get(name, entry.sha256)  # another thread may have loaded it meanwhile
+            task = self.cache.get(name, entry.sha256)  # another thread may have loaded it meanwhile
             if task is None:
                 task = read_current(self.folder, name, entry, self.source)
-                self.residents.put(name, entry.sha256, task, size_of(task))
+                self.cache.put(name, entry.sha256, task, size_of(task))
             return task
 
-    def _refuse_other(self, source: Source) -> None:
+    def _validate_source(self, source: Source) -> None:
         difference = self.source_info.difference(SourceInfo.of(source))
         if difference:
             raise HubError(f"the hub {self.folder.path} is on another source: {difference}")

@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchsnow.engines import Engine, Work
+from torchsnow.engines import DeltaRequest, Engine
 from torchsnow.errors import HubError, SourceError, TorchsnowError
 from torchsnow.hub import Entry, Hub
+from torchsnow.hub.cache import TaskCache, size_of
 from torchsnow.hub.folder import Index
 from torchsnow.hub.remote import REFRESH_S, Copy
-from torchsnow.hub.residents import Residents, size_of
 from torchsnow.io.files import Stamp, file_stamp
 from torchsnow.io.shortage import shortage
 from torchsnow.source import Framing, Request, Source
 from torchsnow.task_file import Task
 
-RESIDENT_BYTES = 2 * 2**30  # of tasks; about 400 on ResNet-50
+CACHE_BYTES = 2 * 2**30  # of tasks; about 400 on ResNet-50
 
 
 def predict_together(source: Source, tasks: Mapping[str, Task], images: Tensor) -> dict[str, Tensor]:
@@ -111,29 +111,29 @@ class LiveHub:
 
     Every prediction works on the tasks of one moment. A change makes a new `Snapshot` off to the side and puts it in
     place in one step; predictions that run keep the old versions until they are done. Tasks are loaded when first
-    asked for, and those used last stay, up to `resident_bytes`; `residents` says which are there. Safe to be used
+    asked for, and those used last stay, up to `cache_bytes`; `cache` says which are there. Safe to be used
     by several threads at once.
     """
 
-    def __init__(self, hub: Hub, resident_bytes: int = RESIDENT_BYTES) -> None:
+    def __init__(self, hub: Hub, cache_bytes: int = CACHE_BYTES) -> None:
         self.hub = hub
         self.engine = Engine(hub.source)
-        self.residents: Residents[LiveTask] = Residents(resident_bytes)
+        self.cache: TaskCache[LiveTask] = TaskCache(cache_bytes)
         self._lock = threading.Lock()
         self._seen: dict[str, _Seen] = {}
         self._now = Snapshot(Index(-1, {}), MappingProxyType({}), MappingProxyType({}))
-        self.follow()
+        self.poll()
 
     @property
     def now(self) -> Snapshot:
         """The tasks that answer at present."""
         return self._now
 
-    def follow(self) -> bool:
+    def poll(self) -> bool:
         """Take over what has changed in the hub's folder, files behind the index's back too; returns whether anything
         has.
 
-        Raises HubError when the index cannot be read; the tasks that were there go on answering.
+        Raises HubError when the index cannot be read; the tasks that were there keep answering.
         """
         index = self.hub.index()
         with self._lock:
@@ -196,24 +196,24 @@ class LiveHub:
         """Answers of given versions of tasks, each for its own rows of the images (ascending), from one source pass."""
         if not tasks:
             return []
-        _refuse_odd(images)
-        work = [Work(task.prepared, tuple(own)) for task, own in zip(tasks, rows, strict=True)]
-        return [Answer(task, logits) for task, logits in zip(tasks, self.engine.run(images, work), strict=True)]
+        _validate_images(images)
+        requests = [DeltaRequest(task.prepared, tuple(own)) for task, own in zip(tasks, rows, strict=True)]
+        return [Answer(task, logits) for task, logits in zip(tasks, self.engine.run(images, requests), strict=True)]
 
     def _task(self, now: Snapshot, name: str) -> LiveTask:
         entry = now.entries.get(name)
         if entry is None:
             raise HubError(f"the hub {self.hub.folder.path} has no task {name!r}")
-        resident = self.residents.get(name, entry.sha256)
-        if resident is not None:
-            return resident
+        cached = self.cache.get(name, entry.sha256)
+        if cached is not None:
+            return cached
         if name in now.faults:
             raise HubError(now.faults[name])
         seen = self._look_at(name, entry)  # before the file is read: it may be mended right after
         try:
             task = self._load(name, entry)
         except Exception as error:  # whatever it is, those who ask for other tasks must not meet it
-            if self.follow():  # changed by another process since: what was asked for may be another file by now
+            if self.poll():  # changed by another process since: what was asked for may be another file by now
                 return self._task(self._now, name)
             why = str(error) if isinstance(error, TorchsnowError) else f"task {name!r} cannot be loaded: {error!r}"
             if isinstance(error, OSError) or shortage(error) is not None:
@@ -228,7 +228,7 @@ class LiveHub:
         task = self.hub.version(name, entry)
         prepared = self.engine.prepare(task.delta)
         live = LiveTask(name, entry.sha256, task.classes, task.framing, prepared, entry.size_bytes)
-        self.residents.put(name, entry.sha256, live, size_of(task))
+        self.cache.put(name, entry.sha256, live, size_of(task))
         return live
 
     def _look_at(self, name: str, entry: Entry) -> _Seen:
@@ -255,10 +255,10 @@ class LiveHub:
             if self._now.entries.get(name) == seen.entry:
                 self._seen[name] = seen
                 self._now = replace(self._now, faults=MappingProxyType({**self._now.faults, name: why}))
-                self.residents.drop(name)  # a former version does not speak for it
+                self.cache.drop(name)  # a former version does not speak for it
 
 
-def _refuse_odd(images: Tensor) -> None:
+def _validate_images(images: Tensor) -> None:
     """Raise SourceError for what is no batch of normalised images: engines would not all answer to it alike."""
     if not isinstance(images, Tensor) or images.dtype != torch.float32 or images.ndim != 4:
         given = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__

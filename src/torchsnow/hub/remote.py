@@ -44,7 +44,7 @@ def url_of(path: Path | str) -> str | None:
     return f"{scheme}://{'/' + rest.lstrip('/') if scheme in ('file', 'local') else rest.lstrip('/')}".rstrip("/")
 
 
-def refuse_writing(path: Path | str) -> None:
+def validate_local(path: Path | str) -> None:
     """Raise HubError for a place that hubs are only read from."""
     url = url_of(path) or _origin(Path(path))
     if url is not None:

@@ -43,17 +43,17 @@ def source_for(
     if name is None or name == own_name:
         mean, std = mean or info.input_config.mean, std or info.input_config.std
     else:
-        _refuse_other_architecture(hub, name)
+        _validate_architecture(hub, name)
         own_name, own_weights = name, "pretrained"
     source = load_source(own_name, weights or own_weights, precision or info.precision, mean, std)
     return Hub.open(hub_path, source).source
 
 
-def _refuse_other_architecture(hub: Hub, name: str) -> None:
-    from torchsnow.source.load import refuse_unknown
+def _validate_architecture(hub: Hub, name: str) -> None:
+    from torchsnow.source.load import validate_source_name
 
     if name not in PACKAGES:
-        refuse_unknown(name)
+        validate_source_name(name)
     if name in PACKAGES or name.partition(".")[0] != hub.source_info.name.partition(".")[0]:
         raise HubError(
             f"the hub {hub.folder.path} is on another source: {hub.source_info}, not {name}; "

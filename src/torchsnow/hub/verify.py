@@ -44,7 +44,7 @@ def unusable(folder: Folder, name: str, error: TaskFileError) -> HubError:
     )
 
 
-def check_current(folder: Folder, name: str, entry: Entry, source: Source) -> None:
+def validate_current(folder: Folder, name: str, entry: Entry, source: Source) -> None:
     """Raise HubError unless a task can be loaded and is what the index says."""
     num_classes, path = len(read_current(folder, name, entry, source).classes), folder.task_file(name, entry)
     with clear_os_errors("look at", path, HubError):
@@ -56,7 +56,7 @@ def check_current(folder: Folder, name: str, entry: Entry, source: Source) -> No
         )
 
 
-def check_former(folder: Folder, name: str, entry: Entry) -> None:
+def validate_former(folder: Folder, name: str, entry: Entry) -> None:
     """Raise HubError unless the file of a former version has the content that it was written with."""
     path, what = folder.task_file(name, entry), f"the former version {entry.sha256[:12]} of task {name!r}"
     with clear_os_errors(f"read {what},", path, HubError), path.open("rb") as file:

@@ -23,7 +23,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 def plain_cell(value: Any) -> Any:
     """A value for a CSV file; a text that a spreadsheet would run as a formula gets an apostrophe in front.
 
-    Texts come from names of folders, classes and files, which others may have chosen. Numbers stay as they are.
+    Texts come from names of folders, classes and files, which others may have chosen. Numbers stay unchanged.
     """
     return f"'{value}" if isinstance(value, str) and value.lstrip("'").startswith(_FORMULA) else value
 
@@ -89,7 +89,7 @@ def write_atomically(path: Path | str, content: bytes | str, error: type[Torchsn
         sync_folder(path.parent)
 
 
-def refuse_unwritable(folder: Path, error: type[TorchsnowError] = TorchsnowError) -> None:
+def validate_writable_folder(folder: Path, error: type[TorchsnowError] = TorchsnowError) -> None:
     """Raise `error` when a folder, or what is there of its path so far, cannot be written into: by trying, for modes
     and owners do not tell of read-only and full disks. What was tried is gone afterwards."""
     with clear_os_errors("write into", folder, error):
@@ -102,7 +102,7 @@ def make_folder(folder: Path, error: type[TorchsnowError] = TorchsnowError) -> N
     """Make a folder if it is missing. Raises `error` when that cannot be, or nothing can be written there."""
     with clear_os_errors("make the folder", folder, error):
         folder.mkdir(parents=True, exist_ok=True)
-    refuse_unwritable(folder, error)
+    validate_writable_folder(folder, error)
 
 
 def reserve(folder: Path, size_bytes: int) -> None:

@@ -82,7 +82,7 @@ if sys.platform != "win32":
 class FolderLock:
     """The lock of a folder that one owner at a time may write: a run, a comparison and the like.
 
-    The owner is in `.owner.json` beside the lock file, which others cannot read everywhere while it is held.
+    The owner is in `.owner.json` next to the lock file, which others cannot read everywhere while it is held.
     """
 
     def __init__(self, folder: Path, error: type[TorchsnowError]) -> None:
@@ -112,7 +112,7 @@ class FolderLock:
                 self._thread = None
                 self._tidy(missing)
 
-    def refuse_held(self) -> None:
+    def validate_unheld(self) -> None:
         """Raise the lock's error when the folder has another owner; nothing is written."""
         with clear_os_errors("look at", self._folder, self._error):
             is_new = not (self._folder / LOCK_FILE).exists()

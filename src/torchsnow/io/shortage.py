@@ -29,7 +29,7 @@ def shortage(error: BaseException) -> str | None:
     return None
 
 
-def system_refusal(error: BaseException) -> str | None:
+def system_shortage(error: BaseException) -> str | None:
     """As `shortage`; and for whatever else the system refused, where no one but the machine can be at fault."""
     numbers = (cause.errno for cause in _causes(error) if isinstance(cause, OSError))
     return shortage(error) or next((os.strerror(number).lower() for number in numbers if number is not None), None)

@@ -26,7 +26,7 @@ def read_yaml(path: Path, error: type[TorchsnowError], what: str = "") -> Any:
     if len(content) > _MAX_BYTES:
         raise error(f"{path} has more than {_MAX_BYTES} bytes; expected settings that a person writes")
     try:
-        _refuse_deep(content)
+        _validate_depth(content)
         node = yaml.compose(content, Loader=yaml.SafeLoader)
         if node is not None:
             _count(node, {})
@@ -36,7 +36,7 @@ def read_yaml(path: Path, error: type[TorchsnowError], what: str = "") -> Any:
         raise error(f"{path} is not a YAML file that can be used: {problem}") from problem
 
 
-def _refuse_deep(content: bytes) -> None:
+def _validate_depth(content: bytes) -> None:
     """Raise ValueError for what is nested so deeply that reading it would run out of stack."""
     depth = 0
     for event in yaml.parse(content, Loader=yaml.SafeLoader):

@@ -70,16 +70,16 @@ class FeatureStatistics:
 
     @property
     def cell_std(self) -> Tensor:
-        """The standard deviation of every channel over images and cells, (C,); see `ClassSums.spread` for the floor."""
+        """The standard deviation of every channel over images and cells, (C,); see `ClassSums.std` for the floor."""
         count = len(self.channels)
-        variance = self._squares / max(1, self._num_images) - self.sums.center[:count].square()
+        variance = self._squares / max(1, self._num_images) - self.sums.mean[:count].square()
         std = variance.clamp_min(0).sqrt()
         return std.clamp_min(max(FLOOR_SHARE * float(std.mean()), 1e-6)).float()
 
     def standardised(self, places: Tensor | None = None) -> Tensor:
         """The kept values, or those at `places` (n,), less their mean and over their deviation: (images, n)."""
         values = torch.cat(self._values)
-        mean, std = self.sums.center.float().cpu(), self.sums.spread.float().cpu()
+        mean, std = self.sums.mean.float().cpu(), self.sums.std.float().cpu()
         if places is not None:
             values, mean, std = values[:, places.cpu()], mean[places.cpu()], std[places.cpu()]
         return (values - mean) / std
@@ -90,6 +90,6 @@ class FeatureStatistics:
         Where no class has two images, nothing says what a class has in common: how much each value varies, then.
         """
         if int(self.labels.bincount().max()) < 2:
-            std = self.sums.spread.float().cpu()
+            std = self.sums.std.float().cpu()
             return std / std.square().mean().sqrt()
         return probe_importance(self.standardised(), self.labels, self.num_classes)

@@ -116,7 +116,8 @@ class LinearMethod(PlainMethod):
         return {"name": self.name, "source": self.source.identity(), **read}
 
     def start(self, images: Batches, device: torch.device) -> None:
-        """One source pass: the values' mean and spread, and where wanted which of them are read, and a start."""
+        """One source pass: the values' mean and standard deviation, and where wanted which of them are read, and a
+        start."""
         sums = ClassSums(self.values.num_values, self.num_classes, device)
         kept: list[tuple[Tensor, Tensor]] = []
         for batch, labels in images:
@@ -124,11 +125,11 @@ class LinearMethod(PlainMethod):
             sums.add(values, labels.to(device))
             if self.probe and sum(len(other) for other, _ in kept) < MAX_IMAGES:
                 kept.append((values.cpu(), labels))
-        center, spread = sums.center.float(), sums.spread.float()
+        mean, std = sums.mean.float(), sums.std.float()
         if kept:
             values, labels = (torch.cat(parts) for parts in zip(*kept, strict=True))
-            self._fit((values - center.cpu()) / spread.cpu(), labels)
-        self.values.center, self.values.spread = center[self.values.index], spread[self.values.index]
+            self._fit((values - mean.cpu()) / std.cpu(), labels)
+        self.values.center, self.values.spread = mean[self.values.index], std[self.values.index]
 
     def _fit(self, values: Tensor, labels: Tensor) -> None:
         if self.choose is not None:

@@ -56,9 +56,11 @@ def decayed_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dic
 
 def load_living(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     """Copy `state` over the tensors `own` of a model. Raises TrainingError unless names and shapes are equal."""
-    odd = sorted(set(own) ^ set(state)) or sorted(name for name in own if own[name].shape != state[name].shape)
-    if odd:
-        raise TrainingError(f"the saved state does not fit this model: {odd[0]!r} differs ({len(odd)} tensors in all)")
+    invalid = sorted(set(own) ^ set(state)) or sorted(name for name in own if own[name].shape != state[name].shape)
+    if invalid:
+        raise TrainingError(
+            f"the saved state does not fit this model: {invalid[0]!r} differs ({len(invalid)} tensors in all)"
+        )
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(state[name])

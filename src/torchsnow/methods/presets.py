@@ -25,13 +25,13 @@ class PoolTraining:
       it from Normal(1, 0.1), and "equal" leaves it at 1.
     - `learned`: whether w trains; if not, the choice that it starts with stays.
     - `sigma`: standard deviation of the noise on w, as a share of the present standard deviation of w in its pool.
-    - `quiet_from`: share of the training after which there is no noise; until then it falls linearly. None keeps it.
+    - `noise_end`: share of the training after which there is no noise; until then it falls linearly. None keeps it.
     - `probe`: the head starts as the best linear head over what it reads, and its pool gets no noise: the choice that
       the linear head was fitted to is changed by the gradient alone.
-    - `head`: "together" trains the whole head and the body by one loss. With "apart" the linear head stays the probe
-      that it started as, the body learns the task for itself, and the validation split says how much its logits
-      count beside the probe's: a probe that fits its training images leaves a body that trains beside it no error to
-      learn from.
+    - `head`: "joint" trains the whole head and the body by one loss. With "frozen_probe" the linear head stays the
+      probe that it started as, the body learns the task for itself, and the validation split says how much its logits
+      count relative to the probe's: a probe that fits its training images leaves a body that trains next to it no error
+      to learn from.
     - `pool_lr`, `head_lr`: learning rates of the pooling weights and of the head, as multiples of the others'.
     """
 
@@ -39,9 +39,9 @@ class PoolTraining:
     head_start: Start = "probe"
     learned: bool = True
     sigma: float = 0.5
-    quiet_from: float | None = 0.7
+    noise_end: float | None = 0.7
     probe: bool = True
-    head: Literal["apart", "together"] = "apart"
+    head: Literal["frozen_probe", "joint"] = "frozen_probe"
     pool_lr: float = 1.0
     head_lr: float = 1.0
 
@@ -49,16 +49,18 @@ class PoolTraining:
         for name in ("start", "head_start"):
             if getattr(self, name) not in get_args(Start):
                 raise TrainingError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(Start))}")
-        if self.head not in ("apart", "together"):
-            raise TrainingError(f"head is {self.head!r}; expected 'apart' or 'together'")
-        if self.head == "apart" and self.probe is False:
-            raise TrainingError("head is 'apart', which keeps the probe, and probe is false; set one of them otherwise")
+        if self.head not in ("frozen_probe", "joint"):
+            raise TrainingError(f"head is {self.head!r}; expected 'frozen_probe' or 'joint'")
+        if self.head == "frozen_probe" and self.probe is False:
+            raise TrainingError(
+                "head is 'frozen_probe', which keeps the probe, and probe is false; set one of them otherwise"
+            )
         for name in ("learned", "probe"):
             if not isinstance(getattr(self, name), bool):
                 raise TrainingError(f"{name} is {getattr(self, name)!r}; expected true or false")
-        quiet = self.quiet_from
-        if quiet is not None and not (isinstance(quiet, int | float) and 0 < quiet <= 1):
-            raise TrainingError(f"quiet_from is {quiet!r}; expected None or a share above 0, up to 1")
+        end = self.noise_end
+        if end is not None and not (isinstance(end, int | float) and 0 < end <= 1):
+            raise TrainingError(f"noise_end is {end!r}; expected None or a share above 0, up to 1")
         for name in ("sigma", "pool_lr", "head_lr"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value < float("inf"):
@@ -66,12 +68,12 @@ class PoolTraining:
 
     def sigma_at(self, progress: float) -> float:
         """The noise at `progress` (0 to 1), as a share of the standard deviation of w."""
-        return self.sigma if self.quiet_from is None else self.sigma * max(0.0, 1 - progress / self.quiet_from)
+        return self.sigma if self.noise_end is None else self.sigma * max(0.0, 1 - progress / self.noise_end)
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A named way to make and train a delta: settings of its DeltaSpec beside `num_classes`, and of its pools.
+    """A named way to make and train a delta: settings of its DeltaSpec besides `num_classes`, and of its pools.
 
     `budget` is the most that a grid body may cost, as a share of the source's multiply-adds: it is as wide as that
     allows, up to the width in `shape`. `size_budget` is the most that the whole delta may take, as a share of the
@@ -121,7 +123,7 @@ _FIXED = PoolTraining(learned=False, sigma=0.0)
 # As published, in the strongest literal reading: chosen channels in the order of their numbers, and little noise. The
 # noise never ends, and nothing tells w where to start.
 _PUBLISHED = {"head_taps": (), "head_divisor": 8}
-_NOISY = PoolTraining(start="random", head_start="random", sigma=0.03, quiet_from=None, probe=False, head="together")
+_NOISY = PoolTraining(start="random", head_start="random", sigma=0.03, noise_end=None, probe=False, head="joint")
 
 PRESETS: Mapping[str, Preset] = {
     "default": Preset(_SHAPE, _FIXED, 0.04, 0.05),

@@ -68,11 +68,11 @@ def choose_penalty(x: np.ndarray, y: np.ndarray, num_classes: int) -> float:
 
 
 @dataclass(frozen=True)
-class Reading:
+class FeatureSelection:
     """What a probe should read: the `num_read` strongest values, with this inverse penalty (None: not chosen here).
 
     The strength is a value's importance if `by_importance`, whose square then divides the penalty on its weights;
-    otherwise it is the norm of its weights under a group lasso (`lasso_strength`).
+    otherwise it is the norm of its weights under a group lasso (`lasso_importance`).
     """
 
     num_read: int
@@ -80,7 +80,7 @@ class Reading:
     inverse_penalty: float | None
 
 
-def choose_reading(values: Tensor, labels: Tensor, num_classes: int, nums: Sequence[int]) -> Reading:
+def select_features(values: Tensor, labels: Tensor, num_classes: int, nums: Sequence[int]) -> FeatureSelection:
     """How many of the strongest of the values (n, N) a probe should read, and how they are penalised, by at most 2,000
     of the images.
 
@@ -91,7 +91,7 @@ def choose_reading(values: Tensor, labels: Tensor, num_classes: int, nums: Seque
     penalty is the strictest that is no worse than the best by more than a standard error.
     """
     if len(values) < _FEWEST:
-        return Reading(nums[0], True, None)
+        return FeatureSelection(nums[0], True, None)
     tried = [(nums[0], False)]
     if len(values) < _MANY:
         tried += [(num, True) for num in nums]
@@ -100,7 +100,7 @@ def choose_reading(values: Tensor, labels: Tensor, num_classes: int, nums: Seque
     losses: list[list[np.ndarray]] = [[np.zeros((len(INVERSE_PENALTIES), 0))] for _ in tried]
     for fit, held in _folds(y):
         ranked = {
-            by_importance: (probe_importance if by_importance else lasso_strength)(
+            by_importance: (probe_importance if by_importance else lasso_importance)(
                 values[fit], labels[fit], num_classes
             )
             for by_importance in {by_importance for _, by_importance in tried}
@@ -113,7 +113,7 @@ def choose_reading(values: Tensor, labels: Tensor, num_classes: int, nums: Seque
             losses[place].append(_losses(x, y[fit], x_held, y[held], num_classes))
     of_tried = [np.concatenate(one, 1) for one in losses]
     best = min(range(len(tried)), key=lambda place: of_tried[place].sum(1).min())
-    return Reading(*tried[best], INVERSE_PENALTIES[_best(of_tried[best])])
+    return FeatureSelection(*tried[best], INVERSE_PENALTIES[_best(of_tried[best])])
 
 
 def _losses(x: np.ndarray, y: np.ndarray, x_held: np.ndarray, y_held: np.ndarray, num_classes: int) -> np.ndarray:
@@ -177,7 +177,7 @@ def _without_advice() -> Iterator[None]:
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # training goes on from here anyway
+        warnings.simplefilter("ignore", ConvergenceWarning)  # training continues from here anyway
         warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")  # so few images it is
         yield
 
@@ -207,12 +207,12 @@ def _some(values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return values[drawn], labels[drawn]
 
 
-def lasso_strength(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+def lasso_importance(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """The norm of the weights of each of the standardised values (n, N) in a linear layer under a group lasso, (N,), by
     at most 2,000 images."""
     values, labels = _some(values, labels)
-    strength: Tensor = group_lasso(values, labels, num_classes).norm(dim=1)
-    return strength
+    importance: Tensor = group_lasso(values, labels, num_classes).norm(dim=1)
+    return importance
 
 
 def probe_importance(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:

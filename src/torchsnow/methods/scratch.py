@@ -11,7 +11,7 @@ from torchsnow.source.source import Source
 
 _ALONE = Preset(
     {"taps": (), "head_taps": (), "head_last": False},
-    PoolTraining(start="equal", head_start="equal", probe=False, head="together"),
+    PoolTraining(start="equal", head_start="equal", probe=False, head="joint"),
 )
 
 

@@ -19,14 +19,14 @@ from torchsnow.delta.spec import DeltaSpec
 from torchsnow.errors import TrainingError
 from torchsnow.methods.feature_statistics import FeatureStatistics
 from torchsnow.methods.presets import PRESETS, PoolTraining
-from torchsnow.methods.probe import choose_reading, fit_probe, lasso_strength
+from torchsnow.methods.probe import fit_probe, lasso_importance, select_features
 from torchsnow.methods.stored import StoredDelta, SubscribedValues
 from torchsnow.model import SnowModel
 from torchsnow.pooling import ChannelPooling, Subscription, num_pooled
 from torchsnow.source.source import Source
 from torchsnow.train.contract import Batches, MixingWeights, TaskCost
 
-_SHARES = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the body's logits beside the probe's
+_MIXING_WEIGHTS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the body's logits relative to the probe's
 _TEMPERATURES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # at which sums are compared
 _FEWER = (1, 4)  # times fewer values for the head than the spec allows, if cross-validation says so
 _DRAWS = 16  # of noise, to see how many channels would still change
@@ -51,8 +51,8 @@ class Snow:
                     nn.init.normal_(pool.weight, mean=1.0, std=0.1)
         for pool in self.delta.named_pools().values():
             pool.weight.requires_grad_(pools.learned)
-        if pools.head == "apart":
-            self._head().train_apart()
+        if pools.head == "frozen_probe":
+            self._head().freeze_probe()
         self.model = SnowModel(source, self.delta)
 
     def config(self) -> dict[str, Any]:
@@ -87,8 +87,8 @@ class Snow:
         if isinstance(head, Head):
             num_last = self.source.num_features if head.last else 0
             head_places = stats.places(head.channels, num_last, self.spec.head_std)
-            head.center.copy_(stats.sums.center[head_places])
-            head.spread.copy_(stats.sums.spread[head_places])
+            head.center.copy_(stats.sums.mean[head_places])
+            head.spread.copy_(stats.sums.std[head_places])
         scorings = {"probe": stats.importance, "anova": stats.sums.f_statistic}
         scores = {start: scoring() for start, scoring in scorings.items() if start in self._starts}
         places = {name: stats.places(self.source.channels_of([name])) for name in self.delta.taps}
@@ -96,7 +96,7 @@ class Snow:
             places["head"] = head_places
         for name, pool in self.delta.named_pools().items():
             if self._start_of(name) in scores:
-                inform(pool, scores[self._start_of(name)].cpu()[places[name].cpu()])
+                init_by_scores(pool, scores[self._start_of(name)].cpu()[places[name].cpu()])
         self._subscribe(stats, scores)
         if self.pools.probe and isinstance(head, Head) and head_places is not None:
             ranked = self.pools.head_start == "probe"
@@ -121,12 +121,12 @@ class Snow:
         penalty = None
         if importance is not None and self.spec.slots == "channel":
             most = num_pooled(head.pool.num_chs, self.spec.head_divisor)
-            reading = choose_reading(values, labels, self.spec.num_classes, [max(1, most // few) for few in _FEWER])
-            head.read_fewer(reading.num_read)
-            penalty = reading.inverse_penalty
-            if not reading.by_importance:
+            selection = select_features(values, labels, self.spec.num_classes, [max(1, most // few) for few in _FEWER])
+            head.select_k(selection.num_read)
+            penalty = selection.inverse_penalty
+            if not selection.by_importance:
                 assert isinstance(head.pool, ChannelPooling)
-                inform(head.pool, lasso_strength(values, labels, self.spec.num_classes))
+                init_by_scores(head.pool, lasso_importance(values, labels, self.spec.num_classes))
                 importance = None
         start_as_probe(head, values, labels, penalty, importance)
 
@@ -143,15 +143,17 @@ class Snow:
     def _head(self) -> Head:
         head = self.delta.head
         if not isinstance(head, Head):
-            raise TrainingError("head is 'apart', and this delta's head reads nothing of the source; use 'together'")
+            raise TrainingError(
+                "head is 'frozen_probe', and this delta's head reads nothing of the source; use 'joint'"
+            )
         return head
 
     def tune(self, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> float | None:
-        """With the head apart: how much the probe and the body count, by the cross-entropy on the validation images.
+        """With a frozen probe: how much the probe and the body count, by the cross-entropy on the validation images.
 
         Returns the body's own accuracy; None with the head together, where it cannot be told.
         """
-        if self.pools.head != "apart":
+        if self.pools.head != "frozen_probe":
             return None
         head = self._head()
         logits: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -160,11 +162,11 @@ class Snow:
         with torch.no_grad():
             for batch, of_batch in batches:
                 labels.append(of_batch)
-                for part, shares in zip(logits, ((1.0, 0.0), (0.0, 1.0)), strict=True):
-                    head.mix(*shares)
+                for part, weights in zip(logits, ((1.0, 0.0), (0.0, 1.0)), strict=True):
+                    head.mix(*weights)
                     part.append(model(batch.to(device)).float().cpu())
         probe, body, truth = torch.cat(logits[0]), torch.cat(logits[1]), torch.cat(labels)
-        head.mix(*best_shares(probe, body, truth))
+        head.mix(*best_mixing_weights(probe, body, truth))
         return float((body.argmax(1) == truth).float().mean())
 
     @property
@@ -182,7 +184,7 @@ class Snow:
     @property
     def _choice_may_change(self) -> bool:
         """Whether what an open pool chooses depends on the step."""
-        pools = [] if self.pools.head == "apart" else list(self.delta.named_pools().values())
+        pools = [] if self.pools.head == "frozen_probe" else list(self.delta.named_pools().values())
         return bool(pools) and (self.pools.learned or self.pools.sigma > 0)
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -200,7 +202,7 @@ class Snow:
         return [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
 
     def set_progress(self, fraction: float) -> None:
-        """Set every pool's noise in proportion to the present spread of its weights."""
+        """Set every pool's noise in proportion to the present standard deviation of its weights."""
         share = self.pools.sigma_at(fraction)
         pools = [pool for name, pool in self.delta.named_pools().items() if not (name == "head" and self.pools.probe)]
         spreads = torch.stack([_spread(pool) for pool in pools]).tolist() if share and pools else [0.0] * len(pools)
@@ -235,15 +237,15 @@ class Snow:
         except RuntimeError as error:
             raise TrainingError(f"the saved state does not fit this delta: {error}") from error
         if isinstance(self.delta.head, Head):
-            self.delta.head.read_fewer(int(self.delta.head.num_read))
+            self.delta.head.select_k(int(self.delta.head.num_read))
 
     def subscription(self) -> dict[str, Any]:
         """{tap: {"channels": N, "index": the chosen ones in ascending order, "weight": theirs}}."""
-        return chosen_channels(self.delta.settle(self.source))
+        return chosen_channels(self.delta.freeze(self.source))
 
     def shipped_state(self) -> dict[str, Tensor]:
-        """The delta with its choice of channels fixed."""
-        return dict(self.delta.settle(self.source).state_dict())
+        """The delta with its choice of channels frozen."""
+        return dict(self.delta.freeze(self.source).state_dict())
 
     def mixing_weights(self) -> MixingWeights:
         """Those of the head; a delta that is its body or its head alone has nothing of the other."""
@@ -260,8 +262,8 @@ class Snow:
         return TaskCost(reads * source_cost(self.source).multiply_adds + own, own)
 
     def finish(self) -> SnowModel:
-        """The source and the delta with its choice of channels fixed."""
-        return self.model.settle().eval()
+        """The source and the delta with its choice of channels frozen."""
+        return self.model.freeze().eval()
 
 
 def make_snow(
@@ -274,7 +276,7 @@ def make_snow(
     return Snow(source, chosen.spec_for(source, num_classes), chosen.pools, seed)
 
 
-def inform(pool: ChannelPooling, scores: Tensor) -> None:
+def init_by_scores(pool: ChannelPooling, scores: Tensor) -> None:
     """Set w to 0.5 for the lowest of the scores (N,), 1.5 for the highest, and evenly between; 1 where N is 1."""
     ranks = scores.argsort(stable=True).argsort().double()
     with torch.no_grad():
@@ -302,7 +304,7 @@ def start_as_probe(
         head.fc.local.bias.copy_(bias)
 
 
-def best_shares(probe: Tensor, body: Tensor, labels: Tensor) -> tuple[float, float]:
+def best_mixing_weights(probe: Tensor, body: Tensor, labels: Tensor) -> tuple[float, float]:
     """How much a probe and a body count, (a, s), in the logits `a * probe + s * body`, (n, num_classes) each.
 
     A body counts if some sum has a lower cross-entropy than the probe alone, by more than twice the standard error of
@@ -318,8 +320,8 @@ def best_shares(probe: Tensor, body: Tensor, labels: Tensor) -> tuple[float, flo
         tried = [(F.cross_entropy(logits / heat, labels, reduction="none"), heat) for heat in _TEMPERATURES]
         return min(tried, key=lambda one: float(one[0].mean()))
 
-    sums = {share: at_best(probe + share * body) for share in _SHARES}
-    share = min(_SHARES, key=lambda share: float(sums[share][0].mean()))
+    sums = {share: at_best(probe + share * body) for share in _MIXING_WEIGHTS}
+    share = min(_MIXING_WEIGHTS, key=lambda share: float(sums[share][0].mean()))
     (alone, heat_alone), (joint, heat) = at_best(body), sums[share]
     counts = 1 / heat, share / heat
     if not _clearly_better(joint, alone, 2):
@@ -350,16 +352,16 @@ def _spread(pool: ChannelPooling) -> Tensor:
     return pool.weight.detach().std(correction=0)
 
 
-def chosen_channels(settled: Delta) -> dict[str, Any]:
-    """The choice of a settled delta: {tap: {"channels": N, "index": in ascending order, "weight": theirs}}.
+def chosen_channels(frozen: Delta) -> dict[str, Any]:
+    """The choice of a frozen delta: {tap: {"channels": N, "index": in ascending order, "weight": theirs}}.
 
     The head's own is named "head".
     """
-    pools: dict[str, nn.Module] = {name: settled.pools[key_of(name)] for name in settled.taps}
-    if settled.grid_pool is not None:
-        pools[GRID] = settled.grid_pool
-    if isinstance(settled.head, Head):
-        pools["head"] = settled.head.pool
+    pools: dict[str, nn.Module] = {name: frozen.pools[key_of(name)] for name in frozen.taps}
+    if frozen.grid_pool is not None:
+        pools[GRID] = frozen.grid_pool
+    if isinstance(frozen.head, Head):
+        pools["head"] = frozen.head.pool
     return {name: _chosen(pool) for name, pool in pools.items() if isinstance(pool, Subscription)}
 
 

@@ -1,4 +1,5 @@
-"""Streaming statistics of many values over labelled images: mean, spread, and how well each tells classes apart."""
+"""Streaming statistics of many values over labelled images: mean, standard deviation, and how well each tells classes
+apart."""
 
 from __future__ import annotations
 
@@ -26,28 +27,28 @@ class ClassSums:
         self._squares += values.square().sum(0)
 
     @property
-    def center(self) -> Tensor:
+    def mean(self) -> Tensor:
         """The mean over all images, (N,)."""
         return self._sums.sum(0) / self._counts.sum()
 
     @property
-    def spread(self) -> Tensor:
+    def std(self) -> Tensor:
         """The standard deviation over all images, (N,).
 
-        A value that is all but constant gets a hundredth of the average spread: divided by its own, it would blow
-        up on the first image that differs.
+        A value that is all but constant gets a hundredth of the average standard deviation: divided by its own, it
+        would blow up on the first image that differs.
         """
-        spread = self._raw_spread
-        return spread.clamp_min(max(FLOOR_SHARE * float(spread.mean()), 1e-6))
+        std = self._raw_std
+        return std.clamp_min(max(FLOOR_SHARE * float(std.mean()), 1e-6))
 
     @property
-    def _raw_spread(self) -> Tensor:
+    def _raw_std(self) -> Tensor:
         return (self._total / self._counts.sum()).sqrt()
 
     @property
     def _total(self) -> Tensor:
         """Sum of squared deviations from the mean."""
-        return (self._squares - self._counts.sum() * self.center.square()).clamp_min(0)
+        return (self._squares - self._counts.sum() * self.mean.square()).clamp_min(0)
 
     def f_statistic(self) -> Tensor:
         """One-way analysis of variance, (N,): variance between classes over variance within them.
@@ -56,7 +57,7 @@ class ClassSums:
         """
         num_images, num_classes = float(self._counts.sum()), int((self._counts > 0).sum())
         means = self._sums / self._counts.clamp_min(1)[:, None]
-        between = (self._counts[:, None] * (means - self.center).square()).sum(0)
+        between = (self._counts[:, None] * (means - self.mean).square()).sum(0)
         within = (self._total - between).clamp_min(0)
         ratio = (between / max(1, num_classes - 1)) / (within / max(1, num_images - num_classes))
-        return torch.where(self._raw_spread < self.spread, 0.0, ratio).nan_to_num(0.0, posinf=torch.inf)
+        return torch.where(self._raw_std < self.std, 0.0, ratio).nan_to_num(0.0, posinf=torch.inf)

@@ -84,7 +84,7 @@ METHODS: Mapping[str, Kind] = {
         lambda source, num_classes, seed, preset, changes: make_taps(source, num_classes),
         5e-3,
     ),
-    "side": Kind("a delta beside the source's last features (side-tuning)", _delta(make_side), 5e-3, is_delta=True),
+    "side": Kind("a delta next to the source's last features (side-tuning)", _delta(make_side), 5e-3, is_delta=True),
     "bn": Kind("batch norms and the last layer (model patch)", _plain(make_bn), 2e-3),
 }
 

@@ -26,8 +26,8 @@ def make_taps(source: Source, num_classes: int) -> LinearMethod:
     num_read = max(1, round(KEPT_SHARE * num_values))
 
     def choose(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-        strength = group_lasso(values, labels, num_classes).norm(dim=1)
-        chosen: Tensor = strength.argsort(descending=True, stable=True)[:num_read]
+        importance = group_lasso(values, labels, num_classes).norm(dim=1)
+        chosen: Tensor = importance.argsort(descending=True, stable=True)[:num_read]
         return chosen.sort().values
 
     return LinearMethod("taps", source, num_classes, taps, num_read, choose, probe=True)

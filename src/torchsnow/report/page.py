@@ -69,7 +69,7 @@ def save_pictures(results: Results, folder: Path) -> list[Path]:
     return paths
 
 
-def check_finished(results: Results) -> None:
+def validate_finished(results: Results) -> None:
     """Raises ExperimentError when there is nothing to report."""
     if not results.cells:
         first = f"; the first of {len(results.failed)} failures: {results.failed[0].error}" if results.failed else ""
@@ -80,7 +80,7 @@ def check_finished(results: Results) -> None:
 
 def _content(results: Results, place: Place | None) -> dict[str, Any]:
     """What report.jinja writes down."""
-    check_finished(results)
+    validate_finished(results)
     return {
         "short": False,
         "results": results,

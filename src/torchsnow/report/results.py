@@ -12,7 +12,7 @@ from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from torchsnow.errors import ExperimentError
 from torchsnow.io.files import clear_os_errors, write_atomically
-from torchsnow.task_file.json_shape import check_shape
+from torchsnow.task_file.json_shape import validate_shape
 from torchsnow.train.history import Epoch
 
 SCHEMA = 2
@@ -39,7 +39,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Try:
+class Trial:
     """One learning rate of the search, and the best validation accuracy that it led to; None if training broke down."""
 
     lr: float
@@ -74,7 +74,7 @@ class Cell:
     """One finished training: a source, a data set, a variant, a method and a seed.
 
     `key` is a hash of the code, data, source and settings that made it. `tries` is empty where the learning rate `lr`
-    was taken over from another seed. `stored_bytes` is what has to be kept of the task beside the source, `seconds`
+    was taken over from another seed. `stored_bytes` is what has to be kept of the task besides the source, `seconds`
     what the cell took with its search.
     """
 
@@ -89,7 +89,7 @@ class Cell:
     test_images: int
     num_classes: int
     lr: float
-    tries: tuple[Try, ...]
+    tries: tuple[Trial, ...]
     best_epoch: int
     val: Scores
     test: Scores
@@ -161,7 +161,7 @@ class Results:
     @classmethod
     def from_dict(cls, values: Any) -> Self:
         """The results in JSON values. Raises ExperimentError, naming the field, for any that are not as they should."""
-        check_values(values)
+        validate_values(values)
         made: Self = _made(cls, {key: value for key, value in values.items() if key != "schema"})
         return made
 
@@ -173,7 +173,7 @@ class Results:
     def save(self, path: Path) -> None:
         """Write results.json atomically. Raises ExperimentError for values that `load` would refuse, and disks."""
         values = self.to_dict()
-        check_values(values)
+        validate_values(values)
         write_atomically(path, json.dumps(values, indent=1, allow_nan=False) + "\n", ExperimentError)
 
     def cost(self, source: str, method: str) -> StepCost | None:
@@ -190,7 +190,7 @@ def _made(kind: Any, value: Any) -> Any:
 
 
 def _shape_of(kind: Any) -> Any:
-    """The shape, as `check_shape` takes it, of the JSON values of a type."""
+    """The shape, as `validate_shape` takes it, of the JSON values of a type."""
     if is_dataclass(kind):
         return {name: _shape_of(field) for name, field in get_type_hints(kind).items()}
     inner = get_args(kind)
@@ -203,19 +203,19 @@ def _shape_of(kind: Any) -> Any:
     return kind
 
 
-def check_values(values: Any) -> None:
+def validate_values(values: Any) -> None:
     """Raise ExperimentError, naming the first field that is wrong, unless these are the values of a results.json."""
     try:
-        _check_schema(values)
-        check_shape(values, {"schema": int, **_shape_of(Results)}, "results")
+        _validate_schema(values)
+        validate_shape(values, {"schema": int, **_shape_of(Results)}, "results")
         for place, key, number in _numbers(values, "results", ""):
-            _check_number(place, key, number)
-        _check_twins(values["cells"])
+            _validate_number(place, key, number)
+        _validate_twins(values["cells"])
     except ValueError as error:
         raise ExperimentError(str(error)) from error
 
 
-def _check_schema(values: Any) -> None:
+def _validate_schema(values: Any) -> None:
     given = values.get("schema") if isinstance(values, dict) else None
     if type(given) is not int:
         raise ValueError("it does not say its schema, so it is no results.json of a comparison")
@@ -235,7 +235,7 @@ def _numbers(value: Any, place: str, key: str) -> Iterator[tuple[str, str, float
         yield place, key, value
 
 
-def _check_number(place: str, key: str, number: float) -> None:
+def _validate_number(place: str, key: str, number: float) -> None:
     if not math.isfinite(number):
         raise ValueError(f"{place} is {number}; expected a finite number")
     if place.startswith("results.experiment.") or ".variant." in place:
@@ -246,7 +246,7 @@ def _check_number(place: str, key: str, number: float) -> None:
         raise ValueError(f"{place} is {number:g}; expected {'more than 0' if key in _POSITIVE else '0 or more'}")
 
 
-def _check_twins(cells: list[dict[str, Any]]) -> None:
+def _validate_twins(cells: list[dict[str, Any]]) -> None:
     seen: set[str] = set()
     for i, cell in enumerate(cells):
         place = json.dumps([cell[key] for key in _CELL], sort_keys=True)

@@ -1,7 +1,7 @@
 """Images looked at with a task: which labels to mend, and which images to label next."""
 
 from torchsnow.review.findings import Review, review_data
-from torchsnow.review.moves import Move, move_files, plan_moves, plan_undo, record_beside, write_moves, write_record
+from torchsnow.review.moves import Move, move_files, plan_moves, plan_undo, record_next_to, write_moves, write_record
 from torchsnow.review.page import review_page
 from torchsnow.review.suggest import Suggestion, suggest_images
 
@@ -12,7 +12,7 @@ __all__ = [
     "move_files",
     "plan_moves",
     "plan_undo",
-    "record_beside",
+    "record_next_to",
     "review_data",
     "review_page",
     "suggest_images",

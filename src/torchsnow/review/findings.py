@@ -15,7 +15,7 @@ from torchsnow.hub import Hub
 from torchsnow.review.confident import FOLDS, held_out_probabilities, likely_wrong, principal_components
 from torchsnow.source import Source
 from torchsnow.task_file import Task
-from torchsnow.workflows.evaluation import matched_labels, refuse_bad
+from torchsnow.workflows.evaluation import matched_labels, raise_bad_image
 from torchsnow.workflows.near_duplicates import duplicate_groups, of_several, standardised
 from torchsnow.workflows.predictions import run_tasks
 
@@ -112,7 +112,7 @@ def _run(
 ) -> tuple[Tensor, Tensor]:
     """The task's probabilities (N, num_classes) and the source's averages and last features (N, F)."""
     files = [example.path for example in examples]
-    batches = list(run_tasks(source, {task.name: task}, files, refuse_bad, features=True, progress=progress))
+    batches = list(run_tasks(source, {task.name: task}, files, raise_bad_image, features=True, progress=progress))
     logits = torch.cat([batch.logits[task.name] for batch in batches])
     return logits.softmax(1), torch.cat([batch.features[task.framing] for batch in batches])
 

@@ -73,7 +73,7 @@ def plan_moves(root: Path, table: Path) -> list[Move]:
         row = {name: given_cell(cell or "") for name, cell in cells.items()}
         move_to = row["move_to"].strip()
         if move_to:
-            _check_row(row, f"{table}, row {number}", listing, entries)
+            _validate_row(row, f"{table}, row {number}", listing, entries)
             if wanted.setdefault(row["path"], move_to) != move_to:
                 raise DataError(f"{table}, row {number}: {row['path']} is to move to two classes; keep one row of it")
     taken = {os.fspath(entry.path.relative_to(listing.root)) for entry in listing.entries}
@@ -120,7 +120,7 @@ def plan_undo(root: Path, record: Path) -> list[Move]:
     return [move for move in moves if (root / move.old).exists()]
 
 
-def record_beside(table: Path) -> Path:
+def record_next_to(table: Path) -> Path:
     """A name for a record that is not taken: moves.csv gets moves.undo-1.json, then moves.undo-2.json."""
     number = 1
     while (record := table.with_name(f"{table.stem}.undo-{number}.json")).exists():
@@ -135,7 +135,7 @@ def _listing(root: Path) -> Listing:
     return list_folder(root, distinct_names=True)
 
 
-def _check_row(row: dict[str, str], where: str, listing: Listing, entries: dict[str, Entry]) -> None:
+def _validate_row(row: dict[str, str], where: str, listing: Listing, entries: dict[str, Entry]) -> None:
     entry, move_to = entries.get(row["path"]), row["move_to"].strip()
     if entry is None:
         raise DataError(f"{where}: there is no image {row['path']!r} in {listing.root}; was it moved already?")

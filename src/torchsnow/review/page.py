@@ -20,8 +20,8 @@ def review_page(review: Review, progress: Callable[[int, int], None] = lambda do
     """All findings with small pictures. `progress` is called with (pictures done, pictures in all)."""
     page = Page(f"{review.data}, reviewed with the task {review.task}")
     page.paragraph(
-        f"{review.num_images} images. moves.csv beside this page lists what is shown here: fill in or empty its column "
-        "move_to, then `torchsnow relabel` moves these images to other class folders."
+        f"{review.num_images} images. moves.csv next to this page lists what is shown here: fill in or empty its "
+        "column move_to, then `torchsnow relabel` moves these images to other class folders."
     )
     sections = _sections(review)
     sizes = [min(len(items), MOST) for *_, items in sections]

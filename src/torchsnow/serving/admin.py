@@ -13,10 +13,10 @@ from starlette.responses import Response
 
 from torchsnow.errors import TaskFileError, TorchsnowError
 from torchsnow.hub import Entry
-from torchsnow.io.shortage import system_refusal
+from torchsnow.io.shortage import system_shortage
+from torchsnow.serving.api_error import ApiError, api_error_of
 from torchsnow.serving.logs import log, log_fault, log_trouble
 from torchsnow.serving.openapi import OF_BODY, TEXT, Described, Says, object_of
-from torchsnow.serving.refusal import Refusal, refusal_of
 from torchsnow.serving.replies import as_json
 from torchsnow.serving.service import Service
 from torchsnow.task_file import load_task
@@ -31,7 +31,7 @@ def routes(service: Service) -> list[Described]:
     async def upload(request: Request) -> Response:
         replace = request.query_params.get("replace", "false")
         if replace not in ("true", "false"):
-            raise Refusal(400, "bad_request", "replace is 'true' or 'false'")
+            raise ApiError(400, "bad_request", "replace is 'true' or 'false'")
         with service.bodies.holding() as read_body:
             content = await read_body(request, service.settings.max_upload_bytes)
             name, entry = await _changing(service, lambda: _add(service, content, replace == "true"))
@@ -39,21 +39,21 @@ def routes(service: Service) -> list[Described]:
 
     async def remove(request: Request) -> Response:
         name = request.path_params["name"]
-        _refuse_unknown(service, name)
+        _validate_known(service, name)
         await _changing(service, lambda: service.live.hub.remove(name))
         return as_json({"removed": name})
 
     async def roll_back(request: Request) -> Response:
         name = request.path_params["name"]  # of a task that is there, or was
         if name not in await asyncio.to_thread(service.live.hub.former):
-            _refuse_unknown(service, name)
+            _validate_known(service, name)
         entry = await _changing(service, lambda: service.live.hub.rollback(name))
         return as_json({"task": name, "sha256": entry.sha256})
 
     def offering(offered: bool) -> Callable[[Request], Any]:
         async def route(request: Request) -> Response:
             name = request.path_params["name"]
-            await service.look()
+            await service.poll()
             await service.offer(name, offered)
             log("task loaded" if offered else "task unloaded", task=name)
             return as_json({})
@@ -88,26 +88,26 @@ async def _changing(service: Service, change: Callable[[], Any]) -> Any:
     try:
         result = await asyncio.to_thread(change)
     except (TorchsnowError, OSError, MemoryError) as error:
-        _refuse(error, service)
+        _raise_api_error(error, service)
     try:
-        await service.look()
-    except Exception as error:  # the change is made, and the next look takes it over
+        await service.poll()
+    except Exception as error:  # the change is made, and the next poll takes it over
         log_fault("a change was not taken over yet", error)
     return result
 
 
-def _refuse(error: Exception, service: Service) -> NoReturn:
+def _raise_api_error(error: Exception, service: Service) -> NoReturn:
     """Say why the hub was not changed: 503 for what is this machine's fault, 422 for a bad file, 409 for the rest."""
-    of_machine = refusal_of(system_refusal(error))
+    of_machine = api_error_of(system_shortage(error))
     if of_machine is not None:
         log_fault("the hub was not changed", error)
         raise of_machine from error
     if isinstance(error, TaskFileError):
         log_trouble("an upload was refused", reason=str(error))
-        raise Refusal(422, "bad_task_file", f"this hub cannot take the upload: {error}") from error
+        raise ApiError(422, "bad_task_file", f"this hub cannot take the upload: {error}") from error
     log_trouble("the hub was not changed", reason=str(error))
     why = _without_path(str(error), service.live.hub.folder.path)
-    raise Refusal(409, "not_changed", f"the hub was not changed: {why}") from error
+    raise ApiError(409, "not_changed", f"the hub was not changed: {why}") from error
 
 
 def _add(service: Service, content: bytes, replace: bool) -> tuple[str, Entry]:
@@ -121,7 +121,7 @@ def _add(service: Service, content: bytes, replace: bool) -> tuple[str, Entry]:
         except TaskFileError as error:
             raise TaskFileError(str(error).removeprefix(f"task file {file}: ").replace(folder, "")) from error
     if task.name in hub.names() and not replace:
-        raise Refusal(409, "exists", f"there is a task {task.name!r} already; send replace=true to replace it")
+        raise ApiError(409, "exists", f"there is a task {task.name!r} already; send replace=true to replace it")
     return task.name, hub.add(task, replace=replace)
 
 
@@ -131,6 +131,6 @@ def _without_path(words: str, hub: Path) -> str:
     return words.replace(str(hub), "the hub") if hub.is_absolute() else words
 
 
-def _refuse_unknown(service: Service, name: str) -> None:
+def _validate_known(service: Service, name: str) -> None:
     if name not in service.live.now.entries:
-        raise Refusal(404, "unknown_task", "there is no task of this name; GET /tasks lists those there are")
+        raise ApiError(404, "unknown_task", "there is no task of this name; GET /tasks lists those there are")

@@ -19,7 +19,7 @@ from torchsnow.delta.head import Head, split_by_tap
 from torchsnow.errors import HubError
 from torchsnow.hub import Entry
 from torchsnow.hub.live import LiveHub, LiveTask
-from torchsnow.serving.refusal import Refusal
+from torchsnow.serving.api_error import ApiError
 from torchsnow.source import Request, Source
 from torchsnow.source.grid import ONE_CELL
 
@@ -71,13 +71,13 @@ class TaskAnswer:
 class TaskFailure:
     """A version of a task that has no answer for an image: a code for programs, and a sentence for people.
 
-    `refusal` is what to say where this machine is at fault, and no task has an answer.
+    `api_error` is what to say where this machine is at fault, and no task has an answer.
     """
 
     task: LiveTask
     code: str
     message: str
-    refusal: Refusal | None = None
+    api_error: ApiError | None = None
 
 
 Answers = dict[str, TaskAnswer | TaskFailure]
@@ -97,12 +97,12 @@ class Explainer:
         self._head = lru_cache(_MAX_HEADS)(self._load)
 
     def heads(self, tasks: Sequence[LiveTask], end_s: float) -> Heads:
-        """The heads of these versions, but for those that the hub has no longer. Raises Refusal (429) after `end_s`,
+        """The heads of these versions, but for those that the hub has no longer. Raises ApiError (429) after `end_s`,
         a time of `time.monotonic`."""
         found = {}
         for task in tasks:
             if time.monotonic() > end_s:
-                raise Refusal(429, "deadline", "not explained before the deadline; name fewer tasks", 1)
+                raise ApiError(429, "deadline", "not explained before the deadline; name fewer tasks", 1)
             entry = self._live.now.entries.get(task.name)
             if entry is not None and entry.sha256 == task.sha256:
                 try:
@@ -123,11 +123,11 @@ class Explainer:
     @torch.no_grad()
     def _explain(self, answers: list[Answers], heads: Heads) -> None:
         source = self._live.hub.source
-        spoken = [[answer for name in heads if isinstance(answer := own[name], TaskAnswer)] for own in answers]
-        rows = [row for row, said in enumerate(spoken) if said]
+        answered = [[answer for name in heads if isinstance(answer := own[name], TaskAnswer)] for own in answers]
+        rows = [row for row, own in enumerate(answered) if own]
         if not rows:
             return
-        pixels = torch.stack([spoken[row][0].pixels for row in rows])
+        pixels = torch.stack([answered[row][0].pixels for row in rows])
         reading = [head for head in heads.values() if isinstance(head, Head)]
         request = Request.together(head.request(ONE_CELL) for head in reading)
         features = source(pixels.to(next(source.parameters()).device), request) if reading else None

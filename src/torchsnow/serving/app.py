@@ -20,6 +20,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp
 
 from torchsnow.serving import admin, open_inference
+from torchsnow.serving.api_error import ApiError, ClientGone
 from torchsnow.serving.asked import Asked, read_asked
 from torchsnow.serving.guard import OPEN_PATHS, REQUEST_ID, Guard
 from torchsnow.serving.openapi import (
@@ -37,8 +38,7 @@ from torchsnow.serving.openapi import (
     list_of,
     object_of,
 )
-from torchsnow.serving.refusal import ClientGone, Refusal
-from torchsnow.serving.replies import as_json, on_client_gone, on_fault, on_http_error, on_refusal
+from torchsnow.serving.replies import as_json, on_api_error, on_client_gone, on_fault, on_http_error
 from torchsnow.serving.service import DEADLINE, DEADLINE_HEADER, Service, predictions
 from torchsnow.serving.settings import ServeSettings
 
@@ -47,7 +47,7 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 @cache
 def page_html() -> str:
-    """The page as it is shipped."""
+    """The page as shipped."""
     return files("torchsnow.serving").joinpath("page.html").read_text("utf-8")
 
 
@@ -84,7 +84,7 @@ def make_app(service: Service) -> ASGIApp:
         routes=offered,
         lifespan=lifespan,
         exception_handlers={
-            Refusal: on_refusal,
+            ApiError: on_api_error,
             ClientGone: on_client_gone,
             HTTPException: on_http_error,
             Exception: on_fault,
@@ -184,10 +184,10 @@ _LISTING = object_of(tasks=list_of(_ROW), unusable=NAMES, damaged=NAMES, source=
 
 def _listing(service: Service) -> dict[str, Any]:
     """The tasks with their classes, accuracy and dates, and the names of those that cannot be used, or not again."""
-    following = service.following
+    watcher = service.watcher
     rows = []
-    for name, listed in sorted(following.listed.items()):
-        if name in following.unloaded or name in following.faults:
+    for name, listed in sorted(watcher.listed.items()):
+        if name in watcher.unloaded or name in watcher.faults:
             continue
         metrics = listed.info.metrics
         found = {split: (metrics.get(split) or {}).get("accuracy") for split in ("val", "test")}
@@ -206,7 +206,7 @@ def _listing(service: Service) -> dict[str, Any]:
         )
     return {
         "tasks": rows,
-        "unusable": sorted(following.faults),
-        "damaged": sorted(following.damaged.keys() - following.faults.keys()),
+        "unusable": sorted(watcher.faults),
+        "damaged": sorted(watcher.damaged.keys() - watcher.faults.keys()),
         "source": service.live.hub.source_info.name,
     }

@@ -1,4 +1,4 @@
-"""What a request asks for: a form as all kinds of clients send them, strict JSON, or one picture as it is."""
+"""What a request asks for: a form as all kinds of clients send them, strict JSON, or one picture alone."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from torchsnow.data.formats import format_of
+from torchsnow.serving.api_error import ApiError
 from torchsnow.serving.pictures import Picture, picture
-from torchsnow.serving.refusal import Refusal
 from torchsnow.serving.settings import ServeSettings
-from torchsnow.task_file.json_shape import check_shape, parse_json
+from torchsnow.task_file.json_shape import parse_json, validate_shape
 
 _TO_BASE64 = str.maketrans("-_", "+/", " \t\r\n")
 _MAX_FIELD_BYTES = 256
@@ -40,9 +40,9 @@ def read_asked(
     content: bytes, content_type: str, settings: ServeSettings, query: Sequence[tuple[str, str]] = ()
 ) -> Asked:
     """What a body asks for: a form with files `image` and fields `task` and `explain`; JSON {"images": [base64],
-    "tasks": [...], "explain": true}; or one picture as it is, with the tasks in `query`.
+    "tasks": [...], "explain": true}; or one picture alone, with the tasks in `query`.
 
-    Raises Refusal: 415 for another content type, 400 for a body that is not what it says, 413 for too many images.
+    Raises ApiError: 415 for another content type, 400 for a body that is not what it says, 413 for too many images.
     """
     kind, options = parse_options_header(content_type)
     if kind == b"multipart/form-data":
@@ -52,43 +52,43 @@ def read_asked(
     elif kind.startswith(b"image/") or kind == b"application/octet-stream":
         asked = _raw(content, query)
     else:
-        raise Refusal(415, "content_type", "send multipart/form-data, application/json, or a picture as image/jpeg")
+        raise ApiError(415, "content_type", "send multipart/form-data, application/json, or a picture as image/jpeg")
     if not asked.images:
-        raise Refusal(400, "no_image", "there is no image in the request; send at least one, named 'image'")
-    refuse_many(len(asked.images), settings)
+        raise ApiError(400, "no_image", "there is no image in the request; send at least one, named 'image'")
+    validate_count(len(asked.images), settings)
     if asked.tasks is not None and not 0 < len(asked.tasks) <= settings.max_tasks:
-        raise Refusal(400, "tasks", f"name 1 to {settings.max_tasks} tasks, or none to ask all of them")
+        raise ApiError(400, "tasks", f"name 1 to {settings.max_tasks} tasks, or none to ask all of them")
     return asked
 
 
-def refuse_many(num_images: int, settings: ServeSettings) -> None:
-    """Raise Refusal (413) for more images than one request may have."""
+def validate_count(num_images: int, settings: ServeSettings) -> None:
+    """Raise ApiError (413) for more images than one request may have."""
     if num_images > settings.max_images:
-        raise Refusal(413, "too_many_images", f"{num_images} images; a request may have {settings.max_images}")
+        raise ApiError(413, "too_many_images", f"{num_images} images; a request may have {settings.max_images}")
 
 
 def strict_json(content: bytes, max_depth: int) -> Any:
-    """The value of a JSON text. Raises Refusal (400) for any other, one nested too deeply or of too many parts."""
+    """The value of a JSON text. Raises ApiError (400) for any other, one nested too deeply or of too many parts."""
     if content.count(b'"') > _MAX_QUOTES:
-        raise Refusal(400, "bad_json", f"the JSON has more than {_MAX_QUOTES // 2} texts")
+        raise ApiError(400, "bad_json", f"the JSON has more than {_MAX_QUOTES // 2} texts")
     structure = _without_texts(content)
     if len(structure) > _MAX_STRUCTURE_BYTES:
-        raise Refusal(400, "bad_json", f"the JSON has more than {_MAX_STRUCTURE_BYTES} bytes besides its texts")
+        raise ApiError(400, "bad_json", f"the JSON has more than {_MAX_STRUCTURE_BYTES} bytes besides its texts")
     depth = 0
     for character in structure:
         depth += (character in b"[{") - (character in b"]}")
         if depth > max_depth:
-            raise Refusal(400, "bad_json", f"the JSON is nested more than {max_depth} levels deep")
+            raise ApiError(400, "bad_json", f"the JSON is nested more than {max_depth} levels deep")
     try:
         return parse_json(content.decode("utf-8-sig"))  # of bytes it would take UTF-16, which was not looked through
     except ValueError as error:
-        raise Refusal(400, "bad_json", "the body is not valid JSON") from error
+        raise ApiError(400, "bad_json", "the body is not valid JSON") from error
 
 
 def _without_texts(content: bytes) -> bytes:
     """What stands between the texts of a JSON text, valid or not, in one look at each byte.
 
-    A pattern for a text would, where none ends, look for the end anew from every quote.
+    A pattern for a text would, where none ends, look for the end again from every quote.
     """
     unescaped = content.replace(b"\\\\", b"").replace(b'\\"', b"")
     return b"".join(unescaped.split(b'"')[::2])
@@ -98,26 +98,26 @@ def from_base64(text: str) -> bytes:
     """The bytes that a text stands for: base64 with either alphabet, with or without padding, in lines or in one, and
     behind "data:image/png;base64," or not.
 
-    Raises Refusal (422) for anything else; nothing is ever fetched from an address.
+    Raises ApiError (422) for anything else; nothing is ever fetched from an address.
     """
     if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")
         if not comma or not head.lower().rstrip().endswith(";base64"):
-            raise Refusal(422, "bad_base64", "an image is a data: address without ';base64,'")
+            raise ApiError(422, "bad_base64", "an image is a data: address without ';base64,'")
     bare = text.translate(_TO_BASE64).rstrip("=")
     try:
         return base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Refusal(422, "bad_base64", "an image is not base64; addresses of images are not fetched") from error
+        raise ApiError(422, "bad_base64", "an image is not base64; addresses of images are not fetched") from error
 
 
 def _json(content: bytes, settings: ServeSettings) -> Asked:
     values = strict_json(content, settings.max_json_depth)
     try:
-        check_shape({**_UNSAID, **values} if isinstance(values, dict) else values, _SHAPE, "body")
+        validate_shape({**_UNSAID, **values} if isinstance(values, dict) else values, _SHAPE, "body")
     except ValueError as error:
-        raise Refusal(400, "bad_request", str(error)) from error
-    refuse_many(len(values["images"]), settings)
+        raise ApiError(400, "bad_request", str(error)) from error
+    validate_count(len(values["images"]), settings)
     images = [picture(from_base64(text), None, number) for number, text in enumerate(values["images"])]
     return Asked(images, [None] * len(images), values.get("tasks"), values.get("explain", False))
 
@@ -129,7 +129,7 @@ _UNSAID = {"tasks": None, "explain": False}
 def _raw(content: bytes, query: Sequence[tuple[str, str]]) -> Asked:
     fields = dict(query)
     if not fields.keys() <= {"task", "explain"} or fields.get("explain", "true") not in ("true", "false"):
-        raise Refusal(400, "bad_request", "the address may have '?task=NAME', several times, and 'explain=true'")
+        raise ApiError(400, "bad_request", "the address may have '?task=NAME', several times, and 'explain=true'")
     tasks = [value for name, value in query if name == "task"]
     return Asked([picture(content, None, 0)] if content else [], [None], tasks or None, fields.get("explain") == "true")
 
@@ -145,18 +145,20 @@ def _form(content: bytes, boundary: bytes, settings: ServeSettings) -> Asked:
             images.append(picture(part.content, part.file_name, len(images)))
             image_names.append(part.file_name or None)
         elif part.name == "image":
-            raise Refusal(400, "bad_request", "'image' is a file: with curl, -F image=@photo.jpg")
+            raise ApiError(400, "bad_request", "'image' is a file: with curl, -F image=@photo.jpg")
         elif is_file:
-            raise Refusal(400, "bad_request", "an unknown file; pictures are named 'image'")
+            raise ApiError(400, "bad_request", "an unknown file; pictures are named 'image'")
         elif part.name == "task" and len(part.content) <= _MAX_FIELD_BYTES:
             tasks.append(part.content.decode("utf-8", "replace"))
         elif part.name == "explain" and part.content in (b"true", b"false"):
             explain = part.content == b"true"
         else:
-            raise Refusal(400, "bad_request", "the fields of the form are 'image', 'task' and 'explain', true or false")
-    refuse_many(len(images), settings)
+            raise ApiError(
+                400, "bad_request", "the fields of the form are 'image', 'task' and 'explain', true or false"
+            )
+    validate_count(len(images), settings)
     if len(tasks) > settings.max_tasks:
-        raise Refusal(413, "too_many_parts", f"more than {settings.max_tasks} tasks")
+        raise ApiError(413, "too_many_parts", f"more than {settings.max_tasks} tasks")
     return Asked(images, image_names, tasks or None, explain)
 
 
@@ -175,13 +177,13 @@ class Part:
 def read_form(content: bytes, boundary: bytes, max_parts: int) -> Iterator[Part]:
     """The parts of a multipart/form-data body; what stands before the first and behind the last is passed over.
 
-    Raises Refusal: 400 for a body that is none, 413 for one of more parts.
+    Raises ApiError: 400 for a body that is none, 413 for one of more parts.
     """
     parser = _Parser(boundary, max_parts)
     try:
         parser.parse(_trimmed(content, boundary))
     except FormParserError as error:
-        raise Refusal(400, "bad_form", "the body is not a valid multipart form") from error
+        raise ApiError(400, "bad_form", "the body is not a valid multipart form") from error
     for headers, chunks in parser.parts:
         yield _part(headers, b"".join(chunks))
 
@@ -193,7 +195,7 @@ def _trimmed(content: bytes, boundary: bytes) -> bytes:
         content = content[content.find(b"\r\n" + delimiter) + 2 :]
     end = content.find(b"\r\n" + delimiter + b"--")
     if not boundary or (end < 0 and not content.startswith(delimiter + b"--")):
-        raise Refusal(400, "bad_form", "the form is cut off before its end")
+        raise ApiError(400, "bad_form", "the form is cut off before its end")
     return content[: max(0, end + 2) + len(delimiter) + 2] + b"\r\n"
 
 
@@ -221,7 +223,7 @@ class _Parser:
 
     def _begin(self) -> None:
         if len(self.parts) >= self._max_parts:
-            raise Refusal(413, "too_many_parts", f"more than {self._max_parts} parts")
+            raise ApiError(413, "too_many_parts", f"more than {self._max_parts} parts")
         self.parts.append(({}, []))
 
     def _add_name(self, data: bytes, start: int, end: int) -> None:
@@ -243,11 +245,13 @@ def _part(headers: dict[str, str], content: bytes) -> Part:
     message["content-disposition"] = headers.get("content-disposition", "").replace("\r", " ").replace("\n", " ")
     name = message.get_param("name", header="content-disposition")
     if not isinstance(name, str):
-        raise Refusal(400, "bad_form", "a part of the form has no name")
+        raise ApiError(400, "bad_form", "a part of the form has no name")
     coding = headers.get("content-transfer-encoding", "binary").strip().lower()
     if coding not in ("binary", "8bit", "7bit", *_CODINGS):
-        raise Refusal(400, "bad_form", f"a part of the form is encoded in {coding[:20]!r}; send it as it is")
+        raise ApiError(
+            400, "bad_form", f"a part of the form is encoded in {coding[:20]!r}; send it without an encoding"
+        )
     try:
         return Part(name, message.get_filename(), _CODINGS.get(coding, bytes)(content))
     except binascii.Error as error:
-        raise Refusal(400, "bad_form", "a part of the form is not the base64 that it is said to be") from error
+        raise ApiError(400, "bad_form", "a part of the form is not the base64 that it is said to be") from error

@@ -24,13 +24,13 @@ from torch import Tensor
 from torchsnow.hub.live import LiveHub, LiveTask
 from torchsnow.io.shortage import shortage
 from torchsnow.serving.answers import Answers, TaskAnswer, TaskFailure
+from torchsnow.serving.api_error import ApiError, api_error_of
 from torchsnow.serving.decoders import Decoded
 from torchsnow.serving.fair_order import FairOrder
 from torchsnow.serving.logs import log_fault, log_trouble
 from torchsnow.serving.loop import Loop
 from torchsnow.serving.metrics import Metrics
 from torchsnow.serving.pictures import Picture
-from torchsnow.serving.refusal import Refusal, refusal_of
 from torchsnow.serving.settings import ServeSettings
 from torchsnow.serving.tracing import Stages
 from torchsnow.source import Framing
@@ -47,8 +47,8 @@ Decode = Callable[[Picture, Sequence[Framing], Callable[[], bool]], asyncio.Futu
 
 @dataclass(eq=False)
 class Item:
-    """One image, the tasks that it is for, and what they have said so far. `place` orders those that wait, `end_s` is
-    its deadline."""
+    """One image, the tasks that it is for, and what they have answered so far. `place` orders those that wait, `end_s`
+    is its deadline."""
 
     picture: Picture
     tasks: tuple[LiveTask, ...]
@@ -56,12 +56,12 @@ class Item:
     end_s: float
     answer: asyncio.Future[Answers]
     decoding: bool = False
-    said: Answers = field(default_factory=dict)
+    results: Answers = field(default_factory=dict)
     stages: Stages = field(default_factory=Stages)
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class QueuedImage:
     """One image, decoded, for those of its tasks that read it in one framing."""
 
     item: Item
@@ -78,7 +78,7 @@ class Batcher:
         self._device = next(live.hub.source.parameters()).device
         self._waiting: list[Item] = []  # by place
         self._window: set[Item] = set()  # being decoded, or decoded and not yet answered
-        self._ready: dict[Framing, list[Piece]] = {}
+        self._ready: dict[Framing, list[QueuedImage]] = {}
         self._order = FairOrder()
         self._resting: dict[str, float] = {}  # versions that broke a pass, by SHA-256: until when they are not run
         self._s_per_image = 0.1  # while there is always work
@@ -95,19 +95,19 @@ class Batcher:
         """End the thread, when the loop has stopped; what still waits is never answered."""
         self._engine.shutdown(wait=False, cancel_futures=True)
 
-    async def aside(self, work: Callable[[], Result]) -> Result:
+    async def run_on_engine(self, work: Callable[[], Result]) -> Result:
         """The result of other work for the engine's thread, between two passes."""
         return await asyncio.get_running_loop().run_in_executor(self._engine, work)
 
-    def refuse_if_full(self, names: Set[str]) -> None:
-        """Raise Refusal (429) when no image for any of these tasks would be let in: then it need not be read."""
+    def validate_room(self, names: Set[str]) -> None:
+        """Raise ApiError (429) when no image for any of these tasks would be let in: then it need not be read."""
         if names and len(self._waiting) >= self._room() and self._order.soonest(names) >= self._waiting[-1].place:
             raise self._full()
 
     async def ask(self, images: Sequence[Picture], tasks: Sequence[LiveTask], timeout_s: float) -> list[Answers]:
         """Every image to all of the tasks. Cancelling the call frees its places in the queue.
 
-        Raises Refusal: 429 when the queue is full or the time is over, 415 and 422 for a picture that cannot be used.
+        Raises ApiError: 429 when the queue is full or the time is over, 415 and 422 for a picture that cannot be used.
         """
         items = self._admit(images, tuple(tasks), time.monotonic() + timeout_s)
         try:
@@ -150,16 +150,16 @@ class Batcher:
         """Images that can be answered before the deadline, at the present pace."""
         return max(1, int(_IN_TIME * self._settings.deadline_s / self._s_per_image))
 
-    def _full(self) -> Refusal:
+    def _full(self) -> ApiError:
         self._metrics.rejected.labels("queue_full").inc()
-        return Refusal(429, "queue_full", "too many images wait; try again later", self._retry_after_s())
+        return ApiError(429, "queue_full", "too many images wait; try again later", self._retry_after_s())
 
     def _retry_after_s(self) -> int:
         return min(60, max(1, math.ceil(len(self._waiting) * self._s_per_image)))
 
-    def _late(self) -> Refusal:
+    def _late(self) -> ApiError:
         self._metrics.rejected.labels("deadline").inc()
-        return Refusal(429, "deadline", "not answered before the deadline", self._retry_after_s())
+        return ApiError(429, "deadline", "not answered before the deadline", self._retry_after_s())
 
     def _drop(self, item: Item) -> None:
         if not item.answer.cancel() and not item.answer.cancelled():
@@ -198,13 +198,13 @@ class Batcher:
         item.stages.end("decode")
         for framing, pixels in decoding.result().items():
             own = tuple(task for task in item.tasks if task.framing == framing)
-            self._ready.setdefault(framing, []).append(Piece(item, pixels, own, time.monotonic()))
+            self._ready.setdefault(framing, []).append(QueuedImage(item, pixels, own, time.monotonic()))
         self._wake.set()
 
     def _fail(self, item: Item, error: BaseException) -> None:
-        if not isinstance(error, Refusal):
+        if not isinstance(error, ApiError):
             log_fault("an image failed", error)
-            error = refusal_of(shortage(error)) or Refusal(500, "internal", _FAILED)
+            error = api_error_of(shortage(error)) or ApiError(500, "internal", _FAILED)
         if not item.answer.done():
             item.answer.set_exception(error)
         self._leave(item)
@@ -222,34 +222,34 @@ class Batcher:
             raise
         return True
 
-    async def _answer(self, batch: Sequence[Piece]) -> None:
+    async def _answer(self, batch: Sequence[QueuedImage]) -> None:
         start_s = self._end_s or time.monotonic()
         try:
-            said: list[Answers | Exception] = [*await self.aside(partial(self._pass, batch))]
+            results: list[Answers | Exception] = [*await self.run_on_engine(partial(self._pass, batch))]
         except Exception:
-            said = [await self._apart(piece) for piece in batch]
-        for piece, answers in zip(batch, said, strict=True):
+            results = [await self._apart(piece) for piece in batch]
+        for piece, answers in zip(batch, results, strict=True):
             self._say(piece.item, self._failures(piece, answers) if isinstance(answers, Exception) else answers)
         now_s = time.monotonic()
         self._s_per_image += 0.2 * ((now_s - start_s) / len(batch) - self._s_per_image)
         self._end_s = now_s if self._window else 0.0
 
-    async def _apart(self, piece: Piece) -> Answers | Exception:
+    async def _apart(self, piece: QueuedImage) -> Answers | Exception:
         """One image by itself, and then by halves of its tasks, so that one that fails takes no others with it; the
         error, where all of them fail or nobody waits any more."""
         try:
-            return (await self.aside(partial(self._pass, [piece])))[0]
+            return (await self.run_on_engine(partial(self._pass, [piece])))[0]
         except Exception as error:
             if len(piece.tasks) == 1 or piece.item.answer.done() or time.monotonic() > piece.item.end_s:
                 return error
         middle = len(piece.tasks) // 2
         halves = [replace(piece, tasks=part) for part in (piece.tasks[:middle], piece.tasks[middle:])]
-        said = [await self._apart(half) for half in halves]
-        first, second = said
+        results = [await self._apart(half) for half in halves]
+        first, second = results
         if isinstance(first, Exception) and isinstance(second, Exception):
             return first
         answers: Answers = {}
-        for half, own in zip(halves, said, strict=True):
+        for half, own in zip(halves, results, strict=True):
             if isinstance(own, Exception):  # of these tasks, for the image does for the others
                 if shortage(own) is None:
                     self._resting |= {task.sha256: time.monotonic() + _REST_S for task in half.tasks}
@@ -257,25 +257,25 @@ class Batcher:
             answers |= own
         return answers
 
-    def _failures(self, piece: Piece, error: Exception) -> Answers:
+    def _failures(self, piece: QueuedImage, error: Exception) -> Answers:
         """For all tasks of a piece that could not be worked on."""
         log_fault("an image failed", error, tasks=[task.name for task in piece.tasks])
         self._metrics.rejected.labels("internal").inc(len(piece.tasks))
-        of_machine = refusal_of(shortage(error))
+        of_machine = api_error_of(shortage(error))
         code, message = ("internal", _FAILED) if of_machine is None else (of_machine.code, of_machine.message)
         return {task.name: TaskFailure(task, code, message, of_machine) for task in piece.tasks}
 
     def _say(self, item: Item, answers: Answers) -> None:
-        item.said.update(answers)
-        if len(item.said) < len(item.tasks):
+        item.results.update(answers)
+        if len(item.results) < len(item.tasks):
             return
-        failures = [own for own in item.said.values() if isinstance(own, TaskFailure)]
+        failures = [own for own in item.results.values() if isinstance(own, TaskFailure)]
         if len(failures) == len(item.tasks):
-            of_machine = next((own.refusal for own in failures if own.refusal is not None), None)
-            self._fail(item, of_machine or Refusal(500, failures[0].code, failures[0].message))
+            of_machine = next((own.api_error for own in failures if own.api_error is not None), None)
+            self._fail(item, of_machine or ApiError(500, failures[0].code, failures[0].message))
             return
         if not item.answer.done():
-            item.answer.set_result(item.said)
+            item.answer.set_result(item.results)
         self._leave(item)
 
     async def _next_framing(self) -> Framing | None:
@@ -300,7 +300,7 @@ class Batcher:
                 async with asyncio.timeout(min(until_s, end_s) - time.monotonic()):
                     await self._wake.wait()
 
-    def _take(self, framing: Framing) -> list[Piece]:
+    def _take(self, framing: Framing) -> list[QueuedImage]:
         """The next batch. Nothing that would be late is computed while others wait that would not be."""
         alive = [piece for piece in self._ready.pop(framing) if not piece.item.answer.done()]
         batch_size = min(self._settings.batch_size, max(1, self._in_time() // 2))  # one pass may run, and one follow
@@ -316,14 +316,14 @@ class Batcher:
             self._ready[framing] = rest
         return batch
 
-    def _pass(self, batch: Sequence[Piece]) -> list[Answers]:
+    def _pass(self, batch: Sequence[QueuedImage]) -> list[Answers]:
         """One source pass, in the engine's thread."""
         asked: dict[tuple[str, str], tuple[LiveTask, list[int]]] = {}
-        said: list[Answers] = [{} for _ in batch]
+        results: list[Answers] = [{} for _ in batch]
         for row, piece in enumerate(batch):
             for task in piece.tasks:
                 if self._resting.get(task.sha256, 0.0) > time.monotonic():
-                    said[row][task.name] = TaskFailure(task, "internal", _FAILED)
+                    results[row][task.name] = TaskFailure(task, "internal", _FAILED)
                 else:
                     asked.setdefault((task.name, task.sha256), (task, []))[1].append(row)
         tasks, rows = [task for task, _ in asked.values()], [own for _, own in asked.values()]
@@ -335,7 +335,7 @@ class Batcher:
             probabilities, are_finite = logits.softmax(1), logits.isfinite().all(1).tolist()
             for place, row in enumerate(own_rows):
                 pixels, task = batch[row].pixels, answer.task
-                said[row][task.name] = (
+                results[row][task.name] = (
                     TaskAnswer(task, logits[place], probabilities[place], pixels)
                     if are_finite[place]
                     else TaskFailure(task, "not_finite", _NOT_FINITE)
@@ -348,7 +348,7 @@ class Batcher:
             piece.item.stages.end("tasks")
         self._metrics.batch_size.observe(len(batch))
         self._metrics.passes.inc()
-        return said
+        return results
 
     def _note_source(self, *_: object) -> None:
         if self._device.type == "cuda":

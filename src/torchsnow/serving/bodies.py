@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from torchsnow.serving.refusal import ClientGone, Refusal
+from torchsnow.serving.api_error import ApiError, ClientGone
 from torchsnow.serving.settings import ServeSettings
 
 
@@ -44,7 +44,7 @@ class _Body:
     timer: asyncio.Timeout = field(default_factory=lambda: asyncio.timeout(None))
     size_bytes: int = 0
     is_complete: bool = False
-    refusal: Refusal | None = None
+    api_error: ApiError | None = None
 
     def arrived(self, num_bytes: int, rate: int) -> None:
         """Note some bytes, at the pace of so many a second."""
@@ -56,9 +56,9 @@ class _Body:
         """Wait for more, as long as there is time."""
         self.timer.reschedule(min(self.end_s, self.due_s))
 
-    def refuse(self, refusal: Refusal, end_s: float) -> None:
+    def reject(self, api_error: ApiError, end_s: float) -> None:
         """Wait no longer than that."""
-        self.refusal, self.end_s = refusal, min(self.end_s, end_s)
+        self.api_error, self.end_s = api_error, min(self.end_s, end_s)
         if not self.timer.expired():
             self.wait()
 
@@ -77,20 +77,20 @@ class Bodies:
         self._end_s = _now_s() + _STOP_S
         for body in self._held:
             if not body.is_complete:
-                body.refuse(_stopping(), self._end_s)
+                body.reject(_stopping(), self._end_s)
 
     @contextmanager
     def holding(self) -> Iterator[Callable[[Request, int], Awaitable[bytes]]]:
         """The reader of one request's body; its bytes count as held until the block ends.
 
-        The reader takes the request and the most bytes that it may have. It raises Refusal: 413 for more, known before
+        The reader takes the request and the most bytes that it may have. It raises ApiError: 413 for more, known before
         they are read where the client says so, 429 when all requests together hold too much and its caller the most,
         408 when the client is too slow, 415 for a compressed body; and ClientGone.
         """
         body = _Body("", 0.0, 0.0)
 
         async def read(request: Request, max_bytes: int) -> bytes:
-            _check_headers(request, max_bytes)
+            _validate_headers(request, max_bytes)
             start_s = _now_s()
             body.caller = caller(request.client)
             body.end_s, body.due_s = start_s + self._settings.body_timeout_s, start_s + _GRACE_S
@@ -100,7 +100,7 @@ class Bodies:
                 async with body.timer:
                     body.wait()
                     if self._end_s < math.inf:
-                        body.refuse(_stopping(), self._end_s)
+                        body.reject(_stopping(), self._end_s)
                     async for chunk in _chunks(request):
                         if len(content) + len(chunk) > max_bytes:
                             raise _too_large(max_bytes)
@@ -110,7 +110,7 @@ class Bodies:
                             self._make_room(body)
                         content += chunk
             except TimeoutError:
-                raise body.refusal or Refusal(408, "slow", "the request did not arrive in time") from None
+                raise body.api_error or ApiError(408, "slow", "the request did not arrive in time") from None
             body.is_complete = True
             return bytes(content)
 
@@ -122,7 +122,7 @@ class Bodies:
     def _make_room(self, newest: _Body) -> None:
         """When too much is held, refuse a body that has not arrived yet, of the caller that holds the most.
 
-        Raises Refusal (429) if that is the caller of `newest`, or there is none.
+        Raises ApiError (429) if that is the caller of `newest`, or there is none.
         """
         while self._held_bytes > self._settings.max_held_bytes:
             by_caller: Counter[str] = Counter()
@@ -133,7 +133,7 @@ class Bodies:
             if most == own or not unfinished:
                 raise _busy()
             largest = max(unfinished, key=lambda body: body.size_bytes)
-            largest.refuse(_busy(), _now_s())
+            largest.reject(_busy(), _now_s())
             self._let_go(largest)
 
     def _let_go(self, body: _Body) -> None:
@@ -142,12 +142,12 @@ class Bodies:
             self._held_bytes -= body.size_bytes
 
 
-def _busy() -> Refusal:
-    return Refusal(429, "busy", "too many requests at once; try again later", 1)
+def _busy() -> ApiError:
+    return ApiError(429, "busy", "too many requests at once; try again later", 1)
 
 
-def _stopping() -> Refusal:
-    return Refusal(503, "stopping", "the server stops before the request has arrived; try again", 1)
+def _stopping() -> ApiError:
+    return ApiError(503, "stopping", "the server stops before the request has arrived; try again", 1)
 
 
 def _now_s() -> float:
@@ -164,15 +164,15 @@ async def _chunks(request: Request) -> Any:
         more = message.get("more_body", False)
 
 
-def _check_headers(request: Request, max_bytes: int) -> None:
+def _validate_headers(request: Request, max_bytes: int) -> None:
     if request.headers.get("content-encoding", "identity") != "identity":
-        raise Refusal(415, "compressed", "compressed bodies are not taken; pictures are compressed already")
+        raise ApiError(415, "compressed", "compressed bodies are not taken; pictures are compressed already")
     length = request.headers.get("content-length", "0")
     if not length.isascii() or not length.isdigit():
-        raise Refusal(400, "bad_request", "the Content-Length is no number")
+        raise ApiError(400, "bad_request", "the Content-Length is no number")
     if len(length) > 18 or int(length) > max_bytes:
         raise _too_large(max_bytes)
 
 
-def _too_large(max_bytes: int) -> Refusal:
-    return Refusal(413, "too_large", f"more than the {max_bytes} bytes that a request may have")
+def _too_large(max_bytes: int) -> ApiError:
+    return ApiError(413, "too_large", f"more than the {max_bytes} bytes that a request may have")

@@ -35,9 +35,9 @@ class Certificate:
     def __init__(self, context: ssl.SSLContext, cert: Path, key: Path) -> None:
         self._context, self._cert, self._key = context, cert, key
         self._used = self._bad = _stamps(cert, key)
-        self.loop = Loop("certificate", self.look, _EVERY_S)
+        self.loop = Loop("certificate", self.poll, _EVERY_S)
 
-    async def look(self) -> bool:
+    async def poll(self) -> bool:
         """Use the files if they are new. Returns whether they can be used: if not, the former ones still are."""
         stamps = await asyncio.to_thread(_stamps, self._cert, self._key)
         if stamps == self._used:

@@ -67,7 +67,7 @@ class Client:
         request = urllib.request.Request(self.url + path, body, headers)
         try:
             with urllib.request.urlopen(request, timeout=self.timeout_s) as reply:
-                return json.loads(reply.read(_MAX_REPLY_BYTES), parse_constant=_refuse_constant)
+                return json.loads(reply.read(_MAX_REPLY_BYTES), parse_constant=_reject_constant)
         except urllib.error.HTTPError as error:
             with error:
                 raise ServingError(f"the server {self.url} refused: {_reason(error)}") from error
@@ -96,7 +96,7 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
 
 
-def _refuse_constant(text: str) -> None:
+def _reject_constant(text: str) -> None:
     raise ValueError(f"its reply holds {text}, which is no JSON")
 
 

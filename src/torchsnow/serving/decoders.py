@@ -22,9 +22,9 @@ from torch import Tensor
 
 from torchsnow.data.transforms import cut_of, scale
 from torchsnow.io.shortage import shortage
+from torchsnow.serving.api_error import ApiError, api_error_of
 from torchsnow.serving.logs import log_trouble
 from torchsnow.serving.pictures import READY, Picture
-from torchsnow.serving.refusal import Refusal, refusal_of
 from torchsnow.serving.settings import ServeSettings
 from torchsnow.source import Framing, InputConfig
 
@@ -83,7 +83,7 @@ class Decoders:
     ) -> asyncio.Future[Decoded]:
         """A picture in these framings, or in none if it was given up before its turn came.
 
-        Its error is a Refusal: 415 for a format that is not taken, 422 for a picture that cannot be used, whose
+        Its error is a ApiError: 415 for a format that is not taken, 422 for a picture that cannot be used, whose
         decoding takes too long, or makes the process end.
         """
         job = _Job(picture, framings, given_up, asyncio.get_running_loop().create_future())
@@ -145,8 +145,8 @@ class Decoders:
             try:
                 async with asyncio.timeout(self._timeout_s):
                     job.decoded.set_result(await self._ask(process, job))
-            except Refusal as refusal:
-                job.decoded.set_exception(refusal)
+            except ApiError as api_error:
+                job.decoded.set_exception(api_error)
             except Exception as error:
                 job.decoded.set_exception(await self._failed(process, job, error))
                 return
@@ -166,9 +166,9 @@ class Decoders:
         assert requests is not None
         requests.write(json.dumps(asked, allow_nan=False).encode() + b"\n")
         requests.write(content)
-        refusal = json.loads(await replies.readuntil())
-        if refusal is not None:
-            raise Refusal(*refusal)
+        api_error = json.loads(await replies.readuntil())
+        if api_error is not None:
+            raise ApiError(*api_error)
         return {
             framing: self._tensor(await replies.readexactly(3 * framing.image_size**2), framing.image_size)
             for framing in job.framings
@@ -178,7 +178,7 @@ class Decoders:
         pixels = torch.frombuffer(bytearray(rows), dtype=torch.uint8).view(size, size, 3)
         return self._scale(pixels.permute(2, 0, 1).contiguous())
 
-    async def _failed(self, process: Process, job: _Job, error: Exception) -> Refusal:
+    async def _failed(self, process: Process, job: _Job, error: Exception) -> ApiError:
         """What to say of a picture that has cost a process. Who kills it from outside is a system without memory."""
         is_late, was_killed = isinstance(error, TimeoutError), False
         if not is_late:
@@ -192,9 +192,9 @@ class Decoders:
             error=repr(error),
             bytes=len(job.picture.content),
         )
-        of_machine = refusal_of("out of memory" if was_killed else shortage(error))
-        return of_machine or Refusal(
-            422, "bad_image", f"cannot read the image {job.picture.called}: {reason}; save it anew"
+        of_machine = api_error_of("out of memory" if was_killed else shortage(error))
+        return of_machine or ApiError(
+            422, "bad_image", f"cannot read the image {job.picture.called}: {reason}; save it again"
         )
 
 

@@ -12,10 +12,10 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from torchsnow.serving.admin import ADMIN_PATHS
+from torchsnow.serving.api_error import ApiError
 from torchsnow.serving.logs import log, log_fault
 from torchsnow.serving.metrics import Metrics
 from torchsnow.serving.open_inference import LIVE_PATHS, READY_PATHS
-from torchsnow.serving.refusal import Refusal
 from torchsnow.serving.replies import HEADERS, as_error
 from torchsnow.serving.settings import ServeSettings
 from torchsnow.serving.tracing import Trace, Tracing
@@ -49,9 +49,9 @@ class Guard:
         try:
             self._check(scope)
             await self._app(scope, receive, noting)
-        except Refusal as refusal:
-            headers = {"www-authenticate": "Bearer"} if refusal.status == 401 else {}
-            reply = as_error(refusal.status, refusal.code, refusal.message, {**headers, "connection": "close"})
+        except ApiError as api_error:
+            headers = {"www-authenticate": "Bearer"} if api_error.status == 401 else {}
+            reply = as_error(api_error.status, api_error.code, api_error.message, {**headers, "connection": "close"})
             await reply(scope, receive, noting)
         except Exception as error:
             log_fault("a request failed", error, request=request_id)  # Starlette has answered it
@@ -61,22 +61,22 @@ class Guard:
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         if scope["path"].startswith(ADMIN_PATHS) or f"{scope['path']}/" in ADMIN_PATHS:
-            self._check_caller(headers, scope["scheme"])
+            self._validate_caller(headers, scope["scheme"])
         token = self._settings.token
         if token is not None and scope["path"] not in OPEN_PATHS:
             kind, _, given = headers.get("authorization", "").partition(" ")
             same = hmac.compare_digest(given.strip().encode("latin-1", "replace"), token.encode())
             if kind.lower() != "bearer" or not same:
-                raise Refusal(401, "unauthorized", "send the server's token: Authorization: Bearer TOKEN")
+                raise ApiError(401, "unauthorized", "send the server's token: Authorization: Bearer TOKEN")
 
-    def _check_caller(self, headers: Headers, scheme: str) -> None:
+    def _validate_caller(self, headers: Headers, scheme: str) -> None:
         """Refuse pages of other sites, also those whose name was made to lead here (DNS rebinding)."""
         host = headers.get("host", "")
         if len(headers.getlist("host")) != 1 or _name(host) not in self._settings.hosts:
-            raise Refusal(403, "host", "admin routes are not served under this name; see --allow-host")
+            raise ApiError(403, "host", "admin routes are not served under this name; see --allow-host")
         origin = headers.get("origin")
         if origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
-            raise Refusal(403, "origin", "admin routes are not for pages of other sites")
+            raise ApiError(403, "origin", "admin routes are not for pages of other sites")
 
     def _note(self, scope: Scope, status: int, request_id: str, seconds: float, trace: Trace | None) -> None:
         route = getattr(scope.get("route"), "path", "none")  # ours, never what a client wrote

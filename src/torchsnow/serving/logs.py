@@ -124,7 +124,7 @@ def log_trouble(event: str, **fields: Any) -> None:
 
 
 def log_fault(event: str, error: BaseException, **fields: Any) -> None:
-    """A mistake of ours, with its trace."""
+    """A bug in torchsnow, with its trace."""
     _LOGGER.error(event, exc_info=error, extra={_FIELDS: fields})
 
 

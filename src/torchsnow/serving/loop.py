@@ -17,7 +17,7 @@ class Loop:
     """Does a piece of work round after round, `pause_s` apart, from `start` to `stop`.
 
     `work` says whether its round was a good one. An exception is logged with its trace and makes a bad round; the loop
-    goes on, after pauses that grow while rounds are bad, so that a fault that stays does not flood the log.
+    continues, after pauses that grow while rounds are bad, so that a fault that stays does not flood the log.
     """
 
     def __init__(self, name: str, work: Callable[[], Awaitable[bool]], pause_s: float = 0.0) -> None:
@@ -57,7 +57,7 @@ class Loop:
         try:
             is_good = await self._work()
         except Exception as error:
-            log_fault("a background loop failed; it goes on", error, loop=self.name)
+            log_fault("a background loop failed; it continues", error, loop=self.name)
             return False
         if is_good:
             self.progress()

@@ -19,10 +19,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from torchsnow.serving.answers import Answers, TaskAnswer
-from torchsnow.serving.asked import from_base64, refuse_many, strict_json
+from torchsnow.serving.api_error import ApiError
+from torchsnow.serving.asked import from_base64, strict_json, validate_count
 from torchsnow.serving.openapi import FLAG, NAMES, NUMBER, OF_BODY, TEXT, Described, Says, list_of, object_of
 from torchsnow.serving.pictures import Picture, picture
-from torchsnow.serving.refusal import Refusal
 from torchsnow.serving.replies import as_json
 from torchsnow.serving.service import DEADLINE, Service, named
 
@@ -46,9 +46,9 @@ def routes(service: Service) -> list[Described]:
         return as_json({"ready": is_ready}, 200 if is_ready else 503)
 
     async def model(request: Request) -> Response:
-        listed = service.following.listed.get(_model(service, request))
+        listed = service.watcher.listed.get(_model(service, request))
         if listed is None:
-            raise Refusal(404, "unknown_task", "this model is not ready")
+            raise ApiError(404, "unknown_task", "this model is not ready")
         return as_json(_metadata(request.path_params["name"], listed.entry.sha256, len(listed.info.classes)))
 
     async def model_ready(request: Request) -> Response:
@@ -142,13 +142,13 @@ _OF_INFER = Says(
 
 
 def _model(service: Service, request: Request) -> str:
-    """The task that the address names. Raises Refusal (404) for one that does not answer, or another version."""
+    """The task that the address names. Raises ApiError (404) for one that does not answer, or another version."""
     name: str = request.path_params["name"]
     entry = service.live.now.entries.get(name)
-    if entry is None or name in service.following.unloaded or name in service.following.faults:
-        raise Refusal(404, "unknown_task", "there is no model of this name, or it cannot be used")
+    if entry is None or name in service.watcher.unloaded or name in service.watcher.faults:
+        raise ApiError(404, "unknown_task", "there is no model of this name, or it cannot be used")
     if request.path_params.get("version", entry.sha256[:12]) not in (entry.sha256[:12], entry.sha256):
-        raise Refusal(404, "unknown_version", f"the model has the version {entry.sha256[:12]} and no other")
+        raise ApiError(404, "unknown_version", f"the model has the version {entry.sha256[:12]} and no other")
     return name
 
 
@@ -169,7 +169,7 @@ def _metadata(name: str, sha256: str, num_classes: int) -> dict[str, Any]:
 
 
 def _index(service: Service) -> Iterable[dict[str, str]]:
-    faults, unloaded = service.following.faults, service.following.unloaded
+    faults, unloaded = service.watcher.faults, service.watcher.unloaded
     for name, entry in sorted(service.live.now.entries.items()):
         reason = "its file cannot be used" if name in faults else "unloaded" if name in unloaded else ""
         state = "UNAVAILABLE" if reason else "READY"
@@ -179,7 +179,7 @@ def _index(service: Service) -> Iterable[dict[str, str]]:
 def _wants_ready(content: bytes, max_depth: int) -> bool:
     values = strict_json(content, max_depth) if content.strip() else {}
     if not isinstance(values, dict) or not isinstance(values.get("ready", False), bool):
-        raise Refusal(400, "bad_request", 'send nothing, or {"ready": true}')
+        raise ApiError(400, "bad_request", 'send nothing, or {"ready": true}')
     return bool(values.get("ready", False))
 
 
@@ -204,7 +204,7 @@ def _read(content: bytes, header_length: str | None, name: str, version: str | N
     end = len(content)
     if header_length is not None:
         if not (header_length.isascii() and header_length.isdigit() and len(header_length) < 12):
-            raise Refusal(400, "bad_request", f"{header_length[:20]!r} is no length of a header")
+            raise ApiError(400, "bad_request", f"{header_length[:20]!r} is no length of a header")
         end = min(int(header_length), end)
     values = strict_json(content[:end], service.settings.max_json_depth)
     try:
@@ -212,7 +212,7 @@ def _read(content: bytes, header_length: str | None, name: str, version: str | N
         outputs, binary = _wanted(values)
         given_id = values.get("id")
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise Refusal(
+        raise ApiError(
             400,
             "bad_request",
             "expected one input 'image' of datatype BYTES and shape [n], as GET /v2/models/NAME says",
@@ -222,7 +222,7 @@ def _read(content: bytes, header_length: str | None, name: str, version: str | N
 
 
 def _images(values: Any, binary: bytes, service: Service) -> list[bytes]:
-    """Raises Refusal, or any error of a value that is missing or of another kind."""
+    """Raises ApiError, or any error of a value that is missing or of another kind."""
     (tensor,) = values["inputs"]
     if (tensor["name"], tensor["datatype"]) != ("image", "BYTES"):
         raise ValueError
@@ -232,10 +232,10 @@ def _images(values: Any, binary: bytes, service: Service) -> list[bytes]:
     elif size == len(binary):
         images = list(_split(binary))
     else:
-        raise Refusal(400, "bad_request", "binary_data_size is not the number of bytes behind the header")
+        raise ApiError(400, "bad_request", "binary_data_size is not the number of bytes behind the header")
     if [int(extent) for extent in tensor["shape"]] not in ([len(images)], [len(images), 1]) or not images:
         raise ValueError
-    refuse_many(len(images), service.settings)
+    validate_count(len(images), service.settings)
     return images
 
 
@@ -257,13 +257,13 @@ def _wanted(values: Any) -> tuple[dict[str, int], frozenset[str]]:
     wanted = values.get("outputs") or [{"name": name} for name in _OUTPUTS]
     names = [output["name"] for output in wanted]
     if len(set(names)) != len(names) or not set(names) <= set(_OUTPUTS):
-        raise Refusal(400, "bad_request", f"the outputs are {', '.join(_OUTPUTS)}")
+        raise ApiError(400, "bad_request", f"the outputs are {', '.join(_OUTPUTS)}")
     counts, binary = {}, set()
     for output in wanted:
         parameters, name = output.get("parameters", {}), output["name"]
         counts[name] = parameters.get("classification", 0)
         if type(counts[name]) is not int or counts[name] < 0 or (counts[name] and _OUTPUTS[name] != "FP32"):
-            raise Refusal(400, "bad_request", "'classification' is a number of classes, for probabilities or logits")
+            raise ApiError(400, "bad_request", "'classification' is a number of classes, for probabilities or logits")
         if parameters.get("binary_data", all_binary) is True:
             binary.add(name)
     return counts, frozenset(binary)
@@ -273,7 +273,7 @@ def _reply(asked: Inference, answers: Sequence[Answers], seconds: float) -> Resp
     rows = [answer for own in answers for answer in own.values() if isinstance(answer, TaskAnswer)]
     task = rows[0].task
     if asked.version not in (None, task.sha256[:12], task.sha256):
-        raise Refusal(404, "unknown_version", "this version was just replaced, or is not loaded yet")
+        raise ApiError(404, "unknown_version", "this version was just replaced, or is not loaded yet")
     tail, outputs = b"", []
     for name, num_classes in asked.outputs.items():
         output, content = _output(name, num_classes, rows, name in asked.binary)

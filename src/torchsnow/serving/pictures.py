@@ -19,8 +19,8 @@ from torchsnow.data.formats import FORMATS, PREFIX_BYTES, format_of
 from torchsnow.data.images import Cut, cut, read_image
 from torchsnow.errors import DataError
 from torchsnow.io.shortage import shortage
+from torchsnow.serving.api_error import ApiError, api_error_of
 from torchsnow.serving.logs import log_fault, write_logs
-from torchsnow.serving.refusal import Refusal, refusal_of
 
 _JPEG_LIMITS = {
     "scans": 100,  # each is a pass over all of the pixels; progressive pictures have about ten
@@ -149,7 +149,7 @@ _PROBLEMS: Mapping[str, Callable[[bytes], str | None]] = {
 
 
 def _many(parts: str, limit: int) -> str:
-    return f"it has more than {limit} {parts}; save it anew"
+    return f"it has more than {limit} {parts}; save it again"
 
 
 _MAX_NAME_CHARACTERS = 80
@@ -170,22 +170,22 @@ def picture(content: bytes, name: str | None, number: int) -> Picture:
 def decode(given: Picture, cuts: Sequence[Cut], max_pixels: int, formats: Collection[str] = FORMATS) -> list[bytes]:
     """The cuts of a picture, each as its rows of RGB pixels, S x S x 3 bytes. Needs no torch, for `main`.
 
-    Raises Refusal (415) for anything but these formats, by default all that images for training may be in, and (422)
+    Raises ApiError (415) for anything but these formats, by default all that images for training may be in, and (422)
     for a picture that is damaged, too large, made of too many parts, or of a shape that cannot be used; the words name
     it as it is `called`.
     """
     kind = format_of(given.content[:PREFIX_BYTES])
     if kind is None or kind not in formats:
-        raise Refusal(415, "not_an_image", f"the image {given.called} is no {' or '.join(formats)} picture")
+        raise ApiError(415, "not_an_image", f"the image {given.called} is no {' or '.join(formats)} picture")
     problem = parts_problem(given.content, kind)
     if problem is not None:
-        raise Refusal(422, "bad_image", f"cannot read the image {given.called}: {problem}")
+        raise ApiError(422, "bad_image", f"cannot read the image {given.called}: {problem}")
     try:
         file = io.BytesIO(given.content)
         file.name = given.called
         image = read_image(file, max_pixels)
     except DataError as error:
-        raise refusal_of(shortage(error)) or Refusal(422, "bad_image", str(error)) from error
+        raise api_error_of(shortage(error)) or ApiError(422, "bad_image", str(error)) from error
     return [cut(image, how).tobytes() for how in cuts]
 
 
@@ -213,17 +213,17 @@ def main() -> None:
 
 def _answer(given: dict[str, Any], content: bytes, replies: BinaryIO) -> None:
     pixels: list[bytes] = []
-    refused: Refusal | None = None
+    refused: ApiError | None = None
     try:
         cuts = [Cut(*numbers) for numbers in given["cuts"]]
         pixels = decode(Picture(content, given["called"]), cuts, given["max_pixels"], given["formats"])
-    except Refusal as error:
+    except ApiError as error:
         refused = error
     except Exception as error:
         log_fault("a picture failed", error)
-        refused = refusal_of(shortage(error)) or Refusal(500, "internal", _FAILED)
-    refusal = refused and [refused.status, refused.code, refused.message]
-    if refused and refusal and refused.retry_after_s is not None:
-        refusal.append(refused.retry_after_s)
-    replies.write(json.dumps(refusal, allow_nan=False).encode() + b"\n" + b"".join(pixels))
+        refused = api_error_of(shortage(error)) or ApiError(500, "internal", _FAILED)
+    api_error = refused and [refused.status, refused.code, refused.message]
+    if refused and api_error and refused.retry_after_s is not None:
+        api_error.append(refused.retry_after_s)
+    replies.write(json.dumps(api_error, allow_nan=False).encode() + b"\n" + b"".join(pixels))
     replies.flush()

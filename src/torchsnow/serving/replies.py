@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from torchsnow.io.shortage import shortage
-from torchsnow.serving.refusal import ClientGone, Refusal, refusal_of
+from torchsnow.serving.api_error import ApiError, ClientGone, api_error_of
 
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -36,9 +36,9 @@ def as_error(status: int, code: str, message: str, headers: Mapping[str, str] | 
 # Handlers are coroutines: Starlette would send plain functions to a thread, which costs more than the reply.
 
 
-async def on_refusal(request: Request, error: Exception) -> Response:
-    """For Starlette: a Refusal as a reply."""
-    assert isinstance(error, Refusal)
+async def on_api_error(request: Request, error: Exception) -> Response:
+    """For Starlette: a ApiError as a reply."""
+    assert isinstance(error, ApiError)
     return _as_reply(error)
 
 
@@ -56,13 +56,13 @@ async def on_http_error(request: Request, error: Exception) -> Response:
 
 
 async def on_fault(request: Request, error: Exception) -> Response:
-    """For Starlette: a mistake of ours or of the machine's, which the guard logs."""
-    of_machine = refusal_of(shortage(error))
+    """For Starlette: a bug in torchsnow or a fault of the machine, which the guard logs."""
+    of_machine = api_error_of(shortage(error))
     if of_machine is not None:
         return _as_reply(of_machine)
     return as_error(500, "internal", "our mistake; the server's log has it under this reply's X-Request-Id")
 
 
-def _as_reply(refusal: Refusal) -> Response:
-    wait = {} if refusal.retry_after_s is None else {"retry-after": str(refusal.retry_after_s)}
-    return as_error(refusal.status, refusal.code, refusal.message, wait)
+def _as_reply(api_error: ApiError) -> Response:
+    wait = {} if api_error.retry_after_s is None else {"retry-after": str(api_error.retry_after_s)}
+    return as_error(api_error.status, api_error.code, api_error.message, wait)

@@ -47,7 +47,7 @@ def max_connections() -> int:
     return max(1, min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES))
 
 
-class PatientProtocol(H11Protocol):
+class TimeoutProtocol(H11Protocol):
     """uvicorn's HTTP/1.1, with time limits for the head of a request and for taking a reply, and few connections."""
 
     _waiting: asyncio.TimerHandle | None = None
@@ -208,7 +208,7 @@ def make_server(service: Service) -> uvicorn.Server:
 def _server(app: ASGIApp, settings: ServeSettings, served: Served) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
-        http=PatientProtocol,
+        http=TimeoutProtocol,
         ws="none",
         lifespan="on",
         log_config=None,

@@ -15,13 +15,13 @@ from starlette.responses import Response
 
 from torchsnow.hub.live import LiveHub, LiveTask
 from torchsnow.serving.answers import Answers, Explainer, TaskAnswer, TaskFailure
+from torchsnow.serving.api_error import ApiError, ClientGone
 from torchsnow.serving.batcher import Batcher
 from torchsnow.serving.bodies import Bodies
 from torchsnow.serving.certificate import Certificate
 from torchsnow.serving.decoders import Decoders
-from torchsnow.serving.following import Following
+from torchsnow.serving.hub_watcher import HubWatcher
 from torchsnow.serving.metrics import Metrics, together
-from torchsnow.serving.refusal import ClientGone, Refusal
 from torchsnow.serving.replies import as_json
 from torchsnow.serving.settings import ServeSettings
 from torchsnow.serving.siblings import CHANGE_S, Siblings
@@ -38,7 +38,7 @@ DEADLINE = {
 # What is done in a moment is done on the event loop: under load, going to a thread and back takes longer.
 _QUICK_BYTES, _QUICK_NUMBERS = 2**17, 1_000
 # A small hub is loaded before the first route answers. Of a large one, each task is, when it is first asked for.
-_FIRST_LOOK_S = 2.0
+_FIRST_POLL_S = 2.0
 Result = TypeVar("Result")
 
 
@@ -50,13 +50,13 @@ class Service:
         self._siblings = siblings or Siblings(self.hear)
         self.metrics = Metrics()
         self.bodies = Bodies(settings)
-        self.following = Following(live, self.metrics, settings.follow_s)
+        self.watcher = HubWatcher(live, self.metrics, settings.follow_s)
         self.decoders = Decoders(live.hub.source.input_config, settings)
         self.batcher = Batcher(live, self.decoders.decode, settings, self.metrics)
         self.explainer = Explainer(live)
         self.tracing = Tracing() if settings.traces else None
         self.tls: ssl.SSLContext | None = None  # which the server set, if it speaks HTTPS
-        self._loops = (self.following.loop, self.batcher.loop)
+        self._loops = (self.watcher.loop, self.batcher.loop)
         self._is_running = self._is_draining = False
 
     async def hear(self, question: Mapping[str, Any]) -> Any:
@@ -67,11 +67,11 @@ class Service:
             case "metrics":
                 return await asyncio.to_thread(self.metrics.text)
             case "unloaded":
-                return sorted(self.following.unloaded)
+                return sorted(self.watcher.unloaded)
             case "offer":
-                self.following.set_offered(question["task"], question["offered"])
+                self.watcher.set_offered(question["task"], question["offered"])
             case "look":
-                await asyncio.to_thread(self.following.look)
+                await asyncio.to_thread(self.watcher.poll)
         return True
 
     async def is_ready(self) -> bool:
@@ -83,19 +83,19 @@ class Service:
         texts = await self._siblings.ask(what="metrics")
         return str(texts[0]) if len(texts) == 1 else await asyncio.to_thread(together, texts)
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         """Let all workers take over what was changed in the hub. Raises what the look of this one raises."""
         await self._siblings.ask(CHANGE_S, what="look")
 
     async def offer(self, name: str, offered: bool) -> None:
-        """Offer a task or not, in all workers. Raises Refusal (404) for an unknown one."""
-        self.following.set_offered(name, offered)
+        """Offer a task or not, in all workers. Raises ApiError (404) for an unknown one."""
+        self.watcher.set_offered(name, offered)
         await self._siblings.ask(CHANGE_S, what="offer", task=name, offered=offered)
 
     def _is_ready(self) -> bool:
         alive = all(loop.age_s() <= self.settings.longest_age_s for loop in self._loops)
         is_offered = self._is_running and not self._is_draining
-        return is_offered and self.following.has_looked.is_set() and alive and not self.decoders.stuck
+        return is_offered and self.watcher.has_polled.is_set() and alive and not self.decoders.stuck
 
     def drain(self) -> None:
         """Ask for no more requests, by readiness; those that come are answered."""
@@ -116,14 +116,14 @@ class Service:
             loop.start()
         await self.decoders.start()
         for unloaded in await self._siblings.ask(what="unloaded"):  # for one that takes the place of another
-            self.following.take_over_unloaded(unloaded or ())
-        await asyncio.to_thread(self.following.has_looked.wait, _FIRST_LOOK_S)
+            self.watcher.take_over_unloaded(unloaded or ())
+        await asyncio.to_thread(self.watcher.has_polled.wait, _FIRST_POLL_S)
         self._is_running = True
         try:
             yield
         finally:
             self._is_running = False
-            self.following.end()
+            self.watcher.end()
             for loop in loops:
                 await loop.stop()
             await self.decoders.close()
@@ -145,7 +145,7 @@ class Service:
         queue has no room for any of the tasks that it may ask for, `names`.
         """
         start_s, timeout_s = time.monotonic(), _deadline_s(request, self.settings.deadline_s)
-        self.batcher.refuse_if_full(names)
+        self.batcher.validate_room(names)
         with self.bodies.holding() as read_body:
             content = await read_body(request, self.settings.max_body_bytes)
             arrived_s = time.monotonic()
@@ -154,9 +154,9 @@ class Service:
             else:
                 asked = await asyncio.to_thread(read, content)
             del content
-            tasks = self.following.tasks_at_hand(asked.tasks)
+            tasks = self.watcher.tasks_at_hand(asked.tasks)
             if tasks is None:
-                tasks = await asyncio.to_thread(self.following.tasks, asked.tasks)
+                tasks = await asyncio.to_thread(self.watcher.tasks, asked.tasks)
             answers = await _unless_gone(request, self._ask(asked, tasks, arrived_s + timeout_s))
         seconds = time.monotonic() - start_s
         self.metrics.answered((task.name for task in tasks), seconds)
@@ -172,9 +172,9 @@ class Service:
             return answers
         try:
             async with asyncio.timeout(end_s - time.monotonic()):
-                return await self.batcher.aside(partial(self.explainer.explain, answers, heads))
+                return await self.batcher.run_on_engine(partial(self.explainer.explain, answers, heads))
         except TimeoutError:
-            raise Refusal(429, "deadline", "answered, but not explained before the deadline", 1) from None
+            raise ApiError(429, "deadline", "answered, but not explained before the deadline", 1) from None
 
 
 def named(task: LiveTask) -> dict[str, str]:
@@ -190,22 +190,22 @@ def predictions(asked: Any, answers: Sequence[Answers], seconds: float) -> Respo
 
 def _of_image(name: str | None, answers: Answers, explain: bool) -> dict[str, Any]:
     ordered = [answer for _, answer in sorted(answers.items())]
-    spoken = [_spoken(answer, explain) for answer in ordered if isinstance(answer, TaskAnswer)]
+    answered = [_to_json(answer, explain) for answer in ordered if isinstance(answer, TaskAnswer)]
     failed = [
         {**named(failure.task), "error": failure.message, "code": failure.code}
         for failure in ordered
         if isinstance(failure, TaskFailure)
     ]
-    return {"name": name, "answers": spoken, "errors": failed}
+    return {"name": name, "answers": answered, "errors": failed}
 
 
-def _spoken(answer: TaskAnswer, explain: bool) -> dict[str, Any]:
+def _to_json(answer: TaskAnswer, explain: bool) -> dict[str, Any]:
     numbers = answer.probabilities.tolist()
     shares = {answer.task.classes[i]: numbers[i] for i in answer.order()}
     # The order is a list of its own: a browser puts the keys "0", "1", "10" of an object before all others.
     ranking = list(shares)
-    spoken = {**named(answer.task), "label": ranking[0], "ranking": ranking, "probabilities": shares}
-    return {**spoken, "lead": answer.lead and answer.lead.to_dict()} if explain else spoken
+    answered = {**named(answer.task), "label": ranking[0], "ranking": ranking, "probabilities": shares}
+    return {**answered, "lead": answer.lead and answer.lead.to_dict()} if explain else answered
 
 
 def _deadline_s(request: Request, longest_s: float) -> float:
@@ -217,7 +217,7 @@ def _deadline_s(request: Request, longest_s: float) -> float:
     except ValueError:
         wanted_s = 0.0
     if not wanted_s > 0:
-        raise Refusal(400, "bad_request", f"{DEADLINE_HEADER} is not a number of seconds above 0")
+        raise ApiError(400, "bad_request", f"{DEADLINE_HEADER} is not a number of seconds above 0")
     return min(wanted_s, longest_s)
 
 

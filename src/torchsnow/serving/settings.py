@@ -53,7 +53,7 @@ class ServeSettings:
     decode_timeout_s: float = 5.0
     """For one picture; then its process is killed. Never more than the deadline."""
     follow_s: float = 0.25
-    """Between two looks at the hub's folder."""
+    """Between two polls of the hub's folder."""
     stale_s: float = 30.0
     """How much longer than it needs a round of a background loop may take, before the server is no longer ready."""
     token: str | None = None

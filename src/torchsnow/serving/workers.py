@@ -66,7 +66,7 @@ class _Worker:
 class Workers:
     """Keeps the workers of a server running, from `run` to a signal.
 
-    They are told what to do, rather than read options anew: a file with a token or options may have changed when one
+    They are told what to do, rather than read options again: a file with a token or options may have changed when one
     takes the place of another.
     """
 
@@ -134,7 +134,7 @@ class Workers:
     def _begin(self, worker: _Worker, place: Place) -> None:
         try:
             worker.process, worker.start_s, worker.heard_s = self._start(place), time.monotonic(), None
-        except OSError as error:  # the machine lacks something; the others go on
+        except OSError as error:  # the machine lacks something; the others continue
             log_trouble("a worker does not start", worker=place.number, reason=str(error))
             worker.start_s = time.monotonic() + LONGEST_PAUSE_S
             return
@@ -190,5 +190,5 @@ def work() -> None:
         with socket.socket(fileno=place.descriptor) as listener:
             answer(Hub.open(told["hub"]), told["device"], settings, listener, place)
     except TorchsnowError as error:
-        log_trouble("the worker cannot go on", reason=str(error))
+        log_trouble("the worker cannot continue", reason=str(error))
         sys.exit(_REFUSED)

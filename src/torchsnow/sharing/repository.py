@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from torchsnow.errors import HubError, TaskFileError
-from torchsnow.hub import Entry, Hub, is_hub, refuse_writing
+from torchsnow.hub import Entry, Hub, is_hub, validate_local
 from torchsnow.hub.folder import (
     INDEX_FILE,
     SOURCE_FILE,
@@ -30,7 +30,7 @@ from torchsnow.hub.folder import (
     write_source_info,
 )
 from torchsnow.hub.hub import load_described
-from torchsnow.hub.verify import check_former
+from torchsnow.hub.verify import validate_former
 from torchsnow.sharing.card import model_card
 from torchsnow.source import Source
 from torchsnow.task_file import SourceInfo, Task, load_task
@@ -141,10 +141,10 @@ def push(
     entries = _chosen(hub.index(), names, f"the hub {hub.folder.path}")
     infos = {name: hub.info(name) for name in entries}
     for name, entry in entries.items():
-        check_former(hub.folder, name, entry)  # what is damaged here shall not be anybody else's
+        validate_former(hub.folder, name, entry)  # what is damaged here shall not be anybody else's
     with tempfile.TemporaryDirectory() as folder:
         there = Repository(repository, make=True, private=private)
-        _refuse_loss(there, entries, hub.source_info, Path(folder), replace=replace)
+        _validate_no_loss(there, entries, hub.source_info, Path(folder), replace=replace)
         made = Path(tempfile.mkdtemp(dir=folder))
         write_source_info(made / SOURCE_FILE, hub.source_info)
         IndexFile(made / INDEX_FILE).write(Index(1, entries))
@@ -173,10 +173,10 @@ def pull(
     HubError for a repository that is no hub, another source than the hub's, a file that is damaged or too large, a
     name that is taken (unless `replace`), and when the Hub cannot be reached.
     """
-    refuse_writing(hub_path)
+    validate_local(hub_path)
     hub = Hub.open(hub_path, source) if is_hub(hub_path) else None
     if hub is None:
-        Hub.refuse_occupied(hub_path)
+        Hub.validate_vacant(hub_path)
     there = Repository(repository, revision)
     with tempfile.TemporaryDirectory() as folder:
         info, index = there.describe(Path(folder))
@@ -212,7 +212,7 @@ def _read_task(there: Repository, name: str, entry: Entry, source: Source, folde
     return task
 
 
-def _refuse_loss(
+def _validate_no_loss(
     there: Repository, entries: Mapping[str, Entry], source: SourceInfo, folder: Path, *, replace: bool
 ) -> None:
     """Raise HubError for a repository of something else, or one whose tasks a push would change or drop."""

@@ -119,7 +119,7 @@ def unlisted_families() -> list[str]:
     return sorted(set(list_modules()) - set(CONVOLUTIONAL) - set(ATTENTIVE) - set(OTHER))
 
 
-def refuse_other_kinds(model: nn.Module, name: str) -> None:
+def validate_kind(model: nn.Module, name: str) -> None:
     """Raise SourceError, with the reason, for a timm model of a kind that has not been tried as a source."""
     kind = OTHER.get(family_of(model))
     if kind is None and any(type(part).__name__ == _HIDDEN for part in model.modules()):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from torchsnow.errors import SourceError
 from torchsnow.source.config import Channels, InputConfig, Precision
-from torchsnow.source.families import refuse_other_kinds
+from torchsnow.source.families import validate_kind
 from torchsnow.source.packages import BUNDLED, PACKAGES, Package
 from torchsnow.source.source import Source
 from torchsnow.source.weights import read_weights
@@ -44,9 +44,9 @@ def load_source(
         if weights != "pretrained":
             raise SourceError(f"the source {name!r} has weights of its own; name a timm model to use {str(weights)!r}")
         return _packaged(name, precision, own)
-    refuse_unknown(name)
+    validate_source_name(name)
     with torch.device("meta"):
-        refuse_other_kinds(timm.create_model(name, pretrained=False), name)  # before anything is downloaded
+        validate_kind(timm.create_model(name, pretrained=False), name)  # before anything is downloaded
     if weights == "pretrained":
         model = _pretrained(name)
     elif weights == "random":
@@ -71,7 +71,7 @@ def make_source(
 ) -> Source:
     """A source from a timm model made with `num_classes=0`; `preprocessing` is what differs from the model's own, in
     timm's names. Raises SourceError when it cannot be one."""
-    refuse_other_kinds(model, name)
+    validate_kind(model, name)
     try:
         config = InputConfig.from_mapping(timm.data.resolve_data_config(dict(preprocessing or {}), model=model))
     except (AssertionError, TypeError, ValueError) as error:
@@ -81,7 +81,7 @@ def make_source(
     return Source(model, name, config, weights, precision)
 
 
-def refuse_unknown(name: str) -> None:
+def validate_source_name(name: str) -> None:
     """Raise SourceError for a name or a weight tag that timm does not know, with near ones."""
     architecture, _, tag = name.partition(".")
     known = timm.list_models()

@@ -135,7 +135,7 @@ def _copied(module: nn.Module) -> nn.Module:
 
 
 def _fold_norms(graph: fx.Graph, parts: dict[str, Any], made: dict[fx.Node, fx.Node], dtype: torch.dtype) -> None:
-    """Fold norms in place; `made` goes on saying which node has the value of which node of the source."""
+    """Fold norms in place; `made` keeps saying which node has the value of which node of the source."""
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     for original, node in list(made.items()):
         if node.op != "call_module" or calls[node.target] > 1:

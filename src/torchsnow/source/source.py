@@ -166,7 +166,7 @@ class Source(nn.Module):
 
     def _run(self, outputs: tuple[Output, ...], images: Tensor, wanted: Sequence[Wanted]) -> list[Tensor]:
         """The outputs; `wanted` are the plan's extra inputs."""
-        self.refuse_size(images.shape[2:])
+        self.validate_size(images.shape[2:])
         gradients = torch.is_grad_enabled() and images.requires_grad
         plan = self._plan(outputs, fused=self._fuses and not gradients)
         try:
@@ -198,7 +198,7 @@ class Source(nn.Module):
             for output, values in zip(outputs, zip(*several, strict=True), strict=True)
         ]
 
-    def refuse_size(self, image_size: Sequence[int]) -> None:
+    def validate_size(self, image_size: Sequence[int]) -> None:
         """Raise SourceError for another height and width than those that a network of fixed size takes."""
         own = self.input_config.input_size[1:]
         if self.has_fixed_size and tuple(image_size) != own:

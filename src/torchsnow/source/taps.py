@@ -18,9 +18,9 @@ from torchsnow.source.graph import VALUE
 
 @dataclass(frozen=True)
 class Tap:
-    """One tap: `name` is its first reader's place in the source, `num_chs` its channels, in dimension `dim`.
+    """One tap: `name` is its first consumer's place in the source, `num_chs` its channels, in dimension `dim`.
 
-    `size` is its height and width in pixels at the source's own image size; `readers` are the names of all the
+    `size` is its height and width in pixels at the source's own image size; `consumers` are the names of all the
     layers that read it; `node` is the graph node whose value it is; `num_prefix` how many tokens that are no places of
     the image (class tokens, registers) stand before the others.
     """
@@ -29,7 +29,7 @@ class Tap:
     num_chs: int
     dim: int
     size: tuple[int, int]
-    readers: tuple[str, ...]
+    consumers: tuple[str, ...]
     node: str
     num_prefix: int = 0
 
@@ -37,7 +37,7 @@ class Tap:
 def find_taps(traced: fx.GraphModule, num_prefix: int = 0) -> dict[str, Tap]:
     """All taps of a traced source, by name, in the order of the pass; its tokens begin with `num_prefix` that are no
     places of the image."""
-    readers: dict[fx.Node, list[fx.Node]] = {}
+    consumers: dict[fx.Node, list[fx.Node]] = {}
     learned: set[fx.Node] = set()  # values that have a convolution or linear layer behind them
     for node in traced.graph.nodes:
         if node.op == "call_module":
@@ -45,12 +45,12 @@ def find_taps(traced: fx.GraphModule, num_prefix: int = 0) -> dict[str, Tap]:
             if isinstance(module, nn.Conv2d | nn.Linear):
                 tapped = node.args[0]
                 if tapped in learned and _is_dense(module, tapped):
-                    readers.setdefault(tapped, []).append(node)
+                    consumers.setdefault(tapped, []).append(node)
                 learned.add(node)
                 continue
         if any(parent in learned for parent in node.all_input_nodes):
             learned.add(node)
-    taps = (_tap(traced, node, nodes, num_prefix) for node, nodes in readers.items())
+    taps = (_tap(traced, node, nodes, num_prefix) for node, nodes in consumers.items())
     return {tap.name: tap for tap in taps}
 
 
@@ -61,18 +61,18 @@ def _is_dense(module: nn.Module, tapped: fx.Node) -> bool:
     return isinstance(module, nn.Conv2d) and module.groups == 1 < shape[1] and math.prod(shape[2:]) > 1
 
 
-def _tap(traced: fx.GraphModule, node: fx.Node, readers: list[fx.Node], num_prefix: int) -> Tap:
+def _tap(traced: fx.GraphModule, node: fx.Node, consumers: list[fx.Node], num_prefix: int) -> Tap:
     shape = node.meta[VALUE].shape
-    is_linear = isinstance(traced.get_submodule(str(readers[0].target)), nn.Linear)
+    is_linear = isinstance(traced.get_submodule(str(consumers[0].target)), nn.Linear)
     dim = len(shape) - 1 if is_linear else 1
     positions = [size for at, size in enumerate(shape) if at not in (0, dim)]
     height, width = positions if len(positions) == 2 else (positions[0], 1)
     return Tap(
-        name=str(readers[0].target),
+        name=str(consumers[0].target),
         num_chs=shape[dim],
         dim=dim,
         size=(height, width),
-        readers=tuple(reader.name for reader in readers),
+        consumers=tuple(consumer.name for consumer in consumers),
         node=node.name,
         num_prefix=num_prefix if len(shape) == 3 else 0,
     )

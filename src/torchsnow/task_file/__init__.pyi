@@ -1,13 +1,13 @@
 from .info import TaskInfo as TaskInfo
-from .info import check_task_name as check_task_name
 from .info import content_hash as content_hash
 from .info import read_task_info as read_task_info
+from .info import validate_task_name as validate_task_name
 from .source_info import SourceInfo as SourceInfo
 from .task import Task as Task
 from .task import decode_task as decode_task
 from .task import encode_task as encode_task
 from .task import load_task as load_task
 from .task import make_task as make_task
-from .task import refuse_too_large as refuse_too_large
 from .task import save_task as save_task
 from .task import stored_bytes as stored_bytes
+from .task import validate_task_size as validate_task_size

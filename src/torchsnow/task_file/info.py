@@ -18,7 +18,7 @@ from torchsnow.delta import DeltaSpec
 from torchsnow.errors import TaskFileError, TorchsnowError
 from torchsnow.io.files import clear_os_errors
 from torchsnow.source.config import CROP_MODES, GREYS, MAX_IMAGE_SIZE, Framing
-from torchsnow.task_file.json_shape import Within, check_shape, check_version, is_deeper, parse_json
+from torchsnow.task_file.json_shape import Within, is_deeper, parse_json, validate_shape, validate_version
 from torchsnow.task_file.source_info import SourceInfo
 
 _TASK_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -63,7 +63,7 @@ class TaskInfo:
         return f"{type(self).__name__}({self.name!r}, {what})"
 
 
-def check_task_name(name: str) -> None:
+def validate_task_name(name: str) -> None:
     """Raise TaskFileError unless a name can be a task's: it is also a folder's name on every file system."""
     if not _TASK_NAME.fullmatch(name):
         raise TaskFileError(
@@ -72,7 +72,7 @@ def check_task_name(name: str) -> None:
         )
 
 
-def check_framing(framing: Framing) -> None:
+def validate_framing(framing: Framing) -> None:
     """Raise TaskFileError unless such images can be asked of whoever uses the task."""
     if not 1 <= framing.image_size <= MAX_IMAGE_SIZE:
         raise TaskFileError(f"image_size is {framing.image_size}; expected 1 pixel to {MAX_IMAGE_SIZE}")
@@ -82,7 +82,7 @@ def check_framing(framing: Framing) -> None:
         raise TaskFileError(f"grey_range is {list(framing.grey_range)}; expected two values of 0 to 65535, rising")
 
 
-def check_training(training: Mapping[str, Any]) -> None:
+def validate_training(training: Mapping[str, Any]) -> None:
     """Raise TaskFileError for settings of a training, in JSON values, that not every printer of JSON could print."""
     if is_deeper(training, _MAX_LEVELS):
         raise TaskFileError(
@@ -90,7 +90,7 @@ def check_training(training: Mapping[str, Any]) -> None:
         )
 
 
-def check_classes(classes: Sequence[str], num_classes: int) -> None:
+def validate_classes(classes: Sequence[str], num_classes: int) -> None:
     """Raise TaskFileError unless the class names are unique, not empty, as many as the delta has logits, and fit into
     a task file."""
     if len(classes) != num_classes:
@@ -140,7 +140,7 @@ def kept_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
     Raises ValueError, naming the place, for anything else.
     """
     kept = {split: _kept(values) for split, values in metrics.items()}
-    check_shape(kept, {split: _shape_of(kept[split]) for split in SPLITS if split in kept}, "metrics")
+    validate_shape(kept, {split: _shape_of(kept[split]) for split in SPLITS if split in kept}, "metrics")
     return kept
 
 
@@ -206,12 +206,12 @@ def decode_info(text: str) -> TaskInfo:
     """Read what `encode_info` wrote. Raises TaskFileError for another version, shape or contradictory values."""
     try:
         values = _from_former_version(parse_json(text))
-        check_version(values, SCHEMA_VERSION)
-        check_shape(values, _SHAPE, "metadata")
+        validate_version(values, SCHEMA_VERSION)
+        validate_shape(values, _SHAPE, "metadata")
         values["metrics"] = kept_metrics(values["metrics"])
         values["source_info"] = SourceInfo.from_dict(values["source_info"])
         values["spec"] = DeltaSpec.from_dict(values["spec"])
-        _check_values(values)
+        _validate_values(values)
     except ValueError as error:
         raise TaskFileError(str(error)) from error
     del values["schema_version"]
@@ -245,19 +245,19 @@ _ADDED_TO_SPEC: dict[int, dict[str, Any]] = {
 """What files of these versions and before lack, and the values under which nothing changes."""
 
 
-def _check_values(values: dict[str, Any]) -> None:
-    check_task_name(values["name"])
-    check_classes(values["classes"], values["spec"].num_classes)
-    check_framing(Framing(values["image_size"], values["crop_mode"], values["grey_range"]))
-    check_training(values["training"])
-    _check_date(values["created"])
+def _validate_values(values: dict[str, Any]) -> None:
+    validate_task_name(values["name"])
+    validate_classes(values["classes"], values["spec"].num_classes)
+    validate_framing(Framing(values["image_size"], values["crop_mode"], values["grey_range"]))
+    validate_training(values["training"])
+    _validate_date(values["created"])
     for key in ("taps", "head_taps"):
         names = getattr(values["spec"], key)
         if names is not None and len(set(names)) != len(names):
             raise ValueError(f"metadata.spec.{key} names a tap twice")
 
 
-def _check_date(text: str) -> None:
+def _validate_date(text: str) -> None:
     try:
         datetime.fromisoformat(text)
     except ValueError as error:

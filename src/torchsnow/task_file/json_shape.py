@@ -25,32 +25,32 @@ def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text. Raises ValueError for anything else, for NaN and infinite numbers, and for a key
     that occurs twice in one object."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique)
+        return json.loads(text, parse_constant=_reject_constant, parse_float=_finite, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not valid JSON: {error}") from error
 
 
-def check_shape(value: Any, shape: Any, where: str) -> None:
+def validate_shape(value: Any, shape: Any, where: str) -> None:
     """Raise ValueError, naming the place inside `where`, unless a JSON value is of the given shape.
 
     A shape is a type (float takes whole numbers too, dict any object), a type with bounds, None, a list [shape of
     every item], a tuple of alternatives, a dict {key: shape} with exactly these keys, or {str: shape} with any keys.
     """
     if isinstance(shape, tuple):
-        _check_alternatives(value, shape, where)
+        _validate_alternatives(value, shape, where)
     elif isinstance(shape, list):
         _expect(isinstance(value, list), value, "a list", where)
         for i, item in enumerate(value):
-            check_shape(item, shape[0], f"{where}[{i}]")
+            validate_shape(item, shape[0], f"{where}[{i}]")
     elif isinstance(shape, dict):
         _expect(isinstance(value, dict), value, "an object", where)
         any_key = str in shape
         if not any_key:
-            _check_keys(value, shape, where)
+            _validate_keys(value, shape, where)
         for key, item in value.items():
-            check_shape(item, shape[str if any_key else key], f"{where}.{key}")
+            validate_shape(item, shape[str if any_key else key], f"{where}.{key}")
     elif isinstance(shape, Within):
-        _check_within(value, shape, where)
+        _validate_within(value, shape, where)
     elif shape is None:
         _expect(value is None, value, "null", where)
     else:
@@ -65,7 +65,7 @@ def is_deeper(value: Any, levels: int) -> bool:
     return levels == 0 or any(is_deeper(item, levels - 1) for item in items)
 
 
-def check_version(values: Any, known: int) -> None:
+def validate_version(values: Any, known: int) -> None:
     """Raise ValueError unless a JSON object says that it is of the known schema version."""
     given = values.get("schema_version") if isinstance(values, dict) else None
     if type(given) is not int or given < 1:
@@ -83,22 +83,22 @@ def _is_a(value: Any, kind: type) -> bool:
     return isinstance(value, kind)
 
 
-def _check_alternatives(value: Any, shapes: tuple[Any, ...], where: str) -> None:
+def _validate_alternatives(value: Any, shapes: tuple[Any, ...], where: str) -> None:
     for shape in shapes[:-1]:
         try:
-            return check_shape(value, shape, where)
+            return validate_shape(value, shape, where)
         except ValueError:
             continue
-    return check_shape(value, shapes[-1], where)
+    return validate_shape(value, shapes[-1], where)
 
 
-def _check_within(value: Any, shape: Within, where: str) -> None:
-    check_shape(value, shape.kind, where)
+def _validate_within(value: Any, shape: Within, where: str) -> None:
+    validate_shape(value, shape.kind, where)
     size, unit = (len(value), " characters") if isinstance(value, str) else (value, "")
     _expect(shape.least <= size <= shape.most, value, f"{shape.least:g} to {shape.most:g}{unit}", where)
 
 
-def _check_keys(value: dict[str, Any], shape: dict[str, Any], where: str) -> None:
+def _validate_keys(value: dict[str, Any], shape: dict[str, Any], where: str) -> None:
     missing, unknown = sorted(set(shape) - set(value)), sorted(set(value) - set(shape))
     if missing:
         raise ValueError(f"{where} lacks {missing[0]!r}")
@@ -124,10 +124,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _refuse_constant(text: str) -> float:
+def _reject_constant(text: str) -> float:
     raise ValueError(f"{text} is not a finite number")
 
 
 def _finite(text: str) -> float:
     number = float(text)
-    return number if math.isfinite(number) else _refuse_constant(text)
+    return number if math.isfinite(number) else _reject_constant(text)

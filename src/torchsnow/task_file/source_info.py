@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from torchsnow.source.config import InputConfig, Precision
-from torchsnow.task_file.json_shape import Within, check_shape
+from torchsnow.task_file.json_shape import Within, validate_shape
 
 if TYPE_CHECKING:  # a description needs no torch
     from torchsnow.source import Source
@@ -44,7 +44,7 @@ class SourceInfo:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SourceInfo:
         """From JSON values. Raises ValueError unless they are exactly the expected ones."""
-        check_shape(values, _SHAPE, "source")
+        validate_shape(values, _SHAPE, "source")
         if values["precision"] not in ("fp32", "bf16"):
             raise ValueError(f"source.precision is {values['precision']!r}; expected 'fp32' or 'bf16'")
         for key in ("input_size", "mean", "std"):

@@ -1,4 +1,4 @@
-"""A task: a name, its classes, its settled delta and the source it belongs to; in one .safetensors file, written whole
+"""A task: a name, its classes, its frozen delta and the source it belongs to; in one .safetensors file, written whole
 and read strictly. Nothing is ever unpickled."""
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from torchsnow.task_file.info import (
     MAX_SIZE_BYTES,
     METADATA_KEY,
     TaskInfo,
-    check_classes,
-    check_framing,
-    check_task_name,
-    check_training,
     content_hash,
     decode_header,
     encode_info,
     kept_metrics,
     naming,
     opened,
+    validate_classes,
+    validate_framing,
+    validate_task_name,
+    validate_training,
 )
 from torchsnow.task_file.source_info import SourceInfo
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Task(TaskInfo):
-    """A task with its settled delta."""
+    """A task with its frozen delta."""
 
     delta: Delta
 
@@ -67,22 +67,22 @@ def make_task(
     metrics: Mapping[str, Any] | None = None,
     unknown_above: float | None = None,
 ) -> Task:
-    """A new task from a source and a settled delta; `framing` is how pictures are shown to it, by default whole and at
+    """A new task from a source and a frozen delta; `framing` is how pictures are shown to it, by default whole and at
     the source's own size.
 
     `training` (settings) is a JSON object without NaN; `metrics` are results by split, of which `kept_metrics` says
     what is kept. Raises TaskFileError for anything that could not be stored.
     """
     framing = Framing(source.input_config.input_size[1]) if framing is None else framing
-    check_task_name(name)
-    check_classes(classes, delta.spec.num_classes)
-    check_framing(framing)
-    if not delta.fixed:
+    validate_task_name(name)
+    validate_classes(classes, delta.spec.num_classes)
+    validate_framing(framing)
+    if not delta.frozen:
         raise TaskFileError(
-            "this delta is not settled: a task stores the chosen channels only; use delta.settle(source)"
+            "this delta is not frozen: a task stores the chosen channels only; use delta.freeze(source)"
         )
     plain = _plain("training", training or {})
-    check_training(plain)
+    validate_training(plain)
     return Task(
         name=name,
         classes=tuple(classes),
@@ -102,7 +102,7 @@ def make_task(
 
 
 def subscription_of(delta: Delta) -> dict[str, int]:
-    """The number of chosen channels of a settled delta, by tap name, those of a grid body as "grid", the head's last
+    """The number of chosen channels of a frozen delta, by tap name, those of a grid body as "grid", the head's last
     as "head"."""
     pools = [module for module in delta.pools.values() if isinstance(module, Subscription)]
     names = delta.taps if delta.grid_pool is None else [GRID]
@@ -138,12 +138,12 @@ def encode_task(task: Task) -> bytes:
 
     Raises TaskFileError for NaN or infinite numbers, and for all else that the reader would refuse.
     """
-    check_numbers(task.delta)
+    validate_numbers(task.delta)
     tensors: dict[str, Tensor] = {}
     for key, tensor in task.delta.state_dict().items():
         tensors |= _shortest(key, tensor.detach().cpu().contiguous())
     content = bytes(safetensors.torch.save(tensors, {METADATA_KEY: encode_info(task)}))
-    _refuse_unreadable(content, task.delta)
+    _validate_readable(content, task.delta)
     return content
 
 
@@ -174,9 +174,9 @@ def load_task(
         return decode_task(content, source)
 
 
-def refuse_too_large(source: Source, spec: DeltaSpec, classes: Sequence[str]) -> None:
+def validate_task_size(source: Source, spec: DeltaSpec, classes: Sequence[str]) -> None:
     """Raise TaskFileError for a task that a file may have no room for: to be asked before its training."""
-    check_classes(classes, spec.num_classes)
+    validate_classes(classes, spec.num_classes)
     names_bytes = 2 * len(json.dumps(list(classes), allow_nan=False))  # at most: they are JSON within JSON
     numbers_bytes = sum(tensor.nbytes for tensor in _empty_delta(source, spec).state_dict().values())
     size_bytes = numbers_bytes + names_bytes + 2**20  # for all else
@@ -188,12 +188,12 @@ def refuse_too_large(source: Source, spec: DeltaSpec, classes: Sequence[str]) ->
         )
 
 
-def check_numbers(delta: Delta) -> None:
-    """Raise TaskFileError unless a delta is settled, in float32, finite, and its chosen channels exist, once each;
+def validate_numbers(delta: Delta) -> None:
+    """Raise TaskFileError unless a delta is frozen, in float32, finite, and its chosen channels exist, once each;
     those of a grid in ascending order."""
-    if not delta.fixed:
+    if not delta.frozen:
         raise TaskFileError(
-            "this delta is not settled: a task stores the chosen channels only; use delta.settle(source)"
+            "this delta is not frozen: a task stores the chosen channels only; use delta.freeze(source)"
         )
     for key, tensor in delta.state_dict().items():
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
@@ -202,12 +202,12 @@ def check_numbers(delta: Delta) -> None:
             raise TaskFileError(f"tensor {key!r} holds {int((~tensor.isfinite()).sum())} NaN or infinite numbers")
     for name, pool in delta.named_modules():
         if isinstance(pool, Subscription):
-            _check_index(f"{name}.index", pool)
+            _validate_index(f"{name}.index", pool)
     if delta.grid_pool is not None and not bool((delta.grid_pool.index.diff() > 0).all()):
         raise TaskFileError("tensor 'pools.grid.index' is not in ascending order")
 
 
-def _check_index(key: str, pool: Subscription) -> None:
+def _validate_index(key: str, pool: Subscription) -> None:
     index = pool.index
     if int(index.min()) < 0 or int(index.max()) >= pool.num_chs:
         outside = index[(index < 0) | (index >= pool.num_chs)][0]
@@ -216,7 +216,7 @@ def _check_index(key: str, pool: Subscription) -> None:
         raise TaskFileError(f"tensor {key!r} chooses a channel twice")
 
 
-def _refuse_unreadable(content: bytes, delta: Delta) -> None:
+def _validate_readable(content: bytes, delta: Delta) -> None:
     """By the reader's own rules, as far as they need no source: what is stored and lost must show before it is."""
     for what, size, most in (
         ("file", len(content), MAX_SIZE_BYTES),
@@ -227,7 +227,7 @@ def _refuse_unreadable(content: bytes, delta: Delta) -> None:
     info = decode_header(content)
     if info.spec != delta.spec:
         raise TaskFileError(f"its spec is {info.spec}, and its delta was made by {delta.spec}; they must be the same")
-    _check_subscription(info, delta)
+    _validate_subscription(info, delta)
 
 
 def decode_task(content: bytes, source: Source) -> Task:
@@ -244,11 +244,11 @@ def decode_task(content: bytes, source: Source) -> Task:
     except Exception as error:  # the reader raises what it likes for a damaged header
         raise TaskFileError(f"not a readable .safetensors file: {error}") from error
     delta = _delta_of(info, tensors, source)
-    _check_subscription(info, delta)
+    _validate_subscription(info, delta)
     return Task(**{**vars(info), "delta": delta})
 
 
-def _check_subscription(info: TaskInfo, delta: Delta) -> None:
+def _validate_subscription(info: TaskInfo, delta: Delta) -> None:
     if info.subscription != subscription_of(delta):
         raise TaskFileError("metadata.subscription does not say what the file holds")
 
@@ -258,7 +258,7 @@ def _delta_of(info: TaskInfo, tensors: Mapping[str, Tensor], source: Source) -> 
     wanted = delta.state_dict()
     scales = {key: tensors[key + _SCALE] for key, tensor in tensors.items() if _is_short(key, tensor, tensors)}
     given = {key: tensor for key, tensor in tensors.items() if key.removesuffix(_SCALE) not in scales or key in scales}
-    _check_tensors(given, scales, wanted)
+    _validate_tensors(given, scales, wanted)
     device = next(source.parameters()).device
     # the tensors of the file become the delta's own
     own = {
@@ -269,7 +269,7 @@ def _delta_of(info: TaskInfo, tensors: Mapping[str, Tensor], source: Source) -> 
     }
     delta.load_state_dict(own, assign=True)
     delta.to(device)  # fixed filters are no part of the file
-    check_numbers(delta)
+    validate_numbers(delta)
     _try(delta.eval(), source)
     return delta
 
@@ -291,9 +291,9 @@ def _try(delta: Delta, source: Source) -> None:
 
 
 def _empty_delta(source: Source, spec: DeltaSpec) -> Delta:
-    """A settled delta without numbers: on the meta device even an absurd spec takes no memory."""
+    """A frozen delta without numbers: on the meta device even an absurd spec takes no memory."""
     with torch.device("meta"):
-        return Delta(source, spec, fixed=True)
+        return Delta(source, spec, frozen=True)
 
 
 def stored_bytes(tensors: Mapping[str, Tensor]) -> int:
@@ -315,7 +315,7 @@ def _is_short(key: str, tensor: Tensor, tensors: Mapping[str, Tensor]) -> bool:
     return tensor.dtype in (torch.int8, torch.uint8) and tensor.ndim > 1 and key + _SCALE in tensors
 
 
-def _check_tensors(given: Mapping[str, Tensor], scales: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+def _validate_tensors(given: Mapping[str, Tensor], scales: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     missing, unknown = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
     if missing:
         raise TaskFileError(f"it lacks the tensor {missing[0]!r} ({len(missing)} in all)")

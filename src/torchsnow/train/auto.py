@@ -16,7 +16,7 @@ LEAST_IMAGE_SIZE = 64  # pixels: below, little is left after a network's strides
 TARGET_STEPS = 2_000
 LEAST_EPOCHS, MOST_EPOCHS = 5, 40
 _SIZE_STEP = 32  # pixels: the whole stride of nearly every network
-_MOST_LOOKED_AT = 200  # images
+_MAX_SAMPLED = 200  # images
 _BATCH_SIZES = (32, 16, 8)
 _LEAST_STEPS = 8  # in an epoch
 
@@ -48,8 +48,8 @@ def auto_image_size(examples: Sequence[Example], source_size: int) -> tuple[int,
 
     It is taken from at most 200 images, evenly spaced, of which only the headers are read.
     """
-    looked_at = examples[:: math.ceil(len(examples) / _MOST_LOOKED_AT)]
-    side = median(shorter_side(example.path) for example in looked_at)
+    sampled = examples[:: math.ceil(len(examples) / _MAX_SAMPLED)]
+    side = median(shorter_side(example.path) for example in sampled)
     near = _SIZE_STEP * math.floor(side / _SIZE_STEP + 0.5)
     size = min(max(near, LEAST_IMAGE_SIZE), source_size)
     return size, f"the images' shorter sides are {side:g} pixels (median), the source is made for {source_size}"

@@ -62,10 +62,10 @@ class Checkpoint:
             history = [Epoch(**row) for row in about["history"]]
             config, selection = about["config"], about["selection"]
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise TrainingError(f"cannot read the checkpoint {path}: {error}; start the run anew") from error
+            raise TrainingError(f"cannot read the checkpoint {path}: {error}; start the run again") from error
         return cls(config, _below(tensors, _MODEL), _below(tensors, _OPTIMIZER), history, selection)
 
-    def refuse_other(self, config: Mapping[str, Any], path: Path) -> None:
+    def validate_same_config(self, config: Mapping[str, Any], path: Path) -> None:
         """Raise TrainingError unless `config` is what this run was started with."""
         differences = _differences(self.config, dict(config))
         if differences:

@@ -97,7 +97,7 @@ class Method(Protocol):
         """Which channels are read, tap by tap, in JSON values; empty for methods without channel pooling."""
 
     def shipped_state(self) -> dict[str, Tensor]:
-        """What has to be kept of a finished task beside the source, by name."""
+        """What has to be kept of a finished task besides the source, by name."""
 
     def mixing_weights(self) -> MixingWeights:
         """How much the parts of the task count in its logits, as it would ship now."""

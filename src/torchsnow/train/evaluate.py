@@ -100,10 +100,10 @@ def evaluate(
     Raises TrainingError for an empty set and for labels outside `classes`, and DivergedError when the model gives
     numbers that are not finite.
     """
-    return judge(*predict(model, dataset, batch_size, device, num_workers), classes)
+    return compute_metrics(*predict(model, dataset, batch_size, device, num_workers), classes)
 
 
-def judge(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Metrics:
+def compute_metrics(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Metrics:
     """Metrics of logits (N, num_classes) against labels (N,), both on the CPU. Raises what `evaluate` raises."""
     if len(labels) == 0:
         raise TrainingError("there are no images to evaluate on; give this split some, or leave it out")
@@ -114,7 +114,7 @@ def judge(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Metrics:
         )
     if not bool(logits.isfinite().all()):
         raise DivergedError("the model's logits are not finite numbers; its training must have failed")
-    metrics = measure(logits, labels, classes)
+    metrics = metrics_of(logits, labels, classes)
     if not math.isfinite(metrics.loss):
         raise DivergedError("the model's logits are too large for a finite loss; its training must have failed")
     return metrics
@@ -142,14 +142,14 @@ def predict(
     return torch.cat(all_logits[1:] or all_logits), torch.cat(all_labels)
 
 
-def measure(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Metrics:
+def metrics_of(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Metrics:
     """Metrics of logits (N, num_classes) against labels (N,)."""
     num_classes = len(classes)
     predicted = logits.argmax(1)
     is_right = predicted == labels
     # by class and not by pair of classes: of those 10,000 classes have 100 million
     counts, taken, right = (found.bincount(minlength=num_classes) for found in (labels, predicted, labels[is_right]))
-    precision, recall = (right.double() / whole.clamp_min(1) for whole in (taken, counts))
+    precision, recall = (right.double() / total.clamp_min(1) for total in (taken, counts))
     f1 = 2 * right.double() / (taken + counts).clamp_min(1)
     rows = zip(classes, counts.tolist(), precision.tolist(), recall.tolist(), f1.tolist(), strict=True)
     return Metrics(

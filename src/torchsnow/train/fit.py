@@ -49,17 +49,17 @@ def fit(
     The model is validated before the first step too, as epoch 0, so what ships is never worse on the validation split
     than what the method started with.
 
-    Everything is written to `run`. With `resume` a run that was stopped, in whatever way, goes on after its last
+    Everything is written to `run`. With `resume` a run that was stopped, in whatever way, continues after its last
     finished epoch and ends as if it had not been; of a finished run this gives the result. On the CPU the numbers
     are the same bit by bit. torch's global generators are left as they were. A method that has a frozen part sees
     each image once, if they are not augmented. `pool` is for runs on the same data at the same size, which then decode
     each image once (see `torchsnow.train.batches.plain_images`). `chosen` says which settings were chosen for the
-    caller, and why; it is written into args.yaml beside them.
+    caller, and why; it is written into args.yaml next to them.
 
     Raises TrainingError when `run` holds a run already (without `resume`) or none or another one (with it), when
     another process works in it, and when there are too few images; DivergedError when the loss is no longer a finite
     number.
-    Stopped, a KeyboardInterrupt, says how to go on.
+    Stopped, a KeyboardInterrupt, says how to continue.
     """
     task = TaskRun(method, splits, settings, run, pool, dict(chosen or {}))
     (result,) = fit_tasks([task], resume=resume, quiet=quiet)
@@ -75,20 +75,20 @@ def fit_tasks(
     and view, and one to start with; then they are trained one after another.
 
     Several tasks need a `SharedMethod` each, on one source. One whose loss is no longer a finite number is given up,
-    and the error is its result. With `resume` every task goes on from its own last finished epoch. Raises what `fit`
+    and the error is its result. With `resume` every task continues from its own last finished epoch. Raises what `fit`
     raises, and TrainingError for tasks that do not show images alike; Stopped says where the tasks stand.
     """
-    _refuse_unlike(tasks)
-    tasks[0].settings.refuse_little_shared_memory()
+    _validate_alike(tasks)
+    tasks[0].settings.validate_shared_memory()
     loops = [Loop(task) for task in tasks]
     settings = tasks[0].settings
     if resume and not any(loop.run.is_begun for loop in loops):
-        loops[0].run.refuse_empty()
+        loops[0].run.validate_begun()
     with ExitStack() as owned:
         for loop in loops:
             owned.enter_context(loop.run.owned())
             if not resume:
-                loop.run.refuse_taken()
+                loop.run.validate_vacant()
         owned.enter_context(_own_randomness(loops[0].device))
         bar = owned.enter_context(TrainingBar(settings.epochs, len(loops[0].images.train), quiet))
         results: dict[Loop, FitResult | DivergedError] = {}
@@ -102,10 +102,10 @@ def fit_tasks(
             return [results[loop] for loop in loops]
         except KeyboardInterrupt:
             for loop in loops:
-                loop.run.log(f"stopped. {loop.kept()} Resume the run to go on from there")
+                loop.run.log(f"stopped. {loop.kept()} Resume the run to continue from there")
             kept = " ".join(loop.prefix + loop.kept() for loop in loops)
             best = [loop.best_so_far if loop.history else None for loop in loops]
-            raise Stopped(f"stopped. {kept} Resume the run to go on from there", best) from None
+            raise Stopped(f"stopped. {kept} Resume the run to continue from there", best) from None
 
 
 def _trained(loop: Loop, bar: TrainingBar) -> FitResult | DivergedError:
@@ -124,7 +124,7 @@ def _own_randomness(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _refuse_unlike(tasks: Sequence[TaskRun]) -> None:
+def _validate_alike(tasks: Sequence[TaskRun]) -> None:
     for name in _ALIKE:
         values = {getattr(task.settings, name) for task in tasks}
         if len(values) > 1:
@@ -133,7 +133,7 @@ def _refuse_unlike(tasks: Sequence[TaskRun]) -> None:
 
 
 def _start(loops: Sequence[Loop], resume: bool, bar: TrainingBar) -> None:
-    """Bring every run to its last finished epoch, or let its method look at the images, in one pass for all."""
+    """Bring every run to its last finished epoch, or let its method collect feature statistics, in one pass for all."""
     begun = [loop for loop in loops if resume and loop.run.last.exists()]
     fresh = [loop for loop in loops if loop not in begun]
     for loop in begun:

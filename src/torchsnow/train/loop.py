@@ -29,7 +29,7 @@ from torchsnow.train.settings import TrainSettings
 from torchsnow.train.step import Stepper
 from torchsnow.train.store import MOST_VIEWS, FeatureStore, Wanted, sample_of
 
-LOOK_EVERY = 10  # steps: looking at the loss makes the CPU wait for an accelerator
+CHECK_EVERY = 10  # steps: looking at the loss makes the CPU wait for an accelerator
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TaskRun:
     """One task to be trained; see `torchsnow.train.fit`. Lines of a task with a name begin with it.
 
     `on_start` is given the model as it starts, once it is validated. From `deadline_s` on, by the monotonic clock, no
-    epoch shall go on.
+    epoch shall continue.
     """
 
     method: Method
@@ -70,7 +70,7 @@ class Loop:
 
     def __init__(self, task: TaskRun) -> None:
         method, splits, settings = task.method, task.splits, task.settings
-        _check_precision(method.model, settings)
+        _validate_precision(method.model, settings)
         self.method, self.splits, self.settings, self.run = method, splits, settings, task.run
         self.device = settings.torch_device()
         self.images = run_images(splits, method.input_config, settings, task.pool)
@@ -98,7 +98,7 @@ class Loop:
     def restore(self, bar: TrainingBar) -> None:
         """Go back to the last saved state."""
         checkpoint = Checkpoint.load(self.run.last)
-        checkpoint.refuse_other(self.config, self.run.path)
+        checkpoint.validate_same_config(self.config, self.run.path)
         self.method.load_trainable_state(checkpoint.model)
         load_optimizer_tensors(self.stepper.optimizer, checkpoint.optimizer)
         self.history, self.selection = checkpoint.history, checkpoint.selection
@@ -215,7 +215,7 @@ class Loop:
         for step, (images, labels) in enumerate(train_loader(self.train_set, self.settings, epoch, self.device)):
             totals += self._step(images.to(self.device), labels.to(self.device), first + step)
             bar.advance(len(images))
-            if step % LOOK_EVERY == 0 or step == self.steps - 1:
+            if step % CHECK_EVERY == 0 or step == self.steps - 1:
                 loss, accuracy = (totals[:2] / totals[2]).tolist()
                 self._require_finite(totals[0], epoch)
                 bar.show(loss, accuracy)
@@ -286,7 +286,7 @@ class Loop:
         bar.say(self.prefix + line)
 
 
-def _check_precision(model: nn.Module, settings: TrainSettings) -> None:
+def _validate_precision(model: nn.Module, settings: TrainSettings) -> None:
     for module in model.modules():
         if isinstance(module, Source) and module.precision != settings.precision:
             raise TrainingError(

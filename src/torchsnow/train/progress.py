@@ -49,8 +49,8 @@ class TrainingBar:
         self.epochs, self.num_images = epochs, num_images
 
     def prepare(self) -> None:
-        """The method looks at the images before training."""
-        self._progress.update(self._task, description="looking at the images")
+        """The method collects feature statistics before training."""
+        self._progress.update(self._task, description="collecting feature statistics")
 
     def store(self) -> None:
         """Features are computed and stored."""

@@ -62,7 +62,7 @@ class RunFolder:
 
     @property
     def features(self) -> Path:
-        """Stored features that memory has no room for, while the run goes on."""
+        """Stored features that memory has no room for, while the run continues."""
         return self.path / "features.bin"
 
     @property
@@ -85,16 +85,16 @@ class RunFolder:
         """
         return self._lock.held()
 
-    def refuse_owned(self) -> None:
+    def validate_unowned(self) -> None:
         """Raise TrainingError when another process or thread owns the folder."""
-        self._lock.refuse_held()
+        self._lock.validate_unheld()
 
     def create(self, config: Mapping[str, Any]) -> None:
         """Make the folder and write args.yaml.
 
         Raises TrainingError when a run is there already: it is never overwritten.
         """
-        self.refuse_taken()
+        self.validate_vacant()
         self.make()
         self._write(self.args, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
@@ -103,12 +103,12 @@ class RunFolder:
 
         Raises TrainingError when there is no run, and when the file is damaged.
         """
-        self.refuse_empty()
+        self.validate_begun()
         try:
             args = read_yaml(self.args, TrainingError)
             return TrainSettings.from_dict(args["training"]), dict(args.get("chosen", {}))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise TrainingError(f"{self.args} is damaged ({error}); start the run anew") from error
+            raise TrainingError(f"{self.args} is damaged ({error}); start the run again") from error
 
     @property
     def is_begun(self) -> bool:
@@ -126,7 +126,7 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def refuse_empty(self) -> None:
+    def validate_begun(self) -> None:
         """Raise TrainingError when there is no run to resume here, nor one that was killed before it had begun."""
         if not self.is_begun:
             raise TrainingError(f"there is no run to resume in {self.path}; start one there first")
@@ -136,7 +136,7 @@ class RunFolder:
         with clear_os_errors("create the run folder", self.path, TrainingError):
             self.path.mkdir(parents=True, exist_ok=True)
 
-    def refuse_taken(self) -> None:
+    def validate_vacant(self) -> None:
         """Raise TrainingError when a run is here already."""
         with clear_os_errors("look at the run folder", self.path, TrainingError):
             taken = self.last.exists()

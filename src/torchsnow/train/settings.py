@@ -75,7 +75,7 @@ class TrainSettings:
     - `amp`: bfloat16 autocast of the trained part, on CUDA only.
     - `patience`: stop after so many epochs without a better model; None never does.
     - `device`: "auto" is CUDA where there is one, else the CPU.
-    - `num_workers`: processes that load images beside the main one.
+    - `num_workers`: processes that load images besides the main one.
     - `store_bytes`: at most so many bytes of stored features (see `torchsnow.train.store`); 0 stores none.
     """
 
@@ -105,7 +105,7 @@ class TrainSettings:
                 "batch_size is 1, and batch normalisation cannot estimate a variance from one image; use 2 or more"
             )
         for name, lowest in _WHOLE_FROM.items():
-            self._require(name, _is_whole(getattr(self, name), lowest), f"a whole number of {lowest} or more")
+            self._require(name, _is_integer(getattr(self, name), lowest), f"a whole number of {lowest} or more")
         self._require("seed", self.seed < 2**64, "a whole number below 2^64")
         self._require("image_size", self.image_size <= MAX_IMAGE_SIZE, f"{MAX_IMAGE_SIZE} pixels or fewer")
         for name, choices in _CHOICES.items():
@@ -113,11 +113,13 @@ class TrainSettings:
         greys: Any = self.grey_range
         if isinstance(greys, list):  # as JSON and YAML have it
             object.__setattr__(self, "grey_range", greys := tuple(greys))
-        is_range = isinstance(greys, tuple) and len(greys) == 2 and all(_is_whole(value, 0) for value in greys)
+        is_range = isinstance(greys, tuple) and len(greys) == 2 and all(_is_integer(value, 0) for value in greys)
         is_range = is_range and greys[0] < greys[1] <= GREYS[1]
         self._require("grey_range", is_range, "two whole numbers, the lower first, from 0 to 65535")
         self._require("device", _is_device(self.device), _DEVICES)
-        self._require("patience", self.patience is None or _is_whole(self.patience, 1), "None or a whole number from 1")
+        self._require(
+            "patience", self.patience is None or _is_integer(self.patience, 1), "None or a whole number from 1"
+        )
         self._require("lr", _is_number(self.lr) and self.lr > 0, "a number above 0")
         self._require("weight_decay", _is_number(self.weight_decay) and self.weight_decay >= 0, "0 or more")
         smoothing = self.label_smoothing
@@ -134,7 +136,7 @@ class TrainSettings:
         """How pictures become what the source sees."""
         return Framing(self.image_size, self.crop_mode, self.grey_range)
 
-    def refuse_little_shared_memory(self) -> None:
+    def validate_shared_memory(self) -> None:
         """Raise TrainingError when worker processes have no room to hand their batches over."""
         needed = _BATCHES_PER_WORKER * self.num_workers * self.batch_size * 3 * self.image_size**2 * 4
         if self.num_workers and _SHARED_MEMORY.is_dir():
@@ -157,13 +159,13 @@ class TrainSettings:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainSettings:
         """From `to_dict`; raises TrainingError for missing or unknown settings, or values out of range."""
-        odd = sorted(set(values) ^ {field.name for field in fields(cls)})
-        if odd:
-            raise TrainingError(f"the training settings differ from the expected ones in: {', '.join(odd)}")
+        unknown = sorted(set(values) ^ {field.name for field in fields(cls)})
+        if unknown:
+            raise TrainingError(f"the training settings differ from the expected ones in: {', '.join(unknown)}")
         return cls(**values)
 
 
-def _is_whole(value: object, lowest: int) -> bool:
+def _is_integer(value: object, lowest: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
 
 

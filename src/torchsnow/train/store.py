@@ -1,6 +1,6 @@
 """Stored features: what the frozen parts of methods make of every image, computed once, for all epochs.
 
-An image is stored in each of its views: as it is ("none"), and mirrored ("flip"), or so many random changes of it
+An image is stored in each of its views: unchanged ("none"), and mirrored ("flip"), or so many random changes of it
 ("light", "strong") as there is room for. An epoch takes one view of every image at random. What fits into memory stays
 there; more goes into a file in the run folder, which is mapped into memory; what does not fit there either is computed
 in every epoch. Tasks over the same images share one source pass per image and view.
@@ -167,7 +167,7 @@ class StoreWriter:
     def in_files(
         self, paths: Sequence[Path], configs: Sequence[Any], num_workers: int, progress: Progress
     ) -> list[FeatureStore]:
-        """The same in a file each, which is taken as it is if it was written for the same images and choice and is
+        """The same in a file each, which is reused if it was written for the same images and choice and is
         whole.
 
         `configs` are JSON values that say which images, and what they are shown to. Raises TrainingError when the disk
@@ -176,7 +176,7 @@ class StoreWriter:
         missing: list[tuple[Wanted, Path, str, np.ndarray]] = []
         for one, path, config in zip(self.wanted, paths, configs, strict=True):
             key = _key(config, one.part.chosen())
-            if not _is_whole(path, key, one):
+            if not _is_complete(path, key, one):
                 missing.append((one, path, key, _allocated(path, one)))
         if missing:
             writer = StoreWriter([one for one, *_ in missing], self.views, self.batch_size, self.device)
@@ -249,7 +249,7 @@ def _about(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _is_whole(path: Path, key: str, one: Wanted) -> bool:
+def _is_complete(path: Path, key: str, one: Wanted) -> bool:
     """Whether a file is the store that a task wants: not another one, nor a damaged one."""
     try:
         facts = json.loads(_about(path).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""How good tasks are on labelled images, beside what they were, and from where on images are unlike those."""
+"""How good tasks are on labelled images, besides what they were, and from where on images are unlike those."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torchsnow.model import SnowModel
 from torchsnow.source import Source
 from torchsnow.task_file import Task
 from torchsnow.train import Metrics, TrainSettings
-from torchsnow.train.evaluate import judge
+from torchsnow.train.evaluate import compute_metrics
 from torchsnow.workflows.predictions import run_tasks
 
 UNKNOWN_RATE = 0.05
@@ -48,7 +48,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Change:
-    """A new version of a task beside the former one, on the same images: of `num_images` the former has `former_right`
+    """A new version of a task next to the former one, on the same images: of `num_images` the former has `former_right`
     right, the new one has `gained` right that the former has not, and the former has `lost` right that the new one has
     not."""
 
@@ -76,7 +76,7 @@ def change_since(former: Task, source: Source, splits: Splits, logits: Tensor) -
     files = [example.path for example in splits.test]
     labels = torch.tensor([example.label for example in splits.test])
     of_former = torch.cat(
-        [batch.logits[former.name] for batch in run_tasks(source, {former.name: former}, files, refuse_bad)]
+        [batch.logits[former.name] for batch in run_tasks(source, {former.name: former}, files, raise_bad_image)]
     )
     places = torch.tensor([splits.classes.index(name) for name in former.classes])
     before, now = places[of_former.argmax(1)] == labels, logits.argmax(1) == labels
@@ -98,13 +98,13 @@ def evaluate_task(
     task = hub.task(name)
     relabelled = matched_labels(task, data, examples)
     files = [example.path for example in relabelled]
-    batches = run_tasks(hub.source, {name: task}, files, refuse_bad, progress=progress)
+    batches = run_tasks(hub.source, {name: task}, files, raise_bad_image, progress=progress)
     logits = torch.cat([torch.empty(0, len(task.classes)), *(batch.logits[name] for batch in batches)])
     labels = torch.tensor([example.label for example in relabelled], dtype=torch.int64)
-    return Evaluation(judge(logits, labels, task.classes), relabelled, logits)
+    return Evaluation(compute_metrics(logits, labels, task.classes), relabelled, logits)
 
 
-def refuse_bad(file: Path, why: str) -> None:
+def raise_bad_image(file: Path, why: str) -> None:
     """For `run_tasks` where every image must have an answer: raise DataError."""
     raise DataError(why)
 

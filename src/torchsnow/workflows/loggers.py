@@ -53,7 +53,7 @@ class TensorBoardLogger:
         self._writer.flush()
 
     def log_file(self, path: Path) -> None:
-        """Pictures as they are; of other files, where they are: TensorBoard keeps none."""
+        """Pictures themselves; of other files, where they are: TensorBoard keeps none."""
         if path.suffix != ".png":
             self._writer.add_text(f"files/{path.name}", str(path.resolve()))
             return

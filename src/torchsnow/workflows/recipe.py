@@ -21,7 +21,7 @@ class Recipe:
     """A method and its preset by name, with settings.
 
     What `auto` names of the settings (some of `torchsnow.train.AUTO`) is still to be chosen, the learning rate around
-    the given one; `chosen` says why others are as they are. No epoch shall go on after `time_s` seconds.
+    the given one; `chosen` says why others were chosen. No epoch shall continue after `time_s` seconds.
     """
 
     settings: TrainSettings
@@ -45,7 +45,7 @@ class Recipe:
         settings = self.settings
         if "image_size" in self.auto:
             settings = replace(settings, image_size=source.input_config.input_size[1])
-        source.refuse_size((settings.image_size, settings.image_size))
+        source.validate_size((settings.image_size, settings.image_size))
         return replace(self, settings=settings, auto=[name for name in self.auto if name != "image_size"])
 
     def for_one_size(self, splits: Sequence[Splits], source: Source, say: Callable[[str], None]) -> Recipe:

@@ -21,7 +21,7 @@ from torchsnow.train.fit import fit_tasks
 from torchsnow.workflows.near_duplicates import warn_of_duplicates
 from torchsnow.workflows.place import Place, Training
 from torchsnow.workflows.recipe import Recipe
-from torchsnow.workflows.training import TrainedTask, complete, prepared, refuse_taken
+from torchsnow.workflows.training import TrainedTask, complete, prepared, validate_run
 
 
 @dataclass(frozen=True)
@@ -41,21 +41,21 @@ class TaskGroup:
         return {name: make_splits(data, seed=seed) for name, data in self.tasks.items()}
 
 
-def refuse_tasks(
+def validate_tasks(
     names: Sequence[str], hub_path: Path, runs: Path, *, resume: bool = False, replace: bool = False
 ) -> None:
     """Raise a TorchsnowError for what would fail later: a name given twice, folders of another process, or what
-    `refuse_taken` refuses."""
-    FolderLock(runs, TrainingError).refuse_held()
+    `validate_run` refuses."""
+    FolderLock(runs, TrainingError).validate_unheld()
     for name in names:
         if names.count(name) > 1:
             raise TrainingError(f"the task {name!r} is given twice; every task needs a name of its own")
         run = run_folder(runs, name)
         # a run that was stopped may have begun some of its tasks only
-        refuse_taken(name, hub_path, run, resume=resume, replace=replace)
+        validate_run(name, hub_path, run, resume=resume, replace=replace)
 
 
-def refuse_method(method: str, preset: str) -> None:
+def validate_delta_method(method: str, preset: str) -> None:
     """Raise TrainingError for a method that does not exist or does not train a delta."""
     if not kind_of(method, preset).is_delta:
         raise TrainingError(f"the method {method!r} does not train a delta, so its tasks cannot share a source pass")
@@ -84,9 +84,9 @@ def train_tasks(
     starts. Raises what `torchsnow.workflows.training.train_task` raises.
     """
     start_s = time.monotonic()
-    refuse_method(recipe.method, recipe.preset)
+    validate_delta_method(recipe.method, recipe.preset)
     names = [name for group in groups for name in group.tasks]
-    refuse_tasks(names, hub.path, runs, resume=resume, replace=hub.replace)
+    validate_tasks(names, hub.path, runs, resume=resume, replace=hub.replace)
     recipe = recipe.for_source(source)
     splits = [group.splits(recipe.settings.seed) for group in groups]
     data = {name: loaded.name for group in groups for name, loaded in group.tasks.items()}

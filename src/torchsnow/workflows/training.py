@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare
 from torchsnow.data.splits import reduced
 from torchsnow.errors import DivergedError, HubError, TrainingError
-from torchsnow.hub import Hub, is_hub, refuse_writing
-from torchsnow.io.files import refuse_unwritable
+from torchsnow.hub import Hub, is_hub, validate_local
+from torchsnow.io.files import validate_writable_folder
 from torchsnow.methods import kind_of
 from torchsnow.methods.advice import below_probe
 from torchsnow.methods.head import probe_metrics
 from torchsnow.model import SnowModel
 from torchsnow.source import Framing, InputConfig, Source
-from torchsnow.task_file import check_task_name, refuse_too_large, stored_bytes
+from torchsnow.task_file import stored_bytes, validate_task_name, validate_task_size
 from torchsnow.train import FitResult, Method, Metrics, RunFolder, Stopped, TaskRun, fit_tasks
 from torchsnow.train.batches import plain_images, run_images
-from torchsnow.train.evaluate import judge, predict
+from torchsnow.train.evaluate import compute_metrics, predict
 from torchsnow.workflows.evaluation import Change
 from torchsnow.workflows.near_duplicates import warn_of_duplicates
 from torchsnow.workflows.place import Place, Training
@@ -88,7 +88,7 @@ class TrainedTask:
         }
 
 
-def refuse_taken(
+def validate_run(
     name: str, hub_path: Path | None, run: RunFolder, *, resume: bool = False, replace: bool = False
 ) -> None:
     """Raise a TorchsnowError for what would otherwise fail when a training begins or is done.
@@ -96,19 +96,19 @@ def refuse_taken(
     That is a name that cannot be a task's or is taken, a folder that cannot be written into or become a hub, a run
     folder that another process owns, that is taken (unless `resume`) or that lies inside the hub.
     """
-    check_task_name(name)
-    run.refuse_owned()
-    refuse_unwritable(run.path, TrainingError)
+    validate_task_name(name)
+    run.validate_unowned()
+    validate_writable_folder(run.path, TrainingError)
     if not resume:
-        run.refuse_taken()
+        run.validate_vacant()
     if hub_path is None:
         return
-    refuse_writing(hub_path)
+    validate_local(hub_path)
     if run.path.resolve().is_relative_to(hub_path.resolve()):
         raise HubError(f"the run folder {run.path} lies inside the hub {hub_path}; choose another run folder")
     if not is_hub(hub_path):
-        Hub.refuse_occupied(hub_path)
-    refuse_unwritable(hub_path, HubError)
+        Hub.validate_vacant(hub_path)
+    validate_writable_folder(hub_path, HubError)
     if not is_hub(hub_path):
         return
     entry = Hub.open(hub_path).index().tasks.get(name)
@@ -118,16 +118,16 @@ def refuse_taken(
         )
 
 
-def refuse_wrong_hub(method: str, preset: str, hub_path: Path | None, *, replace: bool = False) -> None:
+def validate_hub_choice(method: str, preset: str, hub_path: Path | None, *, replace: bool = False) -> None:
     """Raise TrainingError for a method that does not exist, or one that needs a hub without one, or the reverse."""
     kind = kind_of(method, preset)
     if kind.is_delta and hub_path is None:
         raise TrainingError(f"the method {method!r} trains a task for a hub: name the hub's folder (--hub)")
     if not kind.is_delta and (hub_path is not None or replace):
-        odd = "the hub" if hub_path is not None else "--replace"
+        invalid = "the hub" if hub_path is not None else "--replace"
         raise TrainingError(
-            f"the method {method!r} does not train a delta, and a hub holds nothing else: leave out {odd}; what was "
-            "trained stays in the run folder"
+            f"the method {method!r} does not train a delta, and a hub holds nothing else: leave out {invalid}; what "
+            "was trained stays in the run folder"
         )
 
 
@@ -153,10 +153,10 @@ def train_task(
     """
     start_s, tell = time.monotonic(), say or _silent
     path, replace = (None, False) if hub is None else (hub.path, hub.replace)
-    refuse_wrong_hub(recipe.method, recipe.preset, path, replace=replace)
-    refuse_taken(name, path, run, resume=resume, replace=replace)
+    validate_hub_choice(recipe.method, recipe.preset, path, replace=replace)
+    validate_run(name, path, run, resume=resume, replace=replace)
     if resume:
-        run.refuse_empty()
+        run.validate_begun()
     recipe = recipe.for_source(source)
     with run.owned():
         is_drawn = resume and run.splits.exists()
@@ -205,7 +205,7 @@ def prepared(
     """A task that can be trained. Raises TaskFileError for one too large for its file."""
     learner = recipe.learner(source, len(splits.classes))
     if isinstance(learner.model, SnowModel):
-        refuse_too_large(source, learner.model.delta.spec, splits.classes)
+        validate_task_size(source, learner.model.delta.spec, splits.classes)
     goes_on = resume and run.args.exists() and bool(recipe.auto or recipe.chosen)
     recipe = recipe.as_started(run) if goes_on else recipe.for_task(splits, source, say)
     return TaskRun(learner, splits, recipe.settings, run, chosen=recipe.chosen, name=name)
@@ -242,7 +242,7 @@ def complete(training: Training, learner: Method, result: FitResult, hub: Place 
     # the test split is looked at once, when nothing is left to choose
     images = training.pool.with_examples(splits.test, splits.classes)
     logits, labels = predict(result.model, images, settings.batch_size, settings.torch_device())
-    test = judge(logits, labels, splits.classes) if splits.test else None
+    test = compute_metrics(logits, labels, splits.classes) if splits.test else None
     metrics = {"val": result.metrics.to_dict(), "test": None if test is None else test.to_dict()}
     run.write_metrics({**metrics, "probe": {"val_accuracy": probe_accuracy}})
     size_bytes = stored_bytes(learner.shipped_state()) if hub is None else hub.put(training, result, test).size_bytes

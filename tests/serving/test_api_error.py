@@ -16,8 +16,8 @@ from torchsnow.data import images
 from torchsnow.errors import TaskFileError
 from torchsnow.hub import Hub, folder
 from torchsnow.serving import pictures
+from torchsnow.serving.api_error import ApiError
 from torchsnow.serving.pictures import Picture
-from torchsnow.serving.refusal import Refusal
 from torchsnow.task_file import encode_task
 
 NO_MEMORY = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
@@ -40,7 +40,7 @@ def check(reply: Reply, words: str) -> None:
 def test_a_picture_for_which_there_is_no_memory_is_not_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
     for where in ("_open", "upright_rgb"):
         monkeypatch.setattr(images, where, raising(MemoryError()))
-        with pytest.raises(Refusal, match="out of memory") as refused:
+        with pytest.raises(ApiError, match="out of memory") as refused:
             pictures.decode(Picture(picture(), "x"), [], 10_000)
         assert (refused.value.status, refused.value.retry_after_s) == (503, 5)
 
@@ -58,7 +58,7 @@ def test_a_pass_without_memory_is_no_mistake_of_a_task(
 
 @pytest.mark.parametrize("error", [NO_MEMORY, MemoryError(), OSError(errno.EMFILE, "no")])
 def test_whatever_a_request_meets(server: Running, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    monkeypatch.setattr(server.service.following, "tasks", raising(error))
+    monkeypatch.setattr(server.service.watcher, "tasks", raising(error))
     check(server.predict([picture()]), "too many open files" if isinstance(error, OSError) else "out of memory")
 
 
@@ -77,7 +77,7 @@ def test_a_task_that_cannot_be_read_now_is_not_damaged(
     with monkeypatch.context() as patch:
         patch.setattr("torchsnow.task_file.load_task", raising(error))
         hub.add(sample_task(hub.source, "d", seed=5))
-        server.service.live.follow()
+        server.service.live.poll()
         check(server.predict([picture()], ["d"]), words)
         assert len(server.predict([picture()]).json["images"][0]["answers"]) == 3
         assert server.service.live.now.faults == {}
@@ -106,19 +106,19 @@ def test_an_upload_without_room(guarded: Running, hub: Hub, monkeypatch: pytest.
 def test_a_change_that_another_undoes_was_made(
     guarded: Running, hub: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    content, look = encode_task(sample_task(hub.source, "d", seed=5)), guarded.service.following.look
+    content, look = encode_task(sample_task(hub.source, "d", seed=5)), guarded.service.watcher.poll
 
     def removed_meanwhile() -> bool:
         if "d" in hub.names():
             hub.remove("d")
         return look()
 
-    monkeypatch.setattr(guarded.service.following, "look", removed_meanwhile)
+    monkeypatch.setattr(guarded.service.watcher, "poll", removed_meanwhile)
     reply = guarded.call("POST", "/admin/tasks", content, BEARER)
     assert (reply.status, reply.json["task"]) == (201, "d")
     reply = guarded.call("POST", "/admin/tasks/d/rollback", b"", BEARER)
     assert (reply.status, len(reply.json["sha256"])) == (200, 64)
-    monkeypatch.setattr(guarded.service.following, "look", raising(MemoryError()))
+    monkeypatch.setattr(guarded.service.watcher, "poll", raising(MemoryError()))
     assert guarded.call("DELETE", "/admin/tasks/a", None, BEARER).status == 200
     assert "a" not in hub.names()
     assert "a change was not taken over yet" in caplog.text

@@ -15,10 +15,10 @@ from types import MappingProxyType
 from torchsnow.errors import HubError, TorchsnowError
 from torchsnow.hub import Entry
 from torchsnow.hub.live import LiveHub, LiveTask, Snapshot, TransientError
+from torchsnow.serving.api_error import ApiError
 from torchsnow.serving.logs import log, log_trouble
 from torchsnow.serving.loop import Loop
 from torchsnow.serving.metrics import Metrics
-from torchsnow.serving.refusal import Refusal
 from torchsnow.task_file import TaskInfo, read_task_info
 
 _MAX_COMPARED = 200  # names with one that there is not: each takes as long as a thousand characters of a request
@@ -32,18 +32,18 @@ class Listed:
     info: TaskInfo
 
 
-class Following:
+class HubWatcher:
     """Follows a hub. Everything here but its `loop` may take the time of a disk: call it from a thread."""
 
     def __init__(self, live: LiveHub, metrics: Metrics, every_s: float) -> None:
         self.live = live
-        self.loop = Loop("follow", partial(asyncio.to_thread, self.look), every_s)
+        self.loop = Loop("follow", partial(asyncio.to_thread, self.poll), every_s)
         self._metrics = metrics
         self._turn, self._loading = threading.Lock(), threading.Lock()
         self._unloaded: frozenset[str] = frozenset()
         self._trouble: str | None = None
         self.listed: Mapping[str, Listed] = MappingProxyType({})
-        self.has_looked = threading.Event()
+        self.has_polled = threading.Event()
         """Set when the tasks that were there at first are loaded; each of them answers before, at its first request."""
         self._taken: dict[str, Entry] = {}  # what was loaded, where there was room, or found unusable
         self._ended = False
@@ -58,7 +58,7 @@ class Following:
 
     @property
     def damaged(self) -> Mapping[str, str]:
-        """Why the files of tasks are not sound that were when they were loaded; what was loaded goes on answering."""
+        """Why the files of tasks are not sound that were when they were loaded; what was loaded keeps answering."""
         return self.live.now.damaged
 
     @property
@@ -66,29 +66,29 @@ class Following:
         """Tasks that are not offered, by request."""
         return self._unloaded
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         """Take over what has changed. New versions are loaded here; until they are, the old ones answer.
 
-        Returns whether the hub could be read. One that cannot is reported once, and its tasks go on answering. Raises
-        what is no fault of the hub; the next look does again what this one could not.
+        Returns whether the hub could be read. One that cannot is reported once, and its tasks keep answering. Raises
+        what is no fault of the hub; the next poll does again what this one could not.
         """
         with self._turn:
             try:
-                self._look()
+                self._poll()
                 self._trouble = None
             except TorchsnowError as error:
                 if str(error) != self._trouble:
                     log_trouble("the hub cannot be read", reason=str(error))
                 self._trouble = str(error)
             finally:
-                self.has_looked.set()
+                self.has_polled.set()
                 self._metrics.tasks.set(len(self.listed))
                 self._metrics.unusable.set(len(self.faults.keys() | self.damaged.keys()))
                 self._metrics.keep(self.live.now.entries)
             return self._trouble is None
 
-    def _look(self) -> None:
-        self.live.follow()
+    def _poll(self) -> None:
+        self.live.poll()
         now = self.live.now  # requests follow the hub too, when they find a version gone
         if now != self._taken_over:
             self._take_over(now.entries)
@@ -133,7 +133,7 @@ class Following:
 
     def _take(self, name: str, entry: Entry) -> None:
         """Offer a version of a task, loaded if there is room, or no version if this one cannot be used."""
-        residents = self.live.residents
+        residents = self.live.cache
         try:
             if residents.latest(name) is not None or residents.size_bytes < residents.budget_bytes:
                 self._load(name)
@@ -152,26 +152,26 @@ class Following:
         self.listed = MappingProxyType({**self.listed, name: listed})
 
     def end(self) -> None:
-        """Load nothing more: whoever waits for a look need not wait for all tasks."""
+        """Load nothing more: whoever waits for a poll need not wait for all tasks."""
         self._ended = True
 
     def _forget(self, name: str) -> None:
         self._taken.pop(name, None)
-        self.live.residents.drop(name)
+        self.live.cache.drop(name)
         self.listed = MappingProxyType({other: own for other, own in self.listed.items() if other != name})
 
     def tasks_at_hand(self, names: Sequence[str] | None) -> list[LiveTask] | None:
         """What `tasks` would return if that takes no time, else None."""
         if names is None:
             return None
-        warm = [self.live.residents.latest(name) for name in dict.fromkeys(names)]
+        warm = [self.live.cache.latest(name) for name in dict.fromkeys(names)]
         for name in names:
-            self._refuse_unknown(name)
+            self._validate_known(name)
         found = [task for task in warm if task is not None]
         return found if len(found) == len(warm) else None
 
     def tasks(self, names: Sequence[str] | None) -> list[LiveTask]:
-        """The named tasks, or all that answer. Raises Refusal: 404 for an unknown name, 409 for an unusable task; and
+        """The named tasks, or all that answer. Raises ApiError: 404 for an unknown name, 409 for an unusable task; and
         TransientError for one that this machine cannot load now."""
         if names is None:
             usable, lacking = [], None
@@ -185,22 +185,22 @@ class Following:
             if not usable:
                 if lacking is not None:
                     raise lacking
-                raise Refusal(404, "no_tasks", "there are no tasks yet")
+                raise ApiError(404, "no_tasks", "there are no tasks yet")
             return usable
         for name in names:
-            self._refuse_unknown(name)
+            self._validate_known(name)
         tasks = []
         for name in dict.fromkeys(names):
             task = self._found(name)
             if task is None:
-                self._refuse_unknown(name)  # it may have gone meanwhile
-                raise Refusal(409, "task_unusable", "a task that was asked for is damaged; the others answer")
+                self._validate_known(name)  # it may have gone meanwhile
+                raise ApiError(409, "task_unusable", "a task that was asked for is damaged; the others answer")
             tasks.append(task)
         return tasks
 
     def _found(self, name: str) -> LiveTask | None:
         """A task, from the disk if need be; None for one that cannot be used. Raises TransientError."""
-        task = self.live.residents.latest(name)
+        task = self.live.cache.latest(name)
         try:
             return self._load(name) if task is None else task
         except TransientError:
@@ -213,20 +213,20 @@ class Following:
             return self.live.tasks([name])[0]
 
     def set_offered(self, name: str, offered: bool) -> None:
-        """Offer a task or not, in this server alone. Raises Refusal (404) for an unknown one."""
+        """Offer a task or not, in this server alone. Raises ApiError (404) for an unknown one."""
         if name not in self.live.now.entries:
-            self._refuse_unknown(name)
+            self._validate_known(name)
         self._unloaded = self._unloaded - {name} if offered else self._unloaded | {name}
 
     def take_over_unloaded(self, names: Iterable[str]) -> None:
         """Do not offer what another worker does not."""
         self._unloaded |= frozenset(names)
 
-    def _refuse_unknown(self, name: str) -> None:
+    def _validate_known(self, name: str) -> None:
         known = self.live.now.entries
         if name in known and name not in self._unloaded:
             return
         alike = (other for other in known if other[0] == name[:1] and other not in self._unloaded)
         near = difflib.get_close_matches(name[:64], islice(alike, _MAX_COMPARED), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; GET /tasks lists those there are"
-        raise Refusal(404, "unknown_task", f"there is no task of this name{hint}")
+        raise ApiError(404, "unknown_task", f"there is no task of this name{hint}")

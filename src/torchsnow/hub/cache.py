@@ -12,26 +12,26 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-RESIDENT_BYTES = 2**30
+CACHE_BYTES = 2**30
 """How many bytes of tasks a hub keeps in memory unless told otherwise: about 200 tasks on a ResNet-50."""
 
-_MODULE_BYTES = 5_000  # measured: what a module takes in Python beside its numbers
+_MODULE_BYTES = 5_000  # measured: what a module takes in Python besides its numbers
 
 
 @dataclass(frozen=True)
-class _Resident(Generic[T]):
+class _Cached(Generic[T]):
     sha256: str
     task: T
     size_bytes: int
 
 
-class Residents(Generic[T]):
+class TaskCache(Generic[T]):
     """Loaded tasks by name, of one version each. Whoever uses a task keeps it alive after it left. Safe for threads."""
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
         self._size_bytes = 0
-        self._by_name: OrderedDict[str, _Resident[T]] = OrderedDict()  # the one used last comes last
+        self._by_name: OrderedDict[str, _Cached[T]] = OrderedDict()  # the one used last comes last
         self._lock = threading.Lock()
 
     @property
@@ -47,22 +47,22 @@ class Residents(Generic[T]):
     def get(self, name: str, sha256: str) -> T | None:
         """The task of this version, if it is here; it counts as used."""
         with self._lock:
-            resident = self._by_name.get(name)
-            return self._used(name, resident) if resident is not None and resident.sha256 == sha256 else None
+            cached = self._by_name.get(name)
+            return self._used(name, cached) if cached is not None and cached.sha256 == sha256 else None
 
     def latest(self, name: str) -> T | None:
         """Whichever version of a task is here; it counts as used."""
         with self._lock:
-            resident = self._by_name.get(name)
-            return None if resident is None else self._used(name, resident)
+            cached = self._by_name.get(name)
+            return None if cached is None else self._used(name, cached)
 
     def put(self, name: str, sha256: str, task: T, size_bytes: int) -> None:
         """Keep a task instead of another version of it. One that is larger than the whole budget does not stay."""
-        resident = _Resident(sha256, task, size_bytes)
+        cached = _Cached(sha256, task, size_bytes)
         with self._lock:
             self._drop(name)
-            self._by_name[name] = resident
-            self._size_bytes += resident.size_bytes
+            self._by_name[name] = cached
+            self._size_bytes += cached.size_bytes
             while self._size_bytes > self.budget_bytes:
                 self._drop(next(iter(self._by_name)))
 
@@ -71,14 +71,14 @@ class Residents(Generic[T]):
         with self._lock:
             self._drop(name)
 
-    def _used(self, name: str, resident: _Resident[T]) -> T:
+    def _used(self, name: str, cached: _Cached[T]) -> T:
         self._by_name.move_to_end(name)
-        return resident.task
+        return cached.task
 
     def _drop(self, name: str) -> None:
-        resident = self._by_name.pop(name, None)
-        if resident is not None:
-            self._size_bytes -= resident.size_bytes
+        cached = self._by_name.pop(name, None)
+        if cached is not None:
+            self._size_bytes -= cached.size_bytes
 
 
 def size_of(task: Task) -> int:

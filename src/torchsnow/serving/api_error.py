@@ -5,7 +5,7 @@ from __future__ import annotations
 _RETRY_AFTER_S = 5
 
 
-class Refusal(Exception):  # noqa: N818 - no mistake: an answer
+class ApiError(Exception):
     """A request that is not answered: HTTP status, a code for programs and a sentence for people.
 
     The sentence goes to the client, so it names no path of this machine. `retry_after_s` is for those who may come
@@ -17,11 +17,11 @@ class Refusal(Exception):  # noqa: N818 - no mistake: an answer
         self.status, self.code, self.message, self.retry_after_s = status, code, message, retry_after_s
 
 
-def refusal_of(lacking: str | None) -> Refusal | None:
+def api_error_of(lacking: str | None) -> ApiError | None:
     """The answer where this machine `lacking` something is why there is no other: 503, and to come again."""
     if lacking is None:
         return None
-    return Refusal(503, "no_resources", f"the server cannot do this now: {lacking}; try again later", _RETRY_AFTER_S)
+    return ApiError(503, "no_resources", f"the server cannot do this now: {lacking}; try again later", _RETRY_AFTER_S)
 
 
 class ClientGone(Exception):  # noqa: N818 - an event

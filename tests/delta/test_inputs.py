@@ -8,7 +8,7 @@ from toys import TOYS, source_of
 
 from torchsnow.delta import Delta, DeltaSpec
 from torchsnow.delta.cost import delta_cost
-from torchsnow.delta.reads import ENTRY, entry_tap, subscribed_taps, tap_names
+from torchsnow.delta.inputs import ENTRY, entry_tap, subscribed_taps, tap_names
 from torchsnow.errors import DeltaError
 from torchsnow.model import SnowModel
 from torchsnow.pooling import num_pooled
@@ -54,7 +54,7 @@ def test_layers_read_nothing_before_the_entry(source: Source) -> None:
     assert 1 < len(late) < len(source.taps)
     taps = subscribed_taps(source, spec)
     assert tuple(taps) == late
-    assert taps[entry.name].readers == (ENTRY, *source.taps[entry.name].readers)
+    assert taps[entry.name].consumers == (ENTRY, *source.taps[entry.name].consumers)
     assert all(taps[name] == source.taps[name] for name in late[1:])
     early = next(iter(source.taps))
     with pytest.raises(DeltaError, match=f"'{early}' is before '{entry.name}', where .* entry_reduction=8 enters"):
@@ -64,7 +64,7 @@ def test_layers_read_nothing_before_the_entry(source: Source) -> None:
 
 def test_the_entry_is_read_even_if_the_other_layers_read_nothing(source: Source) -> None:
     taps = subscribed_taps(source, DeltaSpec(3, entry_reduction=8, taps=()))
-    assert [tap.readers for tap in taps.values()] == [(ENTRY,)]
+    assert [tap.consumers for tap in taps.values()] == [(ENTRY,)]
 
 
 def test_an_entering_delta_is_the_rest_of_the_source() -> None:
@@ -101,12 +101,12 @@ def test_an_entering_delta_costs_less_and_learns(source: Source) -> None:
     parameters = dict(delta.named_parameters())
     assert [name for name, p in parameters.items() if p.grad is None] == []
     assert float(parameters[f"body.{ENTRY}.columns"].grad.abs().sum()) > 0
-    settled = delta.settle(source)
-    assert settled.body.get_submodule(ENTRY).columns.shape[1] == num_pooled(entry.num_chs, 8)
+    frozen = delta.freeze(source)
+    assert frozen.body.get_submodule(ENTRY).columns.shape[1] == num_pooled(entry.num_chs, 8)
 
 
 class Skip(nn.Module):
-    """A network in which the first map is added at the end: nothing between them is a neck."""
+    """A network in which the first map is added at the end: nothing between them is a cut point."""
 
     def __init__(self) -> None:
         super().__init__()

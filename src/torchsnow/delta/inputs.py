@@ -36,8 +36,10 @@ def subscribed_taps(source: Source, spec: DeltaSpec) -> dict[str, Tap]:
     taps = {name: source.taps[name] for name in names}
     if entry is None:
         return taps
-    readers = entry.readers if entry.name in names else ()
-    return {entry.name: replace(entry, readers=(ENTRY, *readers))} | {n: t for n, t in taps.items() if n != entry.name}
+    consumers = entry.consumers if entry.name in names else ()
+    return {entry.name: replace(entry, consumers=(ENTRY, *consumers))} | {
+        n: t for n, t in taps.items() if n != entry.name
+    }
 
 
 def tap_names(source: Source, names: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -49,23 +51,23 @@ def tap_names(source: Source, names: tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def entry_tap(source: Source, reduction: int) -> Tap | None:
-    """The first tap from which a delta can go on alone, and whose readers return maps of at most 1/reduction of the
-    image's height. None where a delta enters at the image: for a reduction of 1, and where the source has no such tap
-    before its maps are half as high again.
+    """The first tap from which a delta can continue alone, and whose consumers return maps of at most 1/reduction of
+    the image's height. None where a delta enters at the image: for a reduction of 1, and where the source has no such
+    tap before its maps are half as high again.
 
-    It can go on from where everything that follows in the source depends on the image through this tap.
+    It can continue from where everything that follows in the source depends on the image through this tap.
     """
     height = source.input_config.input_size[1]
     nodes = {node.name: node for node in source.traced.graph.nodes}
-    necks = {node.name for node in _necks(source.traced)}
+    cut_points = {node.name for node in _cut_points(source.traced)}
     for tap in source.taps.values() if reduction > 1 else ():
-        tallest = max(nodes[reader].meta[VALUE].shape[2] for reader in tap.readers) if tap.dim == 1 else height
-        if tap.node in necks and tallest * reduction <= height < 2 * reduction * tap.size[0]:
+        tallest = max(nodes[consumer].meta[VALUE].shape[2] for consumer in tap.consumers) if tap.dim == 1 else height
+        if tap.node in cut_points and tallest * reduction <= height < 2 * reduction * tap.size[0]:
             return tap
     return None
 
 
-def _necks(traced: fx.GraphModule) -> Iterator[fx.Node]:
+def _cut_points(traced: fx.GraphModule) -> Iterator[fx.Node]:
     """The tensors, computed from the image, behind which nothing that was computed before is read again."""
     nodes = list(traced.graph.nodes)
     place = {node: i for i, node in enumerate(nodes)}

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from toys import TOYS, Toy, conv, source_of, toy
 
 from torchsnow.delta import channels
-from torchsnow.delta.follow import Flow, argument, operation
+from torchsnow.delta.propagate import Flow, argument, operation
 from torchsnow.errors import DeltaError
 from torchsnow.source.graph import VALUE
 
@@ -94,7 +94,7 @@ def test_what_cannot_be_followed_is_refused_by_name(
     middle: Callable[..., Tensor], middle_chs: int, operation_name: str
 ) -> None:
     layers = {"a": conv(16, 16)} if middle is borrowed_weights else {}
-    with pytest.raises(DeltaError, match=rf"cannot follow the channels through .*{operation_name}"):
+    with pytest.raises(DeltaError, match=rf"cannot propagate the channels through .*{operation_name}"):
         flow_of(toy(middle, middle_chs, **layers))
 
 

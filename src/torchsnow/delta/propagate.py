@@ -30,7 +30,7 @@ class Flow:
     """The layouts of every value of a traced network.
 
     `dims[node]` is the Dims of a tensor, or a list of Dims where the node returns several tensors.
-    Raises DeltaError for an operation whose channels cannot be followed.
+    Raises DeltaError for an operation whose channels cannot be propagated.
     """
 
     def __init__(self, traced: fx.GraphModule) -> None:
@@ -40,18 +40,18 @@ class Flow:
             if node.op == "output":
                 continue
             try:
-                self.dims[node] = self._follow(node)
+                self.dims[node] = self._propagate(node)
             except (DeltaError, AssertionError, IndexError, ValueError) as error:
-                raise DeltaError(f"cannot follow the channels through {node.format_node()}: {error}") from error
+                raise DeltaError(f"cannot propagate the channels through {node.format_node()}: {error}") from error
 
-    def _follow(self, node: fx.Node) -> Any:
+    def _propagate(self, node: fx.Node) -> Any:
         result = node.meta[VALUE]
         if node.op == "placeholder":
             return (None,) * result.ndim
         if node.op == "get_attr":
             return tuple([Span(size, scaled=False)] if size > 1 else None for size in result.shape)
         if node.op == "call_module":
-            return _follow_module(self, node, self.traced.get_submodule(str(node.target)))
+            return _propagate_module(self, node, self.traced.get_submodule(str(node.target)))
         if not isinstance(result, Tensor | tuple | list) or isinstance(result, torch.Size):
             return None
         rule = RULES.get(operation(node), _broadcast)
@@ -73,7 +73,7 @@ def argument(node: fx.Node, position: int, name: str, default: Any = None) -> An
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
-def _follow_module(flow: Flow, node: fx.Node, module: nn.Module) -> Any:
+def _propagate_module(flow: Flow, node: fx.Node, module: nn.Module) -> Any:
     source = node.args[0]
     result = node.meta[VALUE]
     dims = flow.of(source)
