@@ -50,6 +50,7 @@ def test_a_run_leaves_everything_that_it_promises(pristine: Trained) -> None:
     assert {path.name for path in pristine.run.iterdir()} == {
         *("args.yaml", "splits.json", "log.txt", "results.csv", "subscription.json", "metrics.json"),
         *("results.png", "confusion_matrix.png", "last.safetensors", "best.safetensors", "shipped.json", ".lock"),
+        "near_duplicates.csv",
     }
     args = yaml.safe_load((pristine.run / "args.yaml").read_text())
     assert (args["training"]["epochs"], args["training"]["image_size"]) == (2, 32)

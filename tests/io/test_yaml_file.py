@@ -28,10 +28,10 @@ HOSTILE = {
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_what_nobody_writes_is_refused_in_little_time(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.yaml").write_text(text)
-    start_s = time.process_time()
+    start_s = time.thread_time()
     with pytest.raises(ExperimentError, match=r"x\.yaml") as refused:
         read_yaml(tmp_path / "x.yaml", ExperimentError)
-    assert time.process_time() - start_s < 1
+    assert time.thread_time() - start_s < 1
     assert len(str(refused.value)) < 1_000
 
 

@@ -14,7 +14,7 @@ from running_server import BEARER, Reply, Running, form, picture, running
 from test_serving_predict import figure
 
 from sample_tasks import sample_task
-from torchsnow.cli.predict import _from_server
+from torchsnow.cli.predict import _Question
 from torchsnow.delta import Delta
 from torchsnow.engines import DeltaRequest, Engine
 from torchsnow.errors import HubError, ServingError
@@ -134,8 +134,8 @@ def test_the_client_and_the_command_line_name_it(hub: Hub, monkeypatch: pytest.M
         with pytest.raises(ServingError, match=r"the task 'bad' has no answer: .*not finite"):
             Client(server.url).predict([picture()])
         bad: list[tuple[Path, str]] = []
-        words = (server.url, None, [tmp_path / "x.png"], None, None, lambda *what: bad.append(what))
-        found = list(_from_server(*words, lambda done, total: None))
+        question = _Question([tmp_path / "x.png"], None, None, lambda *what: bad.append(what), lambda done, total: None)
+        found = list(question.to_server(server.url, None))
         assert [answer["task"] for answer in found] == ["a", "b", "c"]
         ((path, why),) = bad
         assert path == tmp_path / "x.png"

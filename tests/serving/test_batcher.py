@@ -124,7 +124,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(slow: SlowHub) -> None
         assert len([1 for result in await asyncio.gather(*asked, return_exceptions=True) if len_of(result)]) == 12
 
     metrics = run(slow, work, batch_size=2, queue_size=8)
-    assert b'torchsnow_rejected_total{reason="queue_full"} 8.0' in metrics.text()
+    assert 'torchsnow_rejected_total{reason="queue_full"} 8.0' in metrics.text()
 
 
 def test_what_the_queue_has_no_room_for_need_not_be_read(slow: SlowHub) -> None:
@@ -233,8 +233,8 @@ def test_a_client_that_goes_away_frees_its_place(slow: SlowHub) -> None:
         assert [len(answers) for answers in await asyncio.gather(*stays)] == [1] * 10
 
     metrics = run(slow, work, batch_size=2, queue_size=6)
-    assert b"queue_full" not in metrics.text()
-    assert b"torchsnow_queue_images 0.0" in metrics.text()
+    assert "queue_full" not in metrics.text()
+    assert "torchsnow_queue_images 0.0" in metrics.text()
 
 
 def test_a_bad_picture_fails_alone(slow: SlowHub) -> None:

@@ -50,7 +50,7 @@ class Certificate:
                 log_trouble("the new certificate cannot be used; the former one still is", reason=str(error))
             self._bad = stamps
             return False
-        self._used = stamps
+        self._used = self._bad = stamps
         log("a new certificate is used")
         return True
 
