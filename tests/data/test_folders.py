@@ -82,6 +82,25 @@ def test_splits_by_unknown_words_are_a_question(image_folder: Folder, names: tup
         load_data(root)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("images", "masks"),
+        ("Image", "Ground_Truth"),
+        ("train/images", "train/labels", "val/images", "val/labels"),
+        ("images/train", "images/val", "labels/train", "labels/val"),
+        ("JPEGImages", "SegmentationClass", "Annotations"),
+    ],
+)
+def test_pictures_with_masks_are_no_classes(image_folder: Folder, names: tuple[str, ...]) -> None:
+    with pytest.raises(DataError, match="pictures and what is drawn on them"):
+        load_data(image_folder(dict.fromkeys(names, 3)))
+
+
+def test_people_with_masks_are_a_class(image_folder: Folder) -> None:
+    assert load_data(image_folder({"mask": 3, "no_mask": 3})).classes == ("mask", "no_mask")
+
+
 def test_splits_inside_of_classes_are_a_question(image_folder: Folder) -> None:
     root = image_folder({f"{name}/{split}": 2 for name in ("cat", "dog") for split in ("Train", "Test")})
     with pytest.raises(DataError, match="put the splits above them: train/CLASS, test/CLASS"):
@@ -231,7 +250,7 @@ def linked(image_folder: Folder, tmp_path: Path) -> Path:
 
 
 def test_links_are_followed_by_wish(linked: Path) -> None:
-    with pytest.raises(DataError, match=r"no image of the class 'b' .*\(--follow-links follows it\)"):
+    with pytest.raises(DataError, match=r"class 'b' .* used: [^ ]*/b/img0.png: .*\(--follow-links follows it\)"):
         load_data(linked)
     data = load_data(linked, follow_links=True)
     assert (sizes(data), data.skipped) == ({"all": 36}, ())

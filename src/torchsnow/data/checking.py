@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torchsnow.data.images import Examined, examine_image
 from torchsnow.data.listing import Entry, Listing, Skipped
-from torchsnow.data.names import ALL, counted, first_few
+from torchsnow.data.names import ALL, as_text, counted, first_few
 from torchsnow.errors import DataError
 from torchsnow.io.files import file_stamp, write_atomically
 
@@ -102,17 +102,21 @@ def validate_bad_share(
     listing: Listing, good: Sequence[Entry], skipped: Sequence[Skipped], max_bad_share: float
 ) -> None:
     """Raise DataError when too many files cannot be used, or all of a class."""
-    reasons = first_few([f"{bad.path}: {bad.reason}" for bad in skipped])
     usable = {entry.class_name for entry in good if entry.split in (ALL, "train")} or {one.class_name for one in good}
     lost = [name for name in listing.classes if name not in usable]
     if lost:
-        raise DataError(f"no image of the class {lost[0]!r} in {listing.name} can be used: {reasons}")
+        own = [bad for bad in skipped if lost[0] in map(as_text, bad.path.relative_to(listing.root).parts)]
+        raise DataError(f"no image of the class {lost[0]!r} in {listing.name} can be used: {_reasons(own or skipped)}")
     total = len(good) + len(skipped)
     if len(skipped) > max_bad_share * total:
         raise DataError(
             f"{len(skipped)} of {total} files in {listing.name} cannot be used, more than {max_bad_share:.0%}; "
-            f"repair or remove them: {reasons}"
+            f"repair or remove them: {_reasons(skipped)}"
         )
+
+
+def _reasons(skipped: Sequence[Skipped]) -> str:
+    return first_few([f"{bad.path}: {bad.reason}" for bad in skipped])
 
 
 def fingerprint(entries: Iterable[Entry], digests: Mapping[Path, str], root: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,13 @@ from torchsnow.errors import DataError
 IMAGE_SUFFIXES = frozenset({
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".apng", ".webp", ".bmp", ".dib", ".tif", ".tiff"),
     *(".gif", ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".jpf"),
+})  # fmt: skip
+
+# Folders of data whose labels are outlines or boxes, without blanks, numbers and the end of a plural.
+_PICTURES = frozenset(("image", "img", "jpegimage", "rgb", "input"))
+_DRAWN = frozenset({
+    *("mask", "label", "annotation", "annot", "segmentation", "segmentationclas", "segmentationobject", "seg"),
+    *("bbox", "bboxe", "groundtruth", "gt", "xml", "json"),
 })  # fmt: skip
 
 
@@ -119,6 +127,7 @@ def _images_of(folder: Path, on_bad: Callable[[Path, str], None]) -> list[Path]:
 def _split_folders(root: Path, for_training: bool, found: _Found) -> dict[str, Path]:
     """{split: its folder}; {"all": root} when the folders in `root` are the classes."""
     folders = _visible_folders(root, found)
+    _validate_kinds(root, folders)
     splits = splits_named([folder.name for folder in folders])
     words = set(splits.values())
     others = [folder.name for folder in folders if folder.name not in splits]
@@ -167,12 +176,23 @@ def _has_folders(folder: Path) -> bool:
 
 def _class_folders(folder: Path, found: _Found) -> list[Path]:
     folders = _visible_folders(folder, found)
+    _validate_kinds(folder, folders)
     loose = [path for path in _files_in(folder, found) if _is_image(path, found)]
     if not folders:
         has = f"{counted(len(loose), 'image')}, but " if loose else ""
         raise DataError(f"{folder} holds {has}no class folders: expected one folder of images per class")
     found.loose += loose
     return folders
+
+
+def _validate_kinds(folder: Path, folders: Sequence[Path]) -> None:
+    """Raise DataError when the folders are kinds of files, as data for outlining or detecting things has them."""
+    words = {re.sub(r"[\W\d_]+", "", one.name.casefold()).removesuffix("s") for one in folders}
+    if words & _PICTURES and words & _DRAWN and words <= _PICTURES | _DRAWN:
+        raise DataError(
+            f"{folder} holds {', '.join(one.name for one in folders)}: pictures and what is drawn on them, as for "
+            "outlining or detecting things; expected a folder of images per class (rename one if these are classes)"
+        )
 
 
 def _visible_folders(folder: Path, found: _Found) -> list[Path]:
