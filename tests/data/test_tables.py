@@ -241,3 +241,25 @@ def test_a_table_of_tasks_keeps_groups(photos: Path) -> None:
     groups = [groups_of(loaded.tasks["first"], part) for part in (splits.train, splits.val, splits.test)]
     assert sum(map(len, groups)) == 6
     assert all(groups)
+
+
+@pytest.mark.parametrize("before", ["\n\n", "# from the camera, by hand\n\n", ",,\r\n", '"sep=,"\r\n'])
+def test_lines_before_the_header_are_passed_over(photos: Path, before: str) -> None:
+    assert sizes(load(photos, f"{before}path,label\n{rows()}")) == {"all": 12}
+    number = before.count("\n") + 2
+    with pytest.raises(DataError, match=rf"row {number}: the label is empty"):
+        load(photos, f"{before}path,label\np/img0.png,\n")
+
+
+def test_a_title_is_no_header(photos: Path) -> None:
+    with pytest.raises(DataError, match=r"first line must be the header path,label .* not \['Pets of 2024'\]"):
+        load(photos, f"Pets of 2024\npath,label\n{rows()}")
+
+
+def test_rows_of_empty_cells_are_passed_over(photos: Path) -> None:
+    assert sizes(load(photos, f"path,label,note\n,,\n{rows('x')} , ,\n")) == {"all": 12}
+
+
+def test_columns_of_a_folder_are_refused(photos: Path) -> None:
+    with pytest.raises(DataError, match=r"columns are named \(class\), but .* is not a CSV file"):
+        load_data(photos, columns=Columns(label="class"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 from torchsnow.data.catalogue import DATASETS, find_torchvision, list_named
@@ -151,6 +151,11 @@ def loaded(listing: Listing, checked: Checked, max_bad_share: float) -> LoadedDa
 
 def _list(data: str, columns: Columns, how: Mapping[str, bool]) -> Listing:
     validate_exists(data)
+    path = Path(os.path.expanduser(data))
+    is_table = path.is_file() and path.suffix.lower() in TABLE_SUFFIXES
+    if columns != Columns() and not is_table:
+        named = ", ".join(filter(None, astuple(columns)))
+        raise DataError(f"columns are named ({named}), but {data} is not a CSV file: leave them out")
     prefix, _, name = data.partition(":")
     if prefix == "torchvision":
         return list_named(find_torchvision(name))
@@ -158,9 +163,8 @@ def _list(data: str, columns: Columns, how: Mapping[str, bool]) -> Listing:
         return list_hf(name)
     if data in ("elpv", "elpv:binary"):
         return list_elpv(binary=data == "elpv:binary")
-    path = Path(os.path.expanduser(data))
     if data.strip() and path.is_dir():
         return list_folder(path, **how)
-    if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
+    if is_table:
         return list_table(path, columns, **how)
     return list_named(DATASETS[data])

@@ -20,6 +20,8 @@ from torchsnow.errors import DataError
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 _DELIMITERS = ",;\t|"
+# Blank lines, comments, and Excel's way to name the delimiter.
+_BEFORE_HEADER = re.compile(r'([ \t,;|]*|[ \t]*#[^\r\n]*|"?sep=[^\r\n]*)(\r\n?|\n)', re.IGNORECASE)
 _LIKELY_SPLITS = ("set", "subset", "partition", "phase", "usage", "dataset", "data_set", "fold")
 _LIKE_A_SPLIT = re.compile(
     r"(^|[ _-])(train(ing)?|test(ing)?|val(id|idation)?|split|fold|set|subset|partition|holdout)($|[ _-])",
@@ -162,12 +164,13 @@ def read_table(file: Path, columns: Columns, *, needs_label: bool) -> Table:
 def _parse(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     try:
         text = _decoded(file.read_bytes())
-        if text.lower().startswith("sep=") and "\n" in text:  # Excel's way to name the delimiter
-            text = text.split("\n", 1)[1]
+        before = 0
+        while line := _BEFORE_HEADER.match(text):
+            text, before = text[line.end() :], before + 1
         first_line = text.split("\n", 1)[0]
         delimiter = max(_DELIMITERS, key=first_line.count)
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-        rows = [(reader.line_num, row) for row in reader]
+        rows = [(before + reader.line_num, row) for row in reader if any(map(_is_filled, row.values()))]
         header = [name.strip() for name in reader.fieldnames or []]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read the table {file}: {error}") from error
@@ -175,13 +178,18 @@ def _parse(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     if twice:
         raise DataError(f"{file} has two columns {twice[0]!r}: give each one name, or remove one")
     for number, row in rows:
-        if any((cell or "").strip() for cell in row.get(None, ())):
+        if len(header) > 1 and _is_filled(row.get(None)):  # one cell is a title, and refused as a header
             raise DataError(
                 f"{file}, row {number} has more cells than the header; put what has a {delimiter!r} in it into quotes"
             )
     clean = [(number, {name: row[raw] or "" for name, raw in zip(header, reader.fieldnames or [], strict=True)})
              for number, row in rows]  # fmt: skip
     return header, clean
+
+
+def _is_filled(cell: str | list[str] | None) -> bool:
+    """Whether a cell, or one of those that the header does not name, has a text."""
+    return bool("".join(cell or ()).strip())
 
 
 def _decoded(content: bytes) -> str:
