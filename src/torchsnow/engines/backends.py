@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -158,7 +159,13 @@ def quiet_tracing() -> Iterator[None]:
     with warnings.catch_warnings():
         for kind in (FutureWarning, DeprecationWarning, UserWarning, torch.jit.TracerWarning):  # type: ignore[attr-defined]
             warnings.simplefilter("ignore", kind)
-        yield
+        # An opset that cannot be reached is logged with a traceback; who asked for it compares the result.
+        converter = logging.getLogger("onnxscript.version_converter")
+        was, converter.disabled = converter.disabled, True
+        try:
+            yield
+        finally:
+            converter.disabled = was
 
 
 def _queue(model: Any, images: Tensor) -> Any:
