@@ -305,6 +305,14 @@ def test_resume_after_a_kill_before_the_run_had_its_settings_begins_it(photos: P
     assert Hub.open("hub").names() == ["new"]
 
 
+@pytest.mark.parametrize("option", ["--out", "--hub"])
+def test_nothing_is_written_among_the_images(option: str, photos: Path, tmp_path: Path) -> None:
+    for folder in (photos, photos / "new"):
+        sentence = refused("train", photos, "--task", "a", "--hub", tmp_path / "hub", option, folder)
+        assert sentence.startswith(f"{folder} lies inside the data {photos}")
+        assert f"choose another {option}" in sentence
+
+
 def test_a_log_of_an_unknown_kind_is_refused_before_anything_slow(photos: Path, tmp_path: Path) -> None:
     sentence = refused("train", photos, "--task", "a", "--hub", tmp_path / "hub", "--log", "paper:x")
     assert sentence.startswith("'paper:x' names no logger; expected tensorboard:FOLDER")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from torchsnow.errors import TorchsnowError
+
 HUB = Path("hub")
 """The folder of the hub, where none is named."""
 
@@ -26,3 +28,12 @@ DistinctNames = Annotated[
     bool, typer.Option("--distinct-names", help="Names of classes that look alike are different classes.")
 ]
 FollowLinks = Annotated[bool, typer.Option("--follow-links", help="Follow links that leave the data's folder.")]
+
+
+def validate_outside(data: str, folder: Path, option: str) -> None:
+    """Raise TorchsnowError for a folder that is to be written and lies in a folder of images, or is one."""
+    root = Path(data).expanduser().resolve()
+    if root.is_dir() and folder.resolve().is_relative_to(root):
+        raise TorchsnowError(
+            f"{folder} lies inside the data {data}, where it would be taken for data next time: choose another {option}"
+        )

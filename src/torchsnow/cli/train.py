@@ -17,6 +17,7 @@ from torchsnow.cli.data_options import (
     LabelColumn,
     PathColumn,
     SplitColumn,
+    validate_outside,
 )
 from torchsnow.cli.output import load_checked, note, percent, print_json, say
 from torchsnow.cli.training_options import TrainingOptions, telling_how_to_resume, with_training_options
@@ -89,6 +90,9 @@ def train(
         recipe = options.recipe(None if time is None else _seconds(time))
         if hub is None and kind_of(recipe.method, recipe.preset).is_delta:
             hub = HUB
+        validate_outside(data, run.path, "--out")
+        if hub is not None:
+            validate_outside(data, hub, "--hub")
         validate_hub_choice(recipe.method, recipe.preset, hub, replace=replace)
         validate_run(task, hub, run, resume=resume or overwrite, replace=replace)
         recipe, source = options.on_source(recipe, hub)
