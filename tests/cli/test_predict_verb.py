@@ -176,4 +176,5 @@ def test_more_classes_than_a_task_has(hub: Path, images: list[Path]) -> None:
 
 def test_a_table_that_cannot_be_written_is_refused_first(hub: Path, images: list[Path], tmp_path: Path) -> None:
     assert "it is a folder" in refused("predict", *images, "--hub", hub, "--csv", tmp_path)
+    assert "are both" in refused("predict", *images, "--hub", hub, "--csv", tmp_path / "a", "--jsonl", tmp_path / "a")
     assert "there is no folder" in refused("predict", *images, "--hub", hub, "--jsonl", tmp_path / "no" / "x.jsonl")

@@ -389,8 +389,9 @@ def test_what_words_name(words: list[str], expected: list[str]) -> None:
 @pytest.mark.usefixtures("unlabelled")
 def test_what_names_nothing_is_said() -> None:
     bad: list[tuple[Path, str]] = []
-    assert find_images(["bare", "x*.png", "b"], lambda *what: bad.append(what)) == [Path("b/1.png")]
+    assert find_images(["", "bare", "x*.png", "b"], lambda *what: bad.append(what)) == [Path("b/1.png")]
     assert bad == [
+        (Path(), "the name of an image is empty"),
         (Path("bare"), "the folder bare holds no images"),
         (Path("x*.png"), "no file fits the pattern x*.png"),
     ]

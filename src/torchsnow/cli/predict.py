@@ -16,7 +16,7 @@ import typer
 from torchsnow.cli.data_options import HUB
 from torchsnow.cli.output import counting, note, percent, print_json, print_table, say, validate_writable
 from torchsnow.cli.serve import TOKEN_VARIABLE, read_token
-from torchsnow.errors import ServingError
+from torchsnow.errors import ServingError, TorchsnowError
 
 if TYPE_CHECKING:
     from torchsnow.serving import Client
@@ -62,6 +62,8 @@ def predict(
         raise ServingError("name either the folder of a hub (--hub) or the address of a server (--server)")
     for file in filter(None, (csv, jsonl)):
         validate_writable(file)
+    if csv is not None and csv == jsonl:
+        raise TorchsnowError(f"--csv and --jsonl are both {csv}: give each a file of its own")
     files = find_images(_words(images), on_bad)
     num_classes = top if top is not None or json or jsonl is not None else 1
     with counting("classifying images", quiet=json) as progress:

@@ -107,6 +107,9 @@ def find_images(words: Iterable[str], on_bad: Callable[[Path, str], None]) -> li
     for word in words:
         path = Path(word)
         fitting = [path]
+        if not word:  # which would be the folder where it runs
+            on_bad(path, "the name of an image is empty")
+            continue
         if glob.has_magic(word) and not os.path.exists(word):
             fitting = [Path(name) for name in natural_sorted(glob.glob(word, recursive=True))]
             if not fitting:
