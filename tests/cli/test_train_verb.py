@@ -174,8 +174,8 @@ def test_what_is_left_out_is_chosen_said_and_written_down(photos: Path, monkeypa
     args = yaml.safe_load(Path("runs/new/args.yaml").read_text())
     numbers = {name: args["training"][name] for name in ("image_size", "batch_size", "epochs")}
     assert list(args["chosen"]) == [*numbers, "patience"]
-    assert tuple(numbers.values()) == (64, 8, 40)
-    assert args["training"]["patience"] == 13
+    assert tuple(numbers.values()) == (64, 8, 60)
+    assert args["training"]["patience"] == 20
     for name, value in numbers.items():
         assert f"{name} {value}: {args['chosen'][name]}" in outcome.err
 
