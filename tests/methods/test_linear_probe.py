@@ -7,7 +7,8 @@ from sklearn.linear_model import LogisticRegression
 from sample_photos import make_photos
 from torchsnow.data import load_data, make_splits
 from torchsnow.methods import head
-from torchsnow.methods.probe import INVERSE_PENALTIES, fit_probe, select_features
+from torchsnow.methods import probe as module
+from torchsnow.methods.probe import INVERSE_PENALTIES, fit_probe, lasso_importance, select_features
 from torchsnow.source import Source
 from torchsnow.source.features import Request
 from torchsnow.train import TrainSettings
@@ -62,3 +63,14 @@ def test_many_classes_of_few_images_are_no_reason_to_warn_either() -> None:
     values, labels = torch.randn(120, 4), torch.arange(120) // 6 * 2 % 40
     labels[-30:] = torch.arange(30) % 29 + 40  # so that most of the classes are too small to be held out
     assert select_features(values, labels, 70, [2, 4]).num_read in (2, 4)
+
+
+def test_of_very_many_values_the_group_lasso_sees_those_that_tell_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = torch.arange(90) % 3
+    values = torch.randn(90, 40, generator=torch.Generator().manual_seed(0))
+    values[torch.arange(90), 10 + labels] += 2.0
+    all_seen = lasso_importance(values, labels, 3)
+    monkeypatch.setattr(module, "_MOST_IN_LASSO", 12)
+    some_seen = lasso_importance(values, labels, 3)
+    assert int((some_seen > 0).sum()) <= 12 < int((all_seen > 0).sum())
+    assert set(some_seen.topk(3).indices.tolist()) == set(all_seen.topk(3).indices.tolist()) == {10, 11, 12}

@@ -52,6 +52,11 @@ def test_epochs_make_a_certain_number_of_steps(num_images: int, chosen: int) -> 
     assert why.startswith(f"{epochs * -(-num_images // 32)} steps")
 
 
+@pytest.mark.parametrize(("num_images", "chosen"), [(100, 60), (4000, 60), (6400, 40), (10**6, 20)])
+def test_epochs_from_stored_features_are_more(num_images: int, chosen: int) -> None:
+    assert auto_epochs(num_images, 32, stored=True)[0] == chosen
+
+
 def test_only_what_is_asked_for_is_chosen_and_later_choices_see_earlier_ones(
     splits: Splits, settings: TrainSettings
 ) -> None:

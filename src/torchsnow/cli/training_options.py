@@ -55,7 +55,7 @@ class TrainingOptions:
         "default"
     )
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training images; by default by their number, 20 to 40.")
+        int | None, typer.Option(help="Passes over the training images; by default by their number, 5 to 60.")
     ] = None
     image_size: Annotated[
         int | None,

@@ -14,7 +14,7 @@ AUTO = ("image_size", "batch_size", "epochs", "lr")
 """The settings that can be chosen, in the order in which they are: each may depend on those before."""
 LEAST_IMAGE_SIZE = 64  # pixels: below, little is left after a network's strides
 TARGET_STEPS = 2_000
-LEAST_EPOCHS, MOST_EPOCHS = 5, 40
+LEAST_EPOCHS, MOST_EPOCHS = 5, 60
 _SIZE_STEP = 32  # pixels: the whole stride of nearly every network
 _MAX_SAMPLED = 200  # images
 _BATCH_SIZES = (32, 16, 8)
@@ -62,8 +62,8 @@ def auto_batch_size(num_images: int) -> tuple[int, str]:
 
 
 def auto_epochs(num_images: int, batch_size: int, stored: bool = False) -> tuple[int, str]:
-    """As many as 2,000 steps take, from 5 to 40; from stored features, which make epochs cheap, 4,000, 20 to 40."""
-    target, least, most = (2 * TARGET_STEPS, 20, MOST_EPOCHS) if stored else (TARGET_STEPS, LEAST_EPOCHS, MOST_EPOCHS)
+    """As many as 2,000 steps take, from 5 to 40; from stored features, which make epochs cheap, 8,000, 20 to 60."""
+    target, least, most = (4 * TARGET_STEPS, 20, MOST_EPOCHS) if stored else (TARGET_STEPS, LEAST_EPOCHS, 40)
     steps = math.ceil(num_images / batch_size)
     epochs = min(max(round(target / steps), least), most)
     return epochs, f"{epochs * steps} steps; about {target} are wanted, in {least} to {most} epochs"
