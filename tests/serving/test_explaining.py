@@ -80,7 +80,7 @@ def test_a_tap_has_the_part_that_goes_when_it_is_not_read(steady: Running, sourc
 def test_a_task_with_a_grid_is_explained_by_its_head_and_its_own_layers(
     server: Running, hub: Hub, source: Source
 ) -> None:
-    task = sample_task(source, "grid", width_divisor=None, grid_width=16, head_divisor=4)
+    task = sample_task(source, "grid", width_divisor=None, grid_width=16, head_std=True, head_divisor=4)
     hub.add(task)
     server.wait_until(lambda: server.predict([picture(1)], ["grid"]).status == 200)
     ((answer,),) = explained(server, [picture(1)], "grid")

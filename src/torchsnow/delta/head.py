@@ -98,11 +98,11 @@ class Head(nn.Module):
         return not (self.training and self.probe_frozen)
 
     def request(self, reduction: int) -> Request:
-        """What a source pass must return for this head; the averages are taken from a grid of this reduction."""
+        """What a source pass must return for this head. Averages alone are taken from a grid of this reduction."""
         if not self.reads_source:
             return Request()
         averaged = self.averaged()
-        return Request(grids={reduction: averaged} if len(averaged) else {}, last=self.last)
+        return Request(grids={self.std_reduction or reduction: averaged} if len(averaged) else {}, last=self.last)
 
     def averaged(self) -> Tensor:
         """The channels whose averages or deviations are read, ascending; in training all that may be."""
@@ -188,8 +188,9 @@ class FoldedHead(nn.Module):
         self.register_buffer("channels", head.averaged())
 
     def request(self, reduction: int) -> Request:
-        """What a source pass must return for this head; the averages are taken from a grid of this reduction."""
-        return Request(grids={reduction: self.channels} if len(self.channels) else {}, last=self.last)
+        """What a source pass must return for this head. Averages alone are taken from a grid of this reduction."""
+        grid = self.std_reduction or reduction
+        return Request(grids={grid: self.channels} if len(self.channels) else {}, last=self.last)
 
     def forward(self, own: Tensor | None, features: FeatureMaps) -> Tensor:
         """(B, own_chs), or None for a delta without a body, and one source pass -> logits (B, num_classes)."""

@@ -99,7 +99,7 @@ def _sides(num_positions: int, size: Size) -> Size:
 
 
 def _pool(x: Tensor, size: Size) -> Tensor:
-    height, width = x.shape[2:]
+    height, width = (int(side) for side in x.shape[2:])  # plain numbers also where a tracer stands in for them
     if size == (height, width):
         return x
     if size == (1, 1):
