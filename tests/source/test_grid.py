@@ -276,3 +276,14 @@ def test_a_pass_without_a_grid_says_what_to_ask_for() -> None:
     source = lively_source("test_resnet")
     with pytest.raises(SourceError, match="asked for no grid"):
         source(torch.randn(1, 3, 32, 32)).averages(torch.tensor([0]))
+
+
+def test_what_is_computed_of_a_pass_is_computed_once_for_all_its_spans() -> None:
+    maps = torch.randn(4, 6, 2, 3)
+    whole = FeatureMaps(torch.zeros(4, 3, 64, 96), {}, grids={32: (torch.arange(6), maps)})
+    spans = [whole.span(0, 4), whole.span(1, 3), whole.span(3, 4)]
+    for part, span in zip((slice(0, 4), slice(1, 3), slice(3, 4)), spans, strict=True):
+        torch.testing.assert_close(span.means(32), maps[part].mean((2, 3)))
+        torch.testing.assert_close(span.stds(32), maps[part].std((2, 3), correction=0))
+        assert span.stds(32).data_ptr() == whole.stds(32)[part].data_ptr()
+        assert span.means(32).data_ptr() == whole.means(32)[part].data_ptr()

@@ -93,6 +93,7 @@ class FeatureMaps:
         self._gathered = dict(gathered or {})  # tap -> (indices, those channels)
         self._means: dict[int, Tensor] = {}
         self._stds: dict[int, Tensor] = {}
+        self._span_of: tuple[FeatureMaps, slice] | None = None  # whose means and deviations are computed once for all
 
     def channels(self, tap: str, idx: Tensor) -> Tensor:
         """The channels `idx` (M,) of a tap, (B, M, H, W)."""
@@ -122,6 +123,8 @@ class FeatureMaps:
 
     def means(self, reduction: int) -> Tensor:
         """The averages of all channels of a grid, (B, M); computed once, however many deltas ask."""
+        if self._span_of is not None:
+            return self._span_of[0].means(reduction)[self._span_of[1]]
         if reduction not in self._means:
             self._means[reduction] = self.grids[reduction][1].mean((2, 3))
         return self._means[reduction]
@@ -133,6 +136,8 @@ class FeatureMaps:
 
     def stds(self, reduction: int) -> Tensor:
         """The standard deviations of all channels of a grid over its cells, (B, M); computed once, as `means`."""
+        if self._span_of is not None:
+            return self._span_of[0].stds(reduction)[self._span_of[1]]
         if reduction not in self._stds:
             maps, means = self.grids[reduction][1], self.means(reduction)
             self._stds[reduction] = (maps - means[:, :, None, None]).square().mean((2, 3)).sqrt()
@@ -169,7 +174,7 @@ class FeatureMaps:
     def span(self, first: int, last: int) -> FeatureMaps:
         """The same of the images from `first` up to, and without, `last`; nothing is copied."""
         part = slice(first, last)
-        return FeatureMaps(
+        span = FeatureMaps(
             self.images[part],
             self._dims,
             taps={name: x[part] for name, x in self.taps.items()},
@@ -177,6 +182,8 @@ class FeatureMaps:
             grids={reduction: (idx, x[part]) for reduction, (idx, x) in self.grids.items()},
             last=None if self.last is None else self.last[part],
         )
+        span._span_of = self, part
+        return span
 
 
 def unique(names: Iterable[str]) -> tuple[str, ...]:
