@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from scripts import load_script
 from torchsnow.experiments.plan import Experiment
 from torchsnow.report.results import Results
 
@@ -17,12 +17,7 @@ STORED = sorted((ROOT / "experiments" / "results").glob("*.json"))
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("page", ROOT / "experiments" / "write_results_page.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "experiments" / "write_results_page.py")
 
 
 def test_the_page_is_the_one_that_the_script_writes(script: ModuleType) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+
+from scripts import load_script
 
 ROOT = Path(__file__).parent.parent
 RUNS = sorted((ROOT / "benchmarks" / "results").glob("scale_*.json"))
@@ -17,13 +17,7 @@ RUNS = sorted((ROOT / "benchmarks" / "results").glob("scale_*.json"))
 
 @pytest.fixture(scope="module")
 def scale() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("scale", ROOT / "benchmarks" / "scale.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["scale"] = module  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "benchmarks" / "scale.py")
 
 
 @pytest.mark.parametrize("room", [50, 200, 1000])

@@ -1,25 +1,15 @@
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 import torchsnow as ts
+from scripts import load_script
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "avalanche_hub.py"
-
-
-def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("avalanche_hub", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_it_compiles() -> None:
@@ -30,7 +20,7 @@ def test_it_compiles() -> None:
 def test_a_tiny_benchmark_is_learned_without_forgetting(tmp_path: Path) -> None:
     """Where Avalanche is installed: three experiences of two classes that differ in one colour."""
     benchmarks: Any = pytest.importorskip("avalanche.benchmarks", exc_type=ImportError)
-    module = example()
+    module = load_script(EXAMPLE)
     source = ts.load_source("test_resnet", "random")
     generator = torch.Generator().manual_seed(0)
     targets = torch.arange(96) % 6

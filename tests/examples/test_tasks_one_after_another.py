@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +7,9 @@ import pytest
 from PIL import Image
 
 import torchsnow as ts
+from scripts import load_script
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "tasks_one_after_another.py"
-spec = importlib.util.spec_from_file_location(EXAMPLE.stem, EXAMPLE)
-assert spec is not None
-assert spec.loader is not None
-example = importlib.util.module_from_spec(spec)
-sys.modules[EXAMPLE.stem] = example
-spec.loader.exec_module(example)
+example = load_script(Path(__file__).parents[2] / "examples" / "tasks_one_after_another.py")
 
 
 def test_nothing_is_forgotten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
