@@ -31,6 +31,7 @@ from PIL import Image
 from torchsnow.data import eval_transform, read_image
 from torchsnow.delta import Delta, DeltaSpec
 from torchsnow.hub import Hub
+from torchsnow.model import SnowModel
 from torchsnow.source import Framing, Source, load_source
 from torchsnow.task_file import Task, content_hash, encode_task, make_task
 
@@ -174,12 +175,10 @@ def mixed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         ]
     )
     references: dict[tuple[str, str], list[list[float]]] = {}
-    with torch.no_grad():
-        features = hub.source(pixels)
 
     def note(task: Task, sha256: str) -> None:
         with torch.no_grad():
-            references[task.name, sha256] = task.delta(features).softmax(1).tolist()
+            references[task.name, sha256] = SnowModel(hub.source, task.delta)(pixels).softmax(1).tolist()
 
     for name, entry in hub.infos().items():
         note(hub.task(name), entry.sha256)
