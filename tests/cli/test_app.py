@@ -204,8 +204,7 @@ def test_letters_that_an_encoding_lacks_are_escaped() -> None:
 
 
 def test_what_is_odd_about_notes_in_pictures_is_not_shown() -> None:
-    with warnings.catch_warnings(record=True) as shown:
-        refused("sources", "nosuchmodel")
-        for module in ("PIL.TiffImagePlugin", "elsewhere"):
-            warnings.warn_explicit("corrupt EXIF data", UserWarning, "file.py", 1, module=module)
-    assert len(shown) == 1
+    refused("sources", "nosuchmodel")
+    warnings.warn_explicit("corrupt EXIF data", UserWarning, "file.py", 1, module="PIL.TiffImagePlugin")
+    with pytest.raises(UserWarning):
+        warnings.warn_explicit("corrupt data", UserWarning, "file.py", 1, module="elsewhere")
