@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -186,12 +185,6 @@ def test_a_folder_whose_name_is_too_long_is_a_sentence(tmp_path: Path, monkeypat
         (tmp_path / ("x" * 100)).mkdir()
         with pytest.raises(ServingError, match="set TMPDIR to a shorter one"):
             workers.run()
-
-
-def test_a_port_is_listened_on_by_workers_alone() -> None:
-    """While none is there yet, connections are refused rather than left to wait."""
-    with bind("127.0.0.1", 0) as listener, pytest.raises(ConnectionRefusedError):
-        socket.create_connection(listener.getsockname(), timeout=5)
 
 
 def test_a_port_is_taken_as_soon_as_it_is_bound() -> None:
