@@ -16,8 +16,8 @@ from torchsnow.source import Framing
 
 def answer(logits: list[float], classes: tuple[str, ...], lead: Lead | None = None) -> TaskAnswer:
     of_class = torch.tensor(logits)
-    task = LiveTask("t", "0" * 64, classes, Framing(32), None, 0)
-    return TaskAnswer(task, of_class, of_class.softmax(0), torch.zeros(3, 32, 32), lead)
+    task = LiveTask("t", "0" * 64, classes, Framing(32), None, None, 0)
+    return TaskAnswer(task, of_class, of_class.softmax(0), torch.zeros(3, 32, 32), 0.5, lead)
 
 
 def test_classes_are_ranked_by_their_logits() -> None:

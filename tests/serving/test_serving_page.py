@@ -114,6 +114,9 @@ def test_a_picture_is_answered_in_a_browser(steady: Running, browser: Any, tmp_p
     answer = steady.predict([picture(1)], ["b"]).json["images"][0]["answers"][0]
     first = page.locator("article").nth(1).locator("li").first.inner_text()
     assert answer["label"] in first
+    unlike = page.locator("article").nth(1).locator(".unlike").all_inner_texts()
+    assert [f"({answer['unknown_score']:.1f};" in text for text in unlike] == [True]
+    assert page.locator(".unlike").count() == 1
     assert f"{100 * answer['probabilities'][answer['label']]:.1f}%" in first
     bar, whole = (
         page.locator(f"article >> nth=1 >> {part} >> nth=0").bounding_box()["width"] for part in (".bar", "li")

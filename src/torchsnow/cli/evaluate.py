@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torchsnow.cli.data_options import HUB, FollowLinks, LabelColumn, PathColumn, SplitColumn
+from torchsnow.cli.data_options import HUB, FollowLinks, HubFolder, LabelColumn, PathColumn, SplitColumn
 from torchsnow.cli.output import counting, load_checked, percent, print_json, print_table, say, validate_writable
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _MOST_ROWS, _FEW_ROWS = 100, 20  # classes up to which each has a row; of more, 
 def evaluate(
     data: Annotated[str, typer.Argument(help="Labelled images, as for train.")],
     *,
-    hub: Annotated[Path, typer.Option(help="Folder of the hub.")] = HUB,
+    hub: HubFolder = HUB,
     task: Annotated[str, typer.Option(help="Name of the task.")],
     split: Annotated[
         str | None, typer.Option(help="'all', 'train', 'val' or 'test'; by default 'test' with --splits, else 'all'.")

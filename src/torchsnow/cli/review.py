@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from torchsnow.cli.data_options import HUB, HubFolder
 from torchsnow.cli.output import counting, load_checked, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ _FEW_ROWS = 10
 
 def review(
     data: Annotated[str, typer.Argument(help="Labelled images, as for train.")],
-    hub: Annotated[Path, typer.Option(help="Folder of the hub.")],
     task: Annotated[str, typer.Option(help="Name of the task.")],
+    hub: HubFolder = HUB,
     splits: Annotated[
         Path | None, typer.Option(help="splits.json of the run, to see duplicates across its splits.")
     ] = None,

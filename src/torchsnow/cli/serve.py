@@ -11,13 +11,14 @@ from typing import Annotated
 import typer
 
 from torchsnow.cli.config_file import take_config
+from torchsnow.cli.data_options import HUB, HubFolder
 
 TOKEN_VARIABLE = "TORCHSNOW_TOKEN"
 _PACKAGES = ("starlette", "uvicorn", "h11", "python_multipart", "prometheus_client")
 
 
 def serve(
-    hub: Annotated[Path, typer.Option(help="Folder of the hub.")],
+    hub: HubFolder = HUB,
     config: Annotated[
         Path | None,
         typer.Option(help="YAML file with options by name, as 'batch-size: 8'.", callback=take_config, is_eager=True),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchsnow.cli.data_options import DistinctNames, FollowLinks, GroupColumn, PathColumn, SplitColumn
+from torchsnow.cli.data_options import HUB, DistinctNames, FollowLinks, GroupColumn, PathColumn, SplitColumn
 from torchsnow.cli.output import counting, load_checked, note, percent, print_json, print_table, say
 from torchsnow.cli.train import RUN_FILE
 from torchsnow.cli.training_options import TrainingOptions, telling_how_to_resume, with_training_options
@@ -23,8 +23,8 @@ def train_many(
         list[str],
         typer.Argument(help="CSV with a column path and one per task (split is optional), or NAME=DATA; one or more."),
     ],
-    hub: Annotated[Path, typer.Option(help="Folder of the hub; made if there is none.")],
     options: TrainingOptions,
+    hub: Annotated[Path, typer.Option(help="Folder of the hub; made if there is none.")] = HUB,
     path_column: PathColumn = "",
     split_column: SplitColumn = "",
     group_column: GroupColumn = "",

@@ -47,13 +47,14 @@ class Lead:
 
 @dataclass(frozen=True)
 class TaskAnswer:
-    """Logits and probabilities (num_classes,) of one version of a task for one image, `pixels` (3, S, S); and what
-    they rest on, where that was asked for."""
+    """Logits and probabilities (num_classes,) of one version of a task for one image, `pixels` (3, S, S); its
+    `unknown_score`, as in `Answer`, and what they rest on, where that was asked for."""
 
     task: LiveTask
     logits: Tensor
     probabilities: Tensor
     pixels: Tensor
+    unknown_score: float | None
     lead: Lead | None = None
 
     def order(self) -> list[int]:

@@ -333,10 +333,11 @@ class Batcher:
         for answer, own_rows in zip(self._live.run(images, tasks, rows), rows, strict=True):
             logits = answer.logits.float().cpu()
             probabilities, are_finite = logits.softmax(1), logits.isfinite().all(1).tolist()
+            scores = len(own_rows) * [None] if answer.unknown_scores is None else answer.unknown_scores.tolist()
             for place, row in enumerate(own_rows):
                 pixels, task = batch[row].pixels, answer.task
                 results[row][task.name] = (
-                    TaskAnswer(task, logits[place], probabilities[place], pixels)
+                    TaskAnswer(task, logits[place], probabilities[place], pixels, scores[place])
                     if are_finite[place]
                     else TaskFailure(task, "not_finite", _NOT_FINITE)
                 )

@@ -33,10 +33,9 @@ class TaskInfo:
 
     `classes` are in the order of the logits; `subscription` is the number of chosen channels per tap (or of all taps
     together as "grid"), the head's own last as "head"; `image_size`, `crop_mode` and `grey_range` say how pictures were
-    shown to it (see `Framing`); images whose distance (see `Head.distance`) is above `unknown_above` are unlike those
-    that it was trained for (None: not known); `training` is a free JSON object, `metrics` the main results by split;
-    `versions` are
-    those of torchsnow, torch and timm, and `created` is an ISO date and time in UTC.
+    shown to it (see `Framing`); images whose distance (see `FoldedHead`) is above `unknown_above` are unlike those that
+    it was trained for (None: not known); `training` is a free JSON object, `metrics` the main results by split;
+    `versions` are those of torchsnow, torch and timm, and `created` is an ISO date and time in UTC.
     """
 
     name: str

@@ -22,7 +22,7 @@ from torchsnow.delta.rounding import from_bytes, packed_shape, to_bytes
 from torchsnow.errors import TaskFileError
 from torchsnow.io.files import write_atomically
 from torchsnow.pooling import Subscription
-from torchsnow.source import FeatureMaps, Source
+from torchsnow.source import Source
 from torchsnow.source.config import Framing
 from torchsnow.task_file.info import (
     MAX_HEADER_BYTES,
@@ -48,13 +48,6 @@ class Task(TaskInfo):
     """A task with its frozen delta."""
 
     delta: Delta
-
-    def unknown_scores(self, features: FeatureMaps) -> Tensor | None:
-        """Of B images, by a source pass that was asked for this task (B,): above 1, an image is unlike those that the
-        task was trained for. None where that is not known."""
-        if self.unknown_above is None or (distances := self.delta.distance(features)) is None:
-            return None
-        return distances / self.unknown_above
 
 
 def make_task(

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from torchsnow.data import Example, ImageSet, LoadedData, Splits
 from torchsnow.data.names import as_text, first_few, likeness
+from torchsnow.delta.fold import fold
 from torchsnow.errors import DataError
 from torchsnow.hub import Hub
 from torchsnow.model import SnowModel
@@ -143,20 +144,20 @@ def examples_of(data: LoadedData, split: str, splits_file: Path | None) -> Seque
 
 
 def unknown_above(model: SnowModel, val: ImageSet, settings: TrainSettings) -> float | None:
-    """The distance (see `Head.distance`) above which an image is unknown, by validation images.
+    """The distance (see `FoldedHead`) above which an image is unknown, by validation images.
 
     Of images like those, at most `UNKNOWN_RATE` are above it, whatever their distribution (split conformal prediction,
     Vovk et al., "Algorithmic Learning in a Random World", 2005). None for fewer than 19 images, which cannot say, and
     for a task whose head reads nothing of the source.
     """
-    images, delta = val.subset(range(0, len(val), math.ceil(len(val) / _MOST_IMAGES))), model.delta.eval()
+    images, delta = val.subset(range(0, len(val), math.ceil(len(val) / _MOST_IMAGES))), fold(model.delta)
     rank = math.ceil((len(images) + 1) * (1 - UNKNOWN_RATE))
     if rank > len(images):
         return None
     distances, request = [], delta.request(delta.choose())
     with torch.no_grad():
         for pixels, _ in DataLoader(images, settings.batch_size):
-            of_batch = delta.distance(model.source(pixels.to(settings.torch_device()), request))
+            _, of_batch = delta.with_distance(model.source(pixels.to(settings.torch_device()), request))
             if of_batch is None:
                 return None
             distances.append(of_batch.float().cpu())

@@ -18,6 +18,7 @@ from torchsnow.delta import Delta
 from torchsnow.delta.fold import fold
 from torchsnow.errors import DataError, HubError, SourceError
 from torchsnow.hub import Hub
+from torchsnow.hub.live import unknown_scores
 from torchsnow.source import Framing, Request, Source
 from torchsnow.source.grid import ONE_CELL
 from torchsnow.task_file import Task
@@ -141,14 +142,15 @@ def _batch(
         try:
             with torch.no_grad():
                 maps = source(pixels, Request.together([*requests, *extra]))
-                logits = {name: delta(maps).cpu() for name, (_, delta) in tasks.items()}
-                unknown = {name: task.unknown_scores(maps) for name, (task, _) in tasks.items()}
+                outputs = {name: delta.with_distance(maps) for name, (_, delta) in tasks.items()}
         except SourceError as error:  # in this framing: other tasks read images of another
             for file in batch.files:
                 on_bad(file, f"no answer of {', '.join(tasks)} for {file}: {error}")
             continue
-        batch.logits.update(logits)
-        batch.unknown_scores.update({name: scores.cpu() for name, scores in unknown.items() if scores is not None})
+        for name, (logits, distances) in outputs.items():
+            batch.logits[name] = logits.cpu()
+            if (scores := unknown_scores(distances, tasks[name][0].unknown_above)) is not None:
+                batch.unknown_scores[name] = scores.cpu()
         if features:
             batch.features[framing] = maps.values(channels, last=True).float().cpu()
     return batch
