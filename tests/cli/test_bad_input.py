@@ -225,7 +225,7 @@ def test_a_run_folder_that_cannot_be_one(trained: Trained, tmp_path: Path) -> No
     [
         *(("hub", "list"), ("hub", "show", "a"), ("serve",), ("suggest", "."), ("evaluate", ".", "--task", "a")),
         *(("review", ".", "--task", "a"), ("visualize", "--task", "a", "--out", "o"), ("export", "--out", "o.onnx")),
-        *(("predict", "."), ("push", "me/it")),
+        ("predict", "."),
     ],
     ids=" ".join,
 )

@@ -66,7 +66,7 @@ def test_unknown_scores_are_given_to_who_asks_a_task_that_knows_them(steady: Run
     predicted = [image["answers"][0]["unknown_score"] for image in steady.predict(images, ["b"]).json["images"]]
     assert output == {"name": "unknown_score", "datatype": "FP32", "shape": [2], "data": pytest.approx(predicted)}
     task = steady.service.live.hub.task("b")
-    assert task.unknown_above == 0.5
+    assert task.unknown_above == 1e-3
     refused = infer(steady, images, "/v2/models/a/infer", outputs=wanted)
     assert (refused.status, "no unknown_score" in refused.json["error"]) == (400, True)
 

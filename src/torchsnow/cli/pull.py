@@ -7,14 +7,13 @@ from typing import Annotated
 
 import typer
 
-from torchsnow.cli.data_options import HUB
 from torchsnow.cli.output import print_json, say
 from torchsnow.cli.push import Repository, Tasks
 
 
 def pull(
     repository: Repository,
-    hub: Annotated[Path, typer.Option(help="Folder of the hub; made if there is none.")] = HUB,
+    hub: Annotated[Path, typer.Option(help="Folder of the hub; made if there is none.")],
     task: Tasks = None,
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit; by default what was pushed last.")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from torchsnow.cli.data_options import HUB, HubFolder
 from torchsnow.cli.output import print_json, say
 
 Repository = Annotated[str, typer.Argument(help="Repository of the Hugging Face Hub, as ORGANISATION/NAME.")]
@@ -15,7 +15,7 @@ Tasks = Annotated[list[str] | None, typer.Option("--task", help="Name of a task;
 
 def push(
     repository: Repository,
-    hub: HubFolder = HUB,
+    hub: Annotated[Path, typer.Option(help="Folder of the hub.")],
     task: Tasks = None,
     licence: Annotated[
         str | None, typer.Option("--license", "--licence", help="For the model card, as in 'apache-2.0' or 'mit'.")

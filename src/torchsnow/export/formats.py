@@ -74,7 +74,7 @@ class Network(nn.Module):
         for (name, score), reader in zip(self._outputs, self.readers, strict=True):
             assert isinstance(reader, Reader)
             outputs[name], distances = reader.with_distance(features)
-            if score is not None:
+            if score is not None and distances is not None:
                 outputs[score[0]] = distances / score[1]
         return outputs
 

@@ -94,7 +94,7 @@ def timm_name(name: str) -> str:
     if not name.startswith(TORCHVISION):
         return name
     plain = name.removeprefix(TORCHVISION)
-    tagged = timm.list_pretrained("*.tv*_in1k")
+    tagged: list[str] = timm.list_pretrained("*.tv*_in1k")
     by_name = {_as_in_torchvision(one.partition(".")[0]): one for one in sorted(tagged, reverse=True)}  # tv2 last
     if plain not in by_name:
         raise SourceError(f"timm has no weights of {name!r}; of torchvision it has: {', '.join(sorted(by_name))}")
