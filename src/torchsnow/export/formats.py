@@ -20,6 +20,7 @@ from torchsnow.errors import CompileError
 from torchsnow.export.description import INPUT, KEY
 from torchsnow.io.files import reserve
 from torchsnow.source import FeatureMaps
+from torchsnow.source.grid import Grid
 
 
 class Written(NamedTuple):
@@ -67,7 +68,7 @@ class Network(nn.Module):
             images,
             self._dims,
             taps={name: next(values) for name in request.taps},
-            grids={reduction: (idx, next(values)) for reduction, idx in request.grids.items()},
+            grids={reduction: Grid(idx, *next(values)) for reduction, idx in request.grids.items()},
             last=next(values) if request.last else None,
         )
         outputs: dict[str, Tensor] = {}
