@@ -65,7 +65,7 @@ def hub(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Hub:
     """Five tasks at 64 px; "grid" has a grid body, "images" is a head alone, "twin" has the numbers of "relu"."""
     hub = Hub.create(tmp_path_factory.mktemp("hubs") / "hub", source)
     hub.add(sample_task(source, "grid", 2, seed=4, width_divisor=None, grid_width=8, grid_blocks=1))
-    hub.add(sample_task(source, "images", 2, seed=1, width_divisor=None))
+    hub.add(replace(sample_task(source, "images", 2, seed=1, width_divisor=None), thresholds=(0.5, 0.4)))
     hub.add(replace(sample_task(source, "small-cats.v1", 4, seed=2), unknown_above=0.8))
     for name in ("relu", "twin"):
         hub.add(sample_task(source, name, 3, seed=3))
@@ -119,6 +119,7 @@ def test_the_file_says_all_that_its_user_needs(exported: Export, hub: Hub) -> No
     for task in said["tasks"]:
         assert task["output"] == exported.plan.outputs[task["name"]]
         assert task["unknown_output"] == exported.plan.unknown_outputs.get(task["name"])
+        assert task["thresholds"] == ([0.5, 0.4] if task["name"] == "images" else None)
         assert task["classes"] == list(hub.task(task["name"]).classes)
         assert task["sha256"] == hub.infos()[task["name"]].sha256
         (file,) = (hub.folder.path / "tasks" / task["name"]).iterdir()

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,25 @@ def test_what_failed_and_what_has_very_many_classes_is_shown_in_short(
         assert "and 980 classes more" in many.inner_text()
         assert "No answer: " in bad.inner_text()
         assert "not finite" in bad.inner_text()
+    assert complaints == []
+
+
+def test_all_labels_that_reach_their_thresholds_are_said(hub: Hub, browser: Any, tmp_path: Path) -> None:
+    hub.add(replace(sample_task(hub.source, "all", num_classes=4), thresholds=(0.0, 0.0, 1.0, 0.0)))
+    hub.add(replace(sample_task(hub.source, "none", num_classes=3), thresholds=(1.0, 1.0, 1.0)))
+    (tmp_path / "x.png").write_bytes(picture(1))
+    with running(LiveHub(hub)) as server:
+        page, complaints = opened(browser, server.url, 360)
+        page.set_input_files("#file", tmp_path / "x.png")
+        page.wait_for_selector("article")
+        assert page.locator("article h3").all_inner_texts() == ["a", "all", "b", "c", "none"]
+        said = [page.locator("article").nth(place).locator("li.said").count() for place in range(5)]
+        assert said == [1, 3, 1, 1, 0]
+        assert "None of these reaches its threshold." in page.locator("article").nth(4).inner_text()
+        answer = server.predict([picture(1)], ["all"]).json["images"][0]["answers"][0]
+        assert f"Said: {', '.join(answer['labels'])}" in page.locator("article").nth(1).inner_text()
+        assert sum(answer["probabilities"].values()) != pytest.approx(1, abs=1e-3)
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert complaints == []
 
 

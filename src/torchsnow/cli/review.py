@@ -38,11 +38,11 @@ def review(
     """
     from torchsnow.hub import Hub
     from torchsnow.io.files import clear_os_errors
-    from torchsnow.review import review_data, review_page, write_moves
+    from torchsnow.review import review_data, review_page, validate_reviewable, write_moves
     from torchsnow.train import torch_device
 
     on_device, opened = torch_device(device), Hub.open(hub)
-    opened.info(task)  # before the images, which take longer
+    validate_reviewable(opened.info(task))  # before the images, which take longer
     with clear_os_errors("make the folder", out):
         out.mkdir(parents=True, exist_ok=True)
     loaded = load_checked(data, quiet=json, distinct_names=True)

@@ -50,6 +50,7 @@ def describe(
                 "output": outputs[task.name],
                 "unknown_output": unknown_outputs.get(task.name),
                 "classes": list(task.classes),
+                "thresholds": None if task.thresholds is None else list(task.thresholds),
                 "sha256": hashes[task.name],
                 "trained_at_image_size": task.image_size,
             }

@@ -24,6 +24,7 @@ from torchsnow.io.files import Stamp, file_stamp
 from torchsnow.io.shortage import shortage
 from torchsnow.source import Framing, Request, Source
 from torchsnow.task_file import Task
+from torchsnow.task_file.labels import Thresholds
 
 CACHE_BYTES = 2 * 2**30  # of tasks; about 400 on ResNet-50
 
@@ -69,6 +70,7 @@ class LiveTask:
     classes: tuple[str, ...]
     framing: Framing
     unknown_above: float | None
+    thresholds: Thresholds
     prepared: Any = field(repr=False)
     size_bytes: int
 
@@ -249,7 +251,7 @@ class LiveHub:
     def _load(self, name: str, entry: Entry) -> LiveTask:
         task = self.hub.version(name, entry)
         prepared = self.engine.prepare(task.delta)
-        of_file = task.classes, task.framing, task.unknown_above
+        of_file = task.classes, task.framing, task.unknown_above, task.thresholds
         live = LiveTask(name, entry.sha256, *of_file, prepared, entry.size_bytes)
         self.cache.put(name, entry.sha256, live, size_of(task))
         return live

@@ -22,6 +22,7 @@ from torchsnow.hub.live import LiveHub, LiveTask
 from torchsnow.serving.api_error import ApiError
 from torchsnow.source import Request, Source
 from torchsnow.source.grid import ONE_CELL
+from torchsnow.task_file.labels import names_of
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,12 @@ class TaskAnswer:
     def label(self) -> str:
         """The likeliest class."""
         return self.task.classes[self.order()[0]]
+
+    @property
+    def labels(self) -> list[str]:
+        """That class alone, or in a task with thresholds all labels that reach theirs."""
+        places = names_of(self.probabilities.tolist(), self.order(), self.task.thresholds)
+        return [self.task.classes[place] for place in places]
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ def _of_predict(settings: ServeSettings) -> Says:
     numbers: Schema = {"type": "object", "additionalProperties": NUMBER}
     lead = object_of(over=_MAYBE_TEXT, logits=NUMBER, own=NUMBER, bias=NUMBER, ranking=NAMES, taps=numbers)
     maybe_lead = {"anyOf": [lead, {"type": "null"}]}
-    of_classes: Schema = {"label": TEXT, "ranking": NAMES, "probabilities": numbers}
+    of_classes: Schema = {"label": TEXT, "labels": NAMES, "ranking": NAMES, "probabilities": numbers}
     answer = object_of(["lead"], **version, **of_classes, unknown_score=_MAYBE_NUMBER, lead=maybe_lead)
     failure = object_of(**version, error=TEXT, code=TEXT)
     image = object_of(name=_MAYBE_TEXT, answers=list_of(answer), errors=list_of(failure))

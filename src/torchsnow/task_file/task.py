@@ -28,6 +28,7 @@ from torchsnow.task_file.info import (
     MAX_HEADER_BYTES,
     MAX_SIZE_BYTES,
     METADATA_KEY,
+    Limits,
     TaskInfo,
     content_hash,
     decode_header,
@@ -58,7 +59,7 @@ def make_task(
     framing: Framing | None = None,
     training: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
-    unknown_above: float | None = None,
+    limits: Limits = Limits(),  # noqa: B008 # it cannot change
 ) -> Task:
     """A new task from a source and a frozen delta; `framing` is how pictures are shown to it, by default whole and at
     the source's own size.
@@ -85,7 +86,8 @@ def make_task(
         image_size=framing.image_size,
         crop_mode=framing.crop_mode,
         grey_range=framing.grey_range,
-        unknown_above=unknown_above,
+        unknown_above=limits.unknown_above,
+        thresholds=limits.thresholds,
         training=plain,
         metrics=_kept(_plain("metrics", metrics or {})),
         versions={"torchsnow": version("torchsnow"), "torch": str(torch.__version__), "timm": timm.__version__},
