@@ -55,7 +55,7 @@ def test_labels_are_the_likeliest_class_or_all_that_reach_their_thresholds(
 
 
 def test_taps_of_a_lead_are_ranked() -> None:
-    lead = Lead("b", 3.0, {"features": 2.0, "1": 1.0, "0": 0.5}, -0.5, 0.0)
+    lead = Lead("b", 3.0, {"features": 2.0, "1": 1.0, "0": 0.5}, {}, -0.5, 0.0)
     assert lead.to_dict()["ranking"] == ["features", "1", "0"]
 
 

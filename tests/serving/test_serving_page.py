@@ -142,9 +142,10 @@ def test_an_answer_says_what_it_owes_to_which_tap(steady: Running, browser: Any,
     lead = reply["images"][0]["answers"][0]["lead"]
     card = page.locator("article").nth(1)
     said = card.locator(".why p").inner_text()
-    assert f"Its logit is {lead['logits']:.2f} above that of “{lead['over']}”" in said
-    tap, share = next(iter(lead["taps"].items()))
-    assert f"+{share:.2f} from the tap {tap}" in said
+    assert f"It is {lead['logits']:.2f} points ahead of “{lead['over']}”" in said
+    early = f"{lead['depths']['early']:+.2f}".replace("-", "−")
+    assert f"{early} from edges and colours" in said
+    assert "tap" not in said
     page.focus("#explain")
     for _ in range(2):
         page.keyboard.press("Tab")
@@ -201,14 +202,14 @@ def test_the_keyboard_reaches_everything(steady: Running, browser: Any) -> None:
     page, _ = opened(browser, steady.url)
     page.wait_for_selector("#tasks tbody tr")
     reached = []
-    for _ in range(4):
+    for _ in range(5):
         page.keyboard.press("Tab")
         reached.append(
             page.evaluate(
                 "document.activeElement.id || document.activeElement.className || document.activeElement.tagName"
             )
         )
-    assert reached == ["file", "explain", "wide", "A"]
+    assert reached == ["file", "camera", "explain", "wide", "A"]
 
 
 def test_a_picture_can_be_dropped(steady: Running, browser: Any) -> None:
@@ -223,6 +224,42 @@ def test_a_picture_can_be_dropped(steady: Running, browser: Any) -> None:
         list(picture(1)),
     )
     page.wait_for_selector("article")
+    assert complaints == []
+
+
+def test_many_pictures_are_answered_one_after_another(steady: Running, browser: Any, tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.png" for number in range(3)]
+    for number, file in enumerate(files):
+        file.write_bytes(picture(number) if number != 1 else b"bad")
+    page, complaints = opened(browser, steady.url, 360)
+    page.set_input_files("#file", files)
+    page.wait_for_selector("#status.bad")
+    assert "3 tasks answered for 2 of 3 pictures" in page.inner_text("#status")
+    pictures = page.locator(".picture")
+    assert [pictures.nth(place).locator("article").count() for place in range(3)] == [3, 0, 3]
+    assert "1.png" in pictures.nth(1).inner_text()
+    assert "No answer: " in pictures.nth(1).inner_text()
+    answer = steady.predict([picture(2)], ["a"]).json["images"][0]["answers"][0]
+    assert answer["label"] in pictures.nth(2).locator("article").first.inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert [complaint for complaint in complaints if "415" not in complaint] == []  # of the bad one
+
+
+def test_a_picture_comes_from_the_camera(steady: Running, browser: Any) -> None:
+    page, complaints = opened(browser, steady.url, 360)
+    page.evaluate(
+        """() => {
+          const canvas = document.createElement("canvas");
+          canvas.getContext("2d").fillRect(0, 0, 80, 60);
+          navigator.mediaDevices.getUserMedia = async () => canvas.captureStream(10);
+        }"""
+    )
+    page.click("#camera")
+    page.wait_for_function("document.getElementById('live').videoWidth > 0")
+    page.click("#camera")
+    page.wait_for_selector("article")
+    assert "camera.jpg" in page.locator(".picture").inner_text()
+    assert page.is_hidden("#live")
     assert complaints == []
 
 

@@ -148,7 +148,9 @@ def _own_routes(service: Service) -> list[Described]:
 def _of_predict(settings: ServeSettings) -> Says:
     version = {"task": TEXT, "version": TEXT, "sha256": TEXT}
     numbers: Schema = {"type": "object", "additionalProperties": NUMBER}
-    lead = object_of(over=_MAYBE_TEXT, logits=NUMBER, own=NUMBER, bias=NUMBER, ranking=NAMES, taps=numbers)
+    lead = object_of(
+        over=_MAYBE_TEXT, logits=NUMBER, own=NUMBER, bias=NUMBER, ranking=NAMES, taps=numbers, depths=numbers
+    )
     maybe_lead = {"anyOf": [lead, {"type": "null"}]}
     of_classes: Schema = {"label": TEXT, "labels": NAMES, "ranking": NAMES, "probabilities": numbers}
     answer = object_of(["lead"], **version, **of_classes, unknown_score=_MAYBE_NUMBER, lead=maybe_lead)
