@@ -49,6 +49,12 @@ def test_names_between_bars_and_columns_of_flags_say_the_same(table: Path) -> No
     assert (found["0.png"], found["1.png"], found["6.png"], found["7.png"]) == ((), (0,), (1, 2), (0, 1, 2))
 
 
+def test_bars_in_names_are_a_hint(table: Path) -> None:
+    rows = [["path", "label"], ["0.png", "red|blue"], ["1.png", "green"]]
+    notes = load_data(write(table.with_name("bars.csv"), rows)).notes
+    assert any("--multi-label takes what is between for labels of one image" in note for note in notes)
+
+
 def test_every_split_has_every_label(table: Path) -> None:
     splits = make_splits(load_data(table, multi_label=True))
     for part in (splits.train, splits.val, splits.test):
@@ -69,6 +75,9 @@ def test_what_says_no_labels_is_refused(table: Path) -> None:
     other = write(table.with_name("other.csv"), [["path", "size"], ["0.png", 3]])
     with pytest.raises(DataError, match=r"neither a column label with names, as red\|round, nor columns of 0 and 1"):
         load_data(other, multi_label=True)
+    alike = write(table.with_name("alike.csv"), [["path", "label"], ["0.png", "Red"], ["1.png", "red|blue"]])
+    with pytest.raises(DataError, match="the names 'Red' and 'red'"):
+        load_data(alike, multi_label=True)
     with pytest.raises(DataError, match="images with several labels come from a CSV file"):
         load_data(table.parent.parent, multi_label=True)
 

@@ -124,7 +124,7 @@ def list_table(
 ) -> Listing:
     """A table with a row per image. Not `for_training`, it need not have rows to train on."""
     if multi_label:
-        return _list_labels(file, columns, follow_links, for_training)
+        return _list_labels(file, columns, follow_links, distinct_names, for_training)
     table = read_table(file, columns, needs_label=True)
     entries = table.entries(table.rows, follow_links)
     written = {row[table.columns.label] for _, row in table.rows}
@@ -132,10 +132,14 @@ def list_table(
     trained = {entry.class_name for entry in entries if entry.split in (ALL, "train")}
     classes = natural_sorted(trained if trained or for_training else {entry.class_name for entry in entries})
     notes = (*table.notes, *_unused(table))
+    if any(BETWEEN in name for name in written):
+        notes += (
+            f"names in {file} have a {BETWEEN} in them: --multi-label takes what is between for labels of one image",
+        )
     return Listing(as_text(file.stem), table.root, tuple(classes), tuple(entries), notes=notes)
 
 
-def _list_labels(file: Path, columns: Columns, follow_links: bool, for_training: bool) -> Listing:
+def _list_labels(file: Path, columns: Columns, follow_links: bool, distinct_names: bool, for_training: bool) -> Listing:
     """A table whose images have any number of labels: names in one column, or a column of 0 and 1 per label."""
     table = read_table(file, columns, needs_label=False)
     label = _find(file, table.header, columns.label, "label")
@@ -150,6 +154,7 @@ def _list_labels(file: Path, columns: Columns, follow_links: bool, for_training:
         named = row[label].split(BETWEEN) if label else [name for name in flags if _FLAGS[row[name].strip().lower()]]
         labels = tuple(dict.fromkeys(as_text(name) for name in named if name.strip()))
         entries.append(replace(entry, class_name=BETWEEN.join(labels), labels=labels))
+    validate_distinct({name for entry in entries for name in entry.names}, f"the labels of {file}", distinct_names)
     used = [entry for entry in entries if entry.split in (ALL, "train")] if for_training else entries
     classes = natural_sorted({name for entry in used for name in entry.names})
     return Listing(as_text(file.stem), table.root, tuple(classes), tuple(entries), notes=table.notes)
