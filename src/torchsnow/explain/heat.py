@@ -45,7 +45,8 @@ def heat_map(source: Source, delta: Delta, image: Tensor, label: int) -> Tensor:
         grid = Grid(index, maps, maps.mean((2, 3)), stds)
         features = FeatureMaps(image, {}, grids={reduction: grid}, last=given.last)
         (gradient,) = torch.autograd.grad(delta(features)[0, label], maps)
-    return (gradient * maps.detach()).sum(1)[0]
+    heat: Tensor = (gradient * maps.detach()).sum(1)[0]
+    return heat
 
 
 def over_photograph(image: Tensor, heat: Tensor, config: InputConfig) -> Image.Image:
@@ -56,9 +57,9 @@ def over_photograph(image: Tensor, heat: Tensor, config: InputConfig) -> Image.I
     shown = F.interpolate(grey[None], (side, side), mode="bilinear")[0]
     strength = F.interpolate(heat[None, None].float().cpu(), (side, side), mode="bicubic")[0]
     strength = strength / strength.abs().max().clamp_min(1e-12)
-    colour = torch.where(strength > 0, *(torch.tensor(one).view(3, 1, 1) for one in (_FOR, _AGAINST)))
+    speaks_for, against = (torch.tensor(one).view(3, 1, 1) for one in (_FOR, _AGAINST))
     alpha = _STRONGEST * strength.abs()
-    pixels = (shown * (1 - alpha) + colour * alpha).clamp(0, 1)
+    pixels = (shown * (1 - alpha) + torch.where(strength > 0, speaks_for, against) * alpha).clamp(0, 1)
     return Image.fromarray((255 * pixels).round().byte().permute(1, 2, 0).contiguous().numpy())
 
 
