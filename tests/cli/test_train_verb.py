@@ -106,7 +106,7 @@ def test_time_is_kept_to_by_fewer_epochs(photos: Path) -> None:
 
 
 def test_a_time_that_is_none_is_refused(photos: Path) -> None:
-    for word in ("soon", "0", "-3", "5d", ""):
+    for word in ("soon", "0", "-3", "5d", " "):
         sentence = refused("train", photos, "--task", "a", *TINY, "--time", word)
         assert "expected a time as in 90s, 10m or 1.5h" in sentence
 
@@ -311,6 +311,13 @@ def test_nothing_is_written_among_the_images(option: str, photos: Path, tmp_path
         sentence = refused("train", photos, "--task", "a", "--hub", tmp_path / "hub", option, folder)
         assert sentence.startswith(f"{folder} lies inside the data {photos}")
         assert f"choose another {option}" in sentence
+
+
+@pytest.mark.parametrize("words", [("--out", ""), ("--hub", ""), ("--hub=",), ("--task", ""), ("--time", "")])
+def test_an_option_without_a_value_is_refused(words: tuple[str, ...], photos: Path) -> None:
+    assert refused("train", photos, *words, *TINY).startswith(f"{words[0].rstrip('=')} is empty")
+    assert refused("hub", "list", "--hub", "").startswith("--hub is empty")
+    assert list(Path().iterdir()) == []
 
 
 def test_a_log_of_an_unknown_kind_is_refused_before_anything_slow(photos: Path, tmp_path: Path) -> None:

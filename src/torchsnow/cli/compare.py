@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from torchsnow.cli.data_options import validate_outside
 from torchsnow.cli.output import load_checked, note, percent, print_json, print_table, say
 from torchsnow.errors import ExperimentError
 
@@ -74,6 +75,8 @@ def compare(
     torch_device(device or "auto")
     part = _shard(shard, [name for name, given in (("--merge", merge), ("--retry-failed", retry_failed)) if given])
     chosen = _experiment(given, experiment, paper, smoke)
+    for name in chosen.data:
+        validate_outside(name, out, "--out")
     comparison = Comparison(chosen, out, lambda name: load_checked(name, quiet=json))
     _carry_out(comparison, part, merge, retry_failed, json)
 

@@ -131,6 +131,7 @@ MOST_ROWS = 100
 
 _COUNT, _SHARE = Within(int, 0, 2**53), Within(float, 0, 1)
 _ROW = {"name": str, "num_images": _COUNT, "precision": _SHARE, "recall": _SHARE, "f1": _SHARE}
+_OF_LABELS = "mean_average_precision"
 _SHAPES: dict[str, Any] = {
     "num_images": _COUNT,
     "loss": Within(float, 0, 1e38),
@@ -138,7 +139,7 @@ _SHAPES: dict[str, Any] = {
     "top5": (None, _SHARE),
     "balanced_accuracy": _SHARE,
     "calibration_error": _SHARE,
-    "mean_average_precision": (None, _SHARE),
+    _OF_LABELS: _SHARE,
     "per_class": [_ROW],
 }
 _LEFT_OUT = ("confusion", "mistakes")  # older files have the first, which nobody reads there
@@ -158,6 +159,8 @@ def kept_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def _kept(values: Any) -> Any:
     if not isinstance(values, dict):
         return values
+    if values.get(_OF_LABELS, 0) is None:  # images have one class
+        values = {key: value for key, value in values.items() if key != _OF_LABELS}
     rows = values.get("per_class")
     left_out = {*_LEFT_OUT, "per_class"} if isinstance(rows, list) and len(rows) > MOST_ROWS else set(_LEFT_OUT)
     return {key: value for key, value in values.items() if key not in left_out}

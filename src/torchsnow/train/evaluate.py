@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from torchsnow.errors import DivergedError, TrainingError
 from torchsnow.task_file.labels import Thresholds
+from torchsnow.train.loader import Batches
 from torchsnow.train.targets import are_right, losses, mean_average_precision, named
 
 MATRIX_CLASSES = 1_000
@@ -146,7 +147,7 @@ def predict(
     try:
         with torch.no_grad():
             collate = getattr(dataset, "collate", None)
-            for images, labels in DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate):
+            for images, labels in Batches(dataset, batch_size, num_workers=num_workers, collate_fn=collate):
                 all_logits.append(model(images.to(device)).float().cpu())
                 all_labels.append(labels)
     finally:

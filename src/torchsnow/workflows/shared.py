@@ -21,7 +21,7 @@ from torchsnow.train.fit import fit_tasks
 from torchsnow.workflows.near_duplicates import warn_of_duplicates
 from torchsnow.workflows.place import Place, Training
 from torchsnow.workflows.recipe import Recipe
-from torchsnow.workflows.training import TrainedTask, complete, prepared, validate_run
+from torchsnow.workflows.training import TrainedTask, complete, grey_warnings, prepared, validate_run
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def train_tasks(
     validate_tasks(names, hub.path, runs, resume=resume, replace=hub.replace)
     recipe = recipe.for_source(source)
     splits = [group.splits(recipe.settings.seed) for group in groups]
-    data = {name: loaded.name for group in groups for name, loaded in group.tasks.items()}
+    data = {name: loaded for group in groups for name, loaded in group.tasks.items()}
     done: dict[str, TrainedTask] = {}
     failed: dict[str, DivergedError] = {}
 
@@ -98,7 +98,7 @@ def train_tasks(
             say(f"{name}: {line}" if name else line)
 
     for name, own in ((name, own) for group in splits for name, own in group.items()):
-        for sentence in own.warnings():
+        for sentence in (*own.warnings(), *grey_warnings(data[name], recipe.settings)):
             tell("", f"warning: {name}: {sentence}")
     with _owned(runs, names) as folders:
         recipe = recipe.for_one_size([one for group in splits for one in group.values()], source, partial(tell, ""))
@@ -122,7 +122,7 @@ def train_tasks(
                     failed[task.name] = result
                     continue
                 own_recipe = replaced(recipe, settings=task.settings)
-                training = Training(task.name, data[task.name], task.splits, task.run, own_recipe, pool)
+                training = Training(task.name, data[task.name].name, task.splits, task.run, own_recipe, pool)
                 done[task.name] = complete(training, task.method, result, hub, start_s)
     return done, failed
 
