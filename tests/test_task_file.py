@@ -315,6 +315,8 @@ def change_metadata(key: str, value: Any) -> Callable[[dict[str, torch.Tensor], 
         ("grey_range", [0, 65_536], r"grey_range is \[0, 65536\]; expected two values"),
         ("grey_range", [0, 9.5], r"grey_range\[1\] is 9.5; expected a whole number"),
         ("unknown_above", -1.0, "unknown_above is -1.0; expected"),
+        ("thresholds", [0.5], "1 thresholds for 3 classes"),
+        ("thresholds", [0.5, 0.5, 1.5], r"thresholds\[2\] is 1.5; expected 0 to 1"),
         ("unknown_above", "far", "unknown_above is .far.; expected a number"),
         ("image_size", MAX_IMAGE_SIZE + 1, "image_size is 1025; expected 1 pixel to 1024"),
         ("image_size", 10**6, "image_size is 1000000; expected 1 pixel to 1024"),
@@ -387,6 +389,7 @@ ADDED = {"global_pool": "avg", "head_std": False, "head_bits": 8}
         (3, ADDED),
         (4, ADDED),
         (5, {}),
+        (6, {}),
     ],
 )
 def test_a_file_of_a_former_version_is_one_of_a_delta_as_there_was_then(
@@ -394,11 +397,13 @@ def test_a_file_of_a_former_version_is_one_of_a_delta_as_there_was_then(
 ) -> None:
     """Version 1 knew deltas that begin at the image alone, version 2 had no grid, and neither had halves; up to
     version 3 the middle was cut out of every picture. Up to version 4 every number had a byte or more, and all greys
-    were in range, and up to version 5 nothing was known to be unknown."""
+    were in range, up to version 5 nothing was known to be unknown, and up to version 6 an image had one class."""
 
     def older(tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
         values["schema_version"] = version
-        del values["unknown_above"]
+        del values["thresholds"]
+        if version <= 5:
+            del values["unknown_above"]
         if version <= 4:
             del values["grey_range"]
         if version <= 3:
@@ -412,7 +417,7 @@ def test_a_file_of_a_former_version_is_one_of_a_delta_as_there_was_then(
     loaded, images = load_task(path, source), torch.randn(2, 3, 64, 64)
     assert loaded.spec == task.spec
     assert loaded.framing == (Framing(64, "center") if version <= 3 else task.framing)
-    assert loaded.unknown_above is None
+    assert (loaded.unknown_above, loaded.thresholds) == (None, None)
     assert torch.equal(logits(source, loaded, images), logits(source, task, images))
 
 

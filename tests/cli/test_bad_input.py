@@ -220,6 +220,23 @@ def test_a_run_folder_that_cannot_be_one(trained: Trained, tmp_path: Path) -> No
 # sources
 
 
+@pytest.mark.parametrize(
+    "verb",
+    [
+        *(("hub", "list"), ("hub", "show", "a"), ("serve",), ("suggest", "."), ("evaluate", ".", "--task", "a")),
+        *(("review", ".", "--task", "a"), ("visualize", "--task", "a", "--out", "o"), ("export", "--out", "o.onnx")),
+        ("predict", "."),
+    ],
+    ids=" ".join,
+)
+def test_the_hub_is_the_folder_hub_unless_another_is_named(
+    verb: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.png").touch()
+    assert "hub is not a hub: it has no source.json" in refused(*verb)
+
+
 def test_a_hub_on_another_source(trained: Trained) -> None:
     def words(*more: str) -> Words:
         return "train", trained.photos, "--task", "new", "--hub", trained.hub, "--image-size", "32", *more

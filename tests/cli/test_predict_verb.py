@@ -162,7 +162,16 @@ def test_tables_and_lines_of_json_are_written(hub: Path, images: list[Path], tmp
     assert "gone.png" in outcome.err
     rows = list(csv.DictReader(table.read_text().splitlines()))
     documents = [json.loads(line) for line in lines.read_text().splitlines()]
-    assert list(rows[0]) == ["image", "task", "class", "probability", "class_2", "probability_2", "unknown_score"]
+    assert list(rows[0]) == [
+        "image",
+        "task",
+        "class",
+        "probability",
+        "class_2",
+        "probability_2",
+        "unknown_score",
+        "labels",
+    ]
     assert len(rows) == len(documents) == 4
     for row, document in zip(rows, documents, strict=True):
         assert (row["image"], row["task"], row["class"]) == (document["image"], document["task"], document["label"])

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from command_line import TINY, Trained, refused, torchsnow
 
+from torchsnow.cli.serve import _address
 from torchsnow.errors import ServingError
 from torchsnow.serving import Client
 
@@ -184,3 +185,15 @@ def test_predict_wants_a_hub_or_a_server(trained: Trained) -> None:
 )
 def test_numbers_without_bounds_are_refused(trained: Trained, words: tuple[str, str]) -> None:
     assert "expected" in refused("serve", "--hub", trained.hub, *words)
+
+
+@pytest.mark.parametrize(
+    ("host", "tls", "expected"),
+    [
+        ("127.0.0.1", False, "http://127.0.0.1:8000/"),
+        ("0.0.0.0", True, "https://localhost:8000/"),
+        ("::1", False, "http://[::1]:8000/"),
+    ],
+)
+def test_the_address_for_a_browser(host: str, tls: bool, expected: str) -> None:
+    assert _address(host, 8000, tls) == expected

@@ -73,7 +73,12 @@ def test_a_fixed_head_reads_its_subscription(features: FeatureMaps, std: bool, n
     state["center"], state["spread"] = state["center"][idx], state["spread"][idx]
     frozen.load_state_dict(state)
     torch.testing.assert_close(frozen(own, features), opened(own, features))
-    torch.testing.assert_close(FoldedHead(frozen)(own, features), opened(own, features))
+    folded = FoldedHead(frozen)
+    torch.testing.assert_close(folded(own, features), opened(own, features))
+    logits, distances = folded.with_distance(own, features)
+    torch.testing.assert_close(logits, opened(own, features))
+    read = ((values_of(features, std) - opened.center) / opened.spread)[:, idx]
+    torch.testing.assert_close(distances, read.square().mean(1).sqrt())
 
 
 def test_a_new_head_ignores_the_source_until_it_has_learned(features: FeatureMaps) -> None:

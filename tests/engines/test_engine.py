@@ -21,9 +21,9 @@ def test_rows_of_a_batch_get_what_the_images_get_alone(name: str, preset: str) -
     rows = [(0, 1, 4), (2,), (0, 1, 2, 3, 4)]
     work = [DeltaRequest(engine.prepare(delta), own) for delta, own in zip(deltas, rows, strict=True)]
     with torch.no_grad():
-        for logits, delta, own in zip(engine.run(images, work), deltas, rows, strict=True):
+        for output, delta, own in zip(engine.run(images, work), deltas, rows, strict=True):
             expected = torch.cat([SnowModel(source, delta)(images[row : row + 1]) for row in own])
-            torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(output.logits, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_task_that_no_image_asks_for_has_no_logits() -> None:
@@ -31,8 +31,8 @@ def test_a_task_that_no_image_asks_for_has_no_logits() -> None:
     one, other = random_deltas(source, PRESETS["default"].spec(3), 2)
     run, images = Engine(source), torch.randn(2, 3, 32, 32)
     empty, some = run.run(images, [DeltaRequest(run.prepare(one), ()), DeltaRequest(run.prepare(other), (1,))])
-    assert (empty.shape, some.shape) == ((0, 3), (1, 3))
-    assert run.run(images, [DeltaRequest(run.prepare(one), ())])[0].shape == (0, 3)
+    assert (empty.logits.shape, some.logits.shape) == ((0, 3), (1, 3))
+    assert run.run(images, [DeltaRequest(run.prepare(one), ())])[0].logits.shape == (0, 3)
 
 
 @pytest.mark.parametrize(

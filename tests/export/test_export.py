@@ -6,6 +6,7 @@ import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torchsnow.export.description import output_names
 from torchsnow.export.export import Export, plan_export, smooth_images, write_export
 from torchsnow.export.formats import FORMATS, Written
 from torchsnow.hub import Hub
+from torchsnow.hub.live import LiveHub
 from torchsnow.source import InputConfig, Source, load_source
 from torchsnow.task_file import content_hash
 
@@ -63,8 +65,8 @@ def hub(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Hub:
     """Five tasks at 64 px; "grid" has a grid body, "images" is a head alone, "twin" has the numbers of "relu"."""
     hub = Hub.create(tmp_path_factory.mktemp("hubs") / "hub", source)
     hub.add(sample_task(source, "grid", 2, seed=4, width_divisor=None, grid_width=8, grid_blocks=1))
-    hub.add(sample_task(source, "images", 2, seed=1, width_divisor=None))
-    hub.add(sample_task(source, "small-cats.v1", 4, seed=2))
+    hub.add(replace(sample_task(source, "images", 2, seed=1, width_divisor=None), thresholds=(0.5, 0.4)))
+    hub.add(replace(sample_task(source, "small-cats.v1", 4, seed=2), unknown_above=0.8))
     for name in ("relu", "twin"):
         hub.add(sample_task(source, name, 3, seed=3))
     return hub
@@ -102,10 +104,13 @@ def test_outputs_are_the_hubs_for_any_batch_size(exported: Export, hub: Hub, bat
     images = torch.randn(batch_size, 3, 64, 64)
     given = exported.plan.kind.load(exported.plan.out)(images)
     expected = hub.predict(images)
-    assert set(given) == set(exported.plan.outputs.values())
+    assert set(given) == {*exported.plan.outputs.values(), *exported.plan.unknown_outputs.values()}
     for task, output in exported.plan.outputs.items():
         torch.testing.assert_close(given[output], expected[task], rtol=1e-4, atol=1e-4)
     assert torch.equal(given["relu"], given["twin"])
+    (name,) = exported.plan.unknown_outputs.values()
+    scores = LiveHub(hub).predict(images)["small-cats.v1"].unknown_scores
+    torch.testing.assert_close(given[name], scores, rtol=1e-4, atol=1e-4)
 
 
 def test_the_file_says_all_that_its_user_needs(exported: Export, hub: Hub) -> None:
@@ -113,6 +118,8 @@ def test_the_file_says_all_that_its_user_needs(exported: Export, hub: Hub) -> No
     assert [task["name"] for task in said["tasks"]] == NAMES
     for task in said["tasks"]:
         assert task["output"] == exported.plan.outputs[task["name"]]
+        assert task["unknown_output"] == exported.plan.unknown_outputs.get(task["name"])
+        assert task["thresholds"] == ([0.5, 0.4] if task["name"] == "images" else None)
         assert task["classes"] == list(hub.task(task["name"]).classes)
         assert task["sha256"] == hub.infos()[task["name"]].sha256
         (file,) = (hub.folder.path / "tasks" / task["name"]).iterdir()
@@ -151,7 +158,9 @@ def test_an_onnx_file_is_valid_and_has_one_source(exported: Export) -> None:
     of_source = [n for n in model.graph.node if n.op_type == "Conv" and n.input[1].startswith("source_pass.")]
     layers = {name.rpartition(".")[0] for name, _ in exported.plan.hub.source.model.named_parameters()}
     assert 0 < len(of_source) <= len(layers)
-    assert {str(output.name) for output in model.graph.output} == {"grid", "images_2", "relu", "small_cats_v1", "twin"}
+    assert [str(output.name) for output in model.graph.output] == [
+        *("grid", "images_2", "relu", "small_cats_v1", "small_cats_v1_unknown_score", "twin")
+    ]
 
 
 def write_torch(hub: Hub, out: Path, **wishes: Any) -> Export:

@@ -15,7 +15,16 @@ def test_a_client_gets_the_answers(sealed: Running, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(picture(1))
     first, second = client.predict([tmp_path / "x.png", picture(2)], ["b", "a"])
     assert [answer["task"] for answer in first] == ["a", "b"]
-    assert set(first[0]) == {"task", "version", "sha256", "label", "ranking", "probabilities"}
+    assert set(first[0]) == {
+        "task",
+        "version",
+        "sha256",
+        "label",
+        "labels",
+        "ranking",
+        "probabilities",
+        "unknown_score",
+    }
     assert second != first
     assert [task["task"] for task in client.tasks()] == ["a", "b", "c"]
 

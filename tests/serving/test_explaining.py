@@ -51,6 +51,10 @@ def test_the_parts_are_those_of_the_head_and_add_up(steady: Running, source: Sou
             assert lead["logits"] == pytest.approx(above(expected, expected), abs=1e-3)
             parts = [*lead["taps"].values(), lead["own"], lead["bias"]]
             assert sum(parts) == pytest.approx(lead["logits"], abs=0.01)
+            assert list(lead["depths"]) == ["early", "middle", "late"]
+            assert sum(lead["depths"].values()) == pytest.approx(sum(lead["taps"].values()), abs=0.01)
+            first = [lead["taps"].get(name, 0) for name in list(source.taps)[: -(-len(source.taps) // 3)]]
+            assert lead["depths"]["early"] == pytest.approx(sum(first), abs=0.01)
             assert list(lead["taps"].values()) == sorted(lead["taps"].values(), reverse=True)
             own = copy.deepcopy(task)  # without what it reads of the source, a head says what its own layers say
             torch.nn.init.zeros_(own.delta.head.fc.columns)  # type: ignore[union-attr, arg-type]

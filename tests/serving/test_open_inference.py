@@ -38,6 +38,7 @@ def test_the_server_and_its_models_describe_themselves(steady: Running) -> None:
         "probabilities": ("FP32", [-1, 3]),
         "logits": ("FP32", [-1, 3]),
         "label": ("BYTES", [-1]),
+        "unknown_score": ("FP32", [-1]),
     }
     assert steady.call("GET", f"/v2/models/b/versions/{entry.sha256[:12]}/ready").json == {"name": "b", "ready": True}
     assert steady.call("GET", "/v2/models/b/versions/1").status == 404
@@ -57,6 +58,17 @@ def test_inference_gives_what_predict_gives(steady: Running) -> None:
     expected = [answer["probabilities"][name] for answer in predicted for name in classes]
     assert outputs["probabilities"]["data"] == pytest.approx(expected, abs=1e-4)
     assert outputs["probabilities"]["shape"] == [2, 3]
+
+
+def test_unknown_scores_are_given_to_who_asks_a_task_that_knows_them(steady: Running) -> None:
+    images, wanted = [picture(1), picture(2)], [{"name": "unknown_score"}]
+    (output,) = infer(steady, images, outputs=wanted).json["outputs"]
+    predicted = [image["answers"][0]["unknown_score"] for image in steady.predict(images, ["b"]).json["images"]]
+    assert output == {"name": "unknown_score", "datatype": "FP32", "shape": [2], "data": pytest.approx(predicted)}
+    task = steady.service.live.hub.task("b")
+    assert task.unknown_above == 1e-3
+    refused = infer(steady, images, "/v2/models/a/infer", outputs=wanted)
+    assert (refused.status, "no unknown_score" in refused.json["error"]) == (400, True)
 
 
 def test_bytes_go_in_and_come_out_raw(steady: Running) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,9 @@ def test_a_picture_is_answered_in_a_browser(steady: Running, browser: Any, tmp_p
     answer = steady.predict([picture(1)], ["b"]).json["images"][0]["answers"][0]
     first = page.locator("article").nth(1).locator("li").first.inner_text()
     assert answer["label"] in first
+    unlike = page.locator("article").nth(1).locator(".unlike").all_inner_texts()
+    assert [f"({answer['unknown_score']:.1f};" in text for text in unlike] == [True]
+    assert page.locator(".unlike").count() == 1
     assert f"{100 * answer['probabilities'][answer['label']]:.1f}%" in first
     bar, whole = (
         page.locator(f"article >> nth=1 >> {part} >> nth=0").bounding_box()["width"] for part in (".bar", "li")
@@ -138,9 +142,10 @@ def test_an_answer_says_what_it_owes_to_which_tap(steady: Running, browser: Any,
     lead = reply["images"][0]["answers"][0]["lead"]
     card = page.locator("article").nth(1)
     said = card.locator(".why p").inner_text()
-    assert f"Its logit is {lead['logits']:.2f} above that of “{lead['over']}”" in said
-    tap, share = next(iter(lead["taps"].items()))
-    assert f"+{share:.2f} from the tap {tap}" in said
+    assert f"It is {lead['logits']:.2f} points ahead of “{lead['over']}”" in said
+    early = f"{lead['depths']['early']:+.2f}".replace("-", "−")
+    assert f"{early} from edges and colours" in said
+    assert "tap" not in said
     page.focus("#explain")
     for _ in range(2):
         page.keyboard.press("Tab")
@@ -174,18 +179,37 @@ def test_what_failed_and_what_has_very_many_classes_is_shown_in_short(
     assert complaints == []
 
 
+def test_all_labels_that_reach_their_thresholds_are_said(hub: Hub, browser: Any, tmp_path: Path) -> None:
+    hub.add(replace(sample_task(hub.source, "all", num_classes=4), thresholds=(0.0, 0.0, 1.0, 0.0)))
+    hub.add(replace(sample_task(hub.source, "none", num_classes=3), thresholds=(1.0, 1.0, 1.0)))
+    (tmp_path / "x.png").write_bytes(picture(1))
+    with running(LiveHub(hub)) as server:
+        page, complaints = opened(browser, server.url, 360)
+        page.set_input_files("#file", tmp_path / "x.png")
+        page.wait_for_selector("article")
+        assert page.locator("article h3").all_inner_texts() == ["a", "all", "b", "c", "none"]
+        said = [page.locator("article").nth(place).locator("li.said").count() for place in range(5)]
+        assert said == [1, 3, 1, 1, 0]
+        assert "None of these reaches its threshold." in page.locator("article").nth(4).inner_text()
+        answer = server.predict([picture(1)], ["all"]).json["images"][0]["answers"][0]
+        assert f"Said: {', '.join(answer['labels'])}" in page.locator("article").nth(1).inner_text()
+        assert sum(answer["probabilities"].values()) != pytest.approx(1, abs=1e-3)
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert complaints == []
+
+
 def test_the_keyboard_reaches_everything(steady: Running, browser: Any) -> None:
     page, _ = opened(browser, steady.url)
     page.wait_for_selector("#tasks tbody tr")
     reached = []
-    for _ in range(4):
+    for _ in range(5):
         page.keyboard.press("Tab")
         reached.append(
             page.evaluate(
                 "document.activeElement.id || document.activeElement.className || document.activeElement.tagName"
             )
         )
-    assert reached == ["file", "explain", "wide", "A"]
+    assert reached == ["file", "camera", "explain", "wide", "A"]
 
 
 def test_a_picture_can_be_dropped(steady: Running, browser: Any) -> None:
@@ -200,6 +224,42 @@ def test_a_picture_can_be_dropped(steady: Running, browser: Any) -> None:
         list(picture(1)),
     )
     page.wait_for_selector("article")
+    assert complaints == []
+
+
+def test_many_pictures_are_answered_one_after_another(steady: Running, browser: Any, tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.png" for number in range(3)]
+    for number, file in enumerate(files):
+        file.write_bytes(picture(number) if number != 1 else b"bad")
+    page, complaints = opened(browser, steady.url, 360)
+    page.set_input_files("#file", files)
+    page.wait_for_selector("#status.bad")
+    assert "3 tasks answered for 2 of 3 pictures" in page.inner_text("#status")
+    pictures = page.locator(".picture")
+    assert [pictures.nth(place).locator("article").count() for place in range(3)] == [3, 0, 3]
+    assert "1.png" in pictures.nth(1).inner_text()
+    assert "No answer: " in pictures.nth(1).inner_text()
+    answer = steady.predict([picture(2)], ["a"]).json["images"][0]["answers"][0]
+    assert answer["label"] in pictures.nth(2).locator("article").first.inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert [complaint for complaint in complaints if "415" not in complaint] == []  # of the bad one
+
+
+def test_a_picture_comes_from_the_camera(steady: Running, browser: Any) -> None:
+    page, complaints = opened(browser, steady.url, 360)
+    page.evaluate(
+        """() => {
+          const canvas = document.createElement("canvas");
+          canvas.getContext("2d").fillRect(0, 0, 80, 60);
+          navigator.mediaDevices.getUserMedia = async () => canvas.captureStream(10);
+        }"""
+    )
+    page.click("#camera")
+    page.wait_for_function("document.getElementById('live').videoWidth > 0")
+    page.click("#camera")
+    page.wait_for_selector("article")
+    assert "camera.jpg" in page.locator(".picture").inner_text()
+    assert page.is_hidden("#live")
     assert complaints == []
 
 

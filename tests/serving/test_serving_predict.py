@@ -37,6 +37,8 @@ def check(reply: Reply, hub: Hub, images: list[bytes], names: list[str]) -> None
             expected = probabilities(hub, answer["task"], image)
             assert [answer["probabilities"][name] for name in classes] == pytest.approx(expected, abs=1e-4)
             assert answer["label"] == max(answer["probabilities"], key=answer["probabilities"].__getitem__)
+            assert answer["labels"] == [answer["label"]]
+            assert (answer["unknown_score"] is None) == (answer["task"] != "b")
 
 
 def test_every_task_answers_a_form(server: Running, hub: Hub) -> None:

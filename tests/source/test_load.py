@@ -1,24 +1,29 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import safetensors.torch
 import skimage.data
 import sklearn.datasets
 import timm
 import torch
+import torchvision
 from networks import image, lively
 from PIL import Image
 from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
 from torchsnow.errors import SourceError
+from torchsnow.hub import Hub
+from torchsnow.hub.source import source_for
 from torchsnow.source import load_source, make_source
-from torchsnow.source.load import BUNDLED, PACKAGES, packaged_state
+from torchsnow.source.load import BUNDLED, PACKAGES, packaged_state, timm_name
 
 Tensors = dict[str, Tensor]
 
@@ -153,6 +158,74 @@ def test_pretrained_weights_are_asked_for_without_a_classifier(monkeypatch: pyte
     source = load_source("test_resnet.r160_in1k")
     assert ("test_resnet.r160_in1k", True, 0) in calls
     assert (source.name, source.weights) == ("test_resnet.r160_in1k", "pretrained")
+
+
+@pytest.fixture
+def hf_cache(tmp_path: Path, weights: Tensors, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The Hugging Face Hub's cache, with a test_resnet of mean 0.5 and 10 classes as "me/net"; there is no internet."""
+    repository = tmp_path / "cache" / "models--me--net"
+    commit = repository / "snapshots" / ("a" * 40)
+    commit.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit.name)
+    own = {"input_size": [3, 96, 96], "mean": [0.5] * 3, "std": [0.25] * 3, "first_conv": "conv1", "classifier": "fc"}
+    config = {"architecture": "test_resnet", "num_classes": 10, "pretrained_cfg": own}
+    (commit / "config.json").write_text(json.dumps(config))
+    safetensors.torch.save_file(weights, commit / "model.safetensors")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(repository.parent))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return repository.parent
+
+
+@pytest.mark.usefixtures("hf_cache")
+def test_a_repository_of_the_hugging_face_hub_is_a_source(weights: Tensors, tmp_path: Path) -> None:
+    source = load_source("hf-hub:me/net")
+    assert (source.name, source.weights) == ("hf-hub:me/net", "pretrained")
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in source.model.state_dict().items())
+    assert (source.input_config.input_size, source.input_config.mean) == ((3, 96, 96), (0.5,) * 3)
+    hub = Hub.create(tmp_path / "hub", source)
+    assert Hub.open(hub.folder.path).source.fingerprint == source.fingerprint  # found again by its name
+    assert source_for(hub.folder.path, "hf-hub:me/net", None, None).fingerprint == source.fingerprint
+    with pytest.raises(SourceError, match=r"'hf-hub:me/other' could not be had \(.*run `hf download me/other`"):
+        load_source("hf-hub:me/other")
+
+
+def test_torchvisions_names_are_those_of_its_weights_in_timm(hf_cache: Path, tmp_path: Path) -> None:
+    of_timm = hf_cache / "models--timm--resnet18.tv_in1k"
+    (hf_cache / "models--me--net").rename(of_timm)
+    torch.manual_seed(3)
+    made = timm.create_model("resnet18", pretrained=False)
+    safetensors.torch.save_file(made.state_dict(), next(of_timm.glob("snapshots/*")) / "model.safetensors")
+    source = load_source("torchvision/resnet18")
+    assert (source.name, source.input_config.mean[0]) == ("resnet18.tv_in1k", 0.485)
+    assert torch.equal(source.model.state_dict()["conv1.weight"], made.state_dict()["conv1.weight"])
+    hub = Hub.create(tmp_path / "hub", source)
+    assert source_for(hub.folder.path, "torchvision/resnet18", None, None).fingerprint == source.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("torchvision/resnet50", "resnet50.tv2_in1k"),  # the newer weights of two
+        ("torchvision/vgg16_bn", "vgg16_bn.tv_in1k"),
+        ("torchvision/regnet_y_16gf", "regnety_160.tv2_in1k"),
+        ("torchvision/regnet_x_400mf", "regnetx_004_tv.tv2_in1k"),
+        ("torchvision/regnet_y_3_2gf", "regnety_032.tv2_in1k"),
+        ("resnet50", "resnet50"),
+    ],
+)
+def test_names_of_torchvision(name: str, expected: str) -> None:
+    assert timm_name(name) == expected
+    known = torchvision.models.list_models(module=torchvision.models)
+    assert name == expected or name.removeprefix("torchvision/") in known
+
+
+def test_all_weights_of_torchvision_that_timm_has_go_by_torchvisions_names() -> None:
+    with pytest.raises(SourceError, match=r"no weights of 'torchvision/vit_b_16'; of torchvision it has: ") as refused:
+        timm_name("torchvision/vit_b_16")
+    listed = str(refused.value).partition("it has: ")[2].split(", ")
+    assert set(listed) <= set(torchvision.models.list_models(module=torchvision.models))
+    assert len(listed) > 30
 
 
 def test_make_source_takes_the_preprocessing_of_the_model() -> None:

@@ -17,7 +17,7 @@ from torchsnow.model import SnowModel
 from torchsnow.source import Source, load_source
 from torchsnow.train import RunFolder, TrainSettings
 from torchsnow.train.batches import plain_images
-from torchsnow.workflows.evaluation import Change, evaluate_task, examples_of, unknown_above
+from torchsnow.workflows.evaluation import Change, evaluate_task, examples_of, limits_of
 from torchsnow.workflows.place import Place
 from torchsnow.workflows.predictions import predict_images
 from torchsnow.workflows.recipe import Recipe
@@ -129,7 +129,7 @@ def test_at_most_one_in_twenty_of_the_images_given_is_above(
     data = load_data(make_photos(tmp_path / "photos", 20))
     images = plain_images(source.input_config, SETTINGS.framing).with_examples(data.examples, data.classes)
     task = sample_task(source)
-    limit = unknown_above(SnowModel(source, task.delta), images.subset(range(num_images)), SETTINGS)
+    limit = limits_of(SnowModel(source, task.delta), images.subset(range(num_images)), SETTINGS).unknown_above
     if num_above is None:
         assert limit is None
         return

@@ -1,4 +1,4 @@
-"""Options of the verbs that read images with labels."""
+"""Options that verbs share: the hub, and how images with labels are read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torchsnow.errors import TorchsnowError
 
 HUB = Path("hub")
 """The folder of the hub, where none is named."""
+HubFolder = Annotated[Path, typer.Option("--hub", help="Folder of the hub.")]
+"""With the default `HUB`."""
 
 PathColumn = Annotated[str, typer.Option("--path-column", help="Column of a CSV with the images; 'path' by default.")]
 LabelColumn = Annotated[str, typer.Option("--label-column", help="Column of a CSV with the classes; else 'label'.")]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torchsnow.cli.data_options import HUB, FollowLinks, LabelColumn, PathColumn, SplitColumn
+from torchsnow.cli.data_options import HUB, FollowLinks, HubFolder, LabelColumn, PathColumn, SplitColumn
 from torchsnow.cli.output import counting, load_checked, percent, print_json, print_table, say, validate_writable
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _MOST_ROWS, _FEW_ROWS = 100, 20  # classes up to which each has a row; of more, 
 def evaluate(
     data: Annotated[str, typer.Argument(help="Labelled images, as for train.")],
     *,
-    hub: Annotated[Path, typer.Option(help="Folder of the hub.")] = HUB,
+    hub: HubFolder = HUB,
     task: Annotated[str, typer.Option(help="Name of the task.")],
     split: Annotated[
         str | None, typer.Option(help="'all', 'train', 'val' or 'test'; by default 'test' with --splits, else 'all'.")
@@ -49,7 +49,7 @@ def evaluate(
     if csv is not None:
         validate_writable(csv)
     opened = Hub.open(hub)
-    opened.info(task)  # before torch and the images, which take longer
+    several = opened.info(task).thresholds is not None  # before torch and the images, which take longer
     validate_exists(data)
 
     from torchsnow.train import torch_device
@@ -58,7 +58,7 @@ def evaluate(
     on_device = torch_device(device)
     columns = Columns(path_column, label_column, split_column)
     how = {"columns": columns, "follow_links": follow_links, "distinct_names": True}  # the task knows which are
-    loaded = load_checked(data, quiet=json, for_training=False, **how)
+    loaded = load_checked(data, quiet=json, for_training=False, multi_label=several, **how)
     chosen = split or ("all" if splits is None else "test")
     opened.source.to(on_device)
     examples = examples_of(loaded, chosen, splits)
@@ -89,6 +89,13 @@ def _show(metrics: Metrics) -> None:
         say("the most frequent mistakes; --json has all")
         frequent = [[one.name, one.taken_for, one.num_images] for one in metrics.mistakes[:_FEW_ROWS]]
         print_table(["class", "taken for", "images"], frequent)
+    if metrics.mean_average_precision is not None:
+        say(
+            f"mean average precision {percent(metrics.mean_average_precision)}, all labels right "
+            f"{percent(metrics.accuracy)}, calibration error {percent(metrics.calibration_error)}, on "
+            f"{metrics.num_images} images"
+        )
+        return
     top5 = "" if metrics.top5 is None else f", top-5 {percent(metrics.top5)}"
     say(
         f"accuracy {percent(metrics.accuracy)}{top5}, balanced {percent(metrics.balanced_accuracy)}, always naming the "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from torchsnow.cli.data_options import HUB, HubFolder
 from torchsnow.cli.output import load_checked, note, percent, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def export(
-    hub: Annotated[Path, typer.Option(help="Folder of the hub.")],
     out: Annotated[Path, typer.Option(help="The file to write: .onnx, .xml (OpenVINO) or .pt2 (torch.export).")],
+    hub: HubFolder = HUB,
     format: Annotated[
         str | None, typer.Option(help="'onnx', 'openvino' or 'torch'; by default what the file's suffix says.")
     ] = None,
@@ -68,6 +69,7 @@ def _document(exported: Export) -> dict[str, Any]:
         "format": plan.kind.name,
         "image_size": plan.image_size,
         "outputs": plan.outputs,
+        "unknown_outputs": plan.unknown_outputs,
         "fp16": plan.how.half,
         "int8": [cost._asdict() for cost in exported.costs],
     }

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from torchsnow.cli.data_options import HUB, HubFolder
 from torchsnow.cli.output import counting, note, percent, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-HubFolder = Annotated[Path, typer.Option("--hub", help="Folder of the hub.")]
 TaskName = Annotated[str, typer.Argument(help="Name of the task.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -29,7 +28,7 @@ _MOST_NAMES = 20  # of classes that are shown
 
 
 @app.command("list")
-def list_tasks(hub: HubFolder, json: AsJson = False) -> None:
+def list_tasks(hub: HubFolder = HUB, json: AsJson = False) -> None:
     """All tasks of a hub, and how many former versions of them are kept.
 
     Example: torchsnow hub list --hub my-hub
@@ -60,7 +59,7 @@ def list_tasks(hub: HubFolder, json: AsJson = False) -> None:
 
 
 @app.command("show")
-def show(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
+def show(task: TaskName, hub: HubFolder = HUB, json: AsJson = False) -> None:
     """What a task's file says about itself.
 
     Example: torchsnow hub show screws --hub my-hub
@@ -107,7 +106,7 @@ def show(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
 
 
 @app.command("remove")
-def remove(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
+def remove(task: TaskName, hub: HubFolder = HUB, json: AsJson = False) -> None:
     """Remove a task. Until gc deletes its file, a rollback brings it back.
 
     Example: torchsnow hub remove screws --hub my-hub
@@ -122,7 +121,7 @@ def remove(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
 
 
 @app.command("rollback")
-def rollback(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
+def rollback(task: TaskName, hub: HubFolder = HUB, json: AsJson = False) -> None:
     """Make the former version of a task current again, or bring back a removed task.
 
     Example: torchsnow hub rollback screws --hub my-hub
@@ -137,7 +136,7 @@ def rollback(task: TaskName, hub: HubFolder, json: AsJson = False) -> None:
 
 
 @app.command("gc")
-def gc(hub: HubFolder, json: AsJson = False) -> None:
+def gc(hub: HubFolder = HUB, json: AsJson = False) -> None:
     """Delete former versions, and what killed processes left.
 
     Files that no hub writes are named and left alone.
@@ -157,7 +156,7 @@ def gc(hub: HubFolder, json: AsJson = False) -> None:
 
 
 @app.command("verify")
-def verify(hub: HubFolder, json: AsJson = False) -> None:
+def verify(hub: HubFolder = HUB, json: AsJson = False) -> None:
     """Check every file of a hub; exit code 2 if anything is wrong.
 
     Example: torchsnow hub verify --hub my-hub

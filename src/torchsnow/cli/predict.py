@@ -132,6 +132,7 @@ class _Question:
                 "image": one.image,
                 "task": one.task,
                 "label": one.label,
+                "labels": list(one.labels),
                 "ranking": list(one.probabilities),
                 "probabilities": one.probabilities,
                 "unknown_score": one.unknown_score,
@@ -165,7 +166,10 @@ class _Question:
 
 
 def _show(predictions: Sequence[dict[str, Any]], top: int) -> None:
-    print_table(_columns(top), [_cells(one, top, percent) for one in predictions])
+    columns, rows = _columns(top), [_cells(one, top, percent) for one in predictions]
+    if all(one["labels"] == [one["label"]] for one in predictions):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    print_table(columns, rows)
     unlike = sum((one.get("unknown_score") or 0) > 1 for one in predictions)
     if unlike:
         say(f"{unlike} of {len(predictions)} answers have an unknown score above 1: the image is unlike the task's own")
@@ -185,7 +189,7 @@ def _write(csv: Path | None, jsonl: Path | None, predictions: Sequence[dict[str,
 def _columns(top: int) -> list[str]:
     """Of a table: class and probability of the likeliest class, class_2 and probability_2 of the next, ..."""
     more = (f"{name}_{place}" for place in range(2, top + 1) for name in ("class", "probability"))
-    return ["image", "task", "class", "probability", *more, "unknown_score"]
+    return ["image", "task", "class", "probability", *more, "unknown_score", "labels"]
 
 
 def _cells(prediction: dict[str, Any], top: int, number: Callable[[float], str]) -> list[str]:
@@ -193,5 +197,5 @@ def _cells(prediction: dict[str, Any], top: int, number: Callable[[float], str])
     likeliest = [(name, number(share)) for name, share in islice(prediction["probabilities"].items(), top)]
     cells = [prediction["image"], prediction["task"], *chain.from_iterable(likeliest)]
     unknown = prediction.get("unknown_score")
-    cells += [""] * (len(_columns(top)) - len(cells) - 1)
-    return [*cells, "" if unknown is None else f"{unknown:.2f}"]
+    cells += [""] * (len(_columns(top)) - len(cells) - 2)
+    return [*cells, "" if unknown is None else f"{unknown:.2f}", "|".join(prediction["labels"])]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchsnow.cli.data_options import validate_outside
+from torchsnow.cli.data_options import HUB, HubFolder, validate_outside
 from torchsnow.cli.output import counting, load_checked, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ _FEW_ROWS = 10
 
 def review(
     data: Annotated[str, typer.Argument(help="Labelled images, as for train.")],
-    hub: Annotated[Path, typer.Option(help="Folder of the hub.")],
     task: Annotated[str, typer.Option(help="Name of the task.")],
+    hub: HubFolder = HUB,
     splits: Annotated[
         Path | None, typer.Option(help="splits.json of the run, to see duplicates across its splits.")
     ] = None,
@@ -38,11 +38,11 @@ def review(
     """
     from torchsnow.hub import Hub
     from torchsnow.io.files import clear_os_errors
-    from torchsnow.review import review_data, review_page, write_moves
+    from torchsnow.review import review_data, review_page, validate_reviewable, write_moves
     from torchsnow.train import torch_device
 
     on_device, opened = torch_device(device), Hub.open(hub)
-    opened.info(task)  # before the images, which take longer
+    validate_reviewable(opened.info(task))  # before the images, which take longer
     validate_outside(data, out, "--out")
     with clear_os_errors("make the folder", out):
         out.mkdir(parents=True, exist_ok=True)

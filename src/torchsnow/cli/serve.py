@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from math import isfinite
 from pathlib import Path
 from typing import Annotated
@@ -11,13 +12,15 @@ from typing import Annotated
 import typer
 
 from torchsnow.cli.config_file import take_config
+from torchsnow.cli.data_options import HUB, HubFolder
+from torchsnow.cli.output import say
 
 TOKEN_VARIABLE = "TORCHSNOW_TOKEN"
 _PACKAGES = ("starlette", "uvicorn", "h11", "python_multipart", "prometheus_client")
 
 
 def serve(
-    hub: Annotated[Path, typer.Option(help="Folder of the hub.")],
+    hub: HubFolder = HUB,
     config: Annotated[
         Path | None,
         typer.Option(help="YAML file with options by name, as 'batch-size: 8'.", callback=take_config, is_eager=True),
@@ -98,12 +101,20 @@ def serve(
     opened = Hub.open(hub)
     with bind(host, port) as listener:
         write_logs()
+        if sys.stdout.isatty():
+            say(f"open {_address(host, listener.getsockname()[1], tls_cert is not None)} in a browser; Ctrl-C ends it")
         if workers > 1:
             Workers(hub, device, settings, listener).run()
             return
         from torchsnow.serving.run import answer  # here: who starts workers needs no torch
 
         answer(opened, device, settings, listener)
+
+
+def _address(host: str, port: int, tls: bool) -> str:
+    """Where a browser on this machine finds the page."""
+    near = "localhost" if host in ("0.0.0.0", "::") else host  # what others listen on is no address
+    return f"{'https' if tls else 'http'}://{_in_header(near)}:{port}/"
 
 
 def _in_header(host: str) -> str:

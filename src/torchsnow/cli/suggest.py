@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
+from torchsnow.cli.data_options import HUB, HubFolder
 from torchsnow.cli.output import counting, note, percent, print_json, print_table, say, validate_writable
 
 
 def suggest(
     images: Annotated[list[str], typer.Argument(help="Unlabelled images: files, folders, patterns.")],
-    hub: Annotated[Path, typer.Option(help="Folder of the hub.")],
+    hub: HubFolder = HUB,
     task: Annotated[list[str] | None, typer.Option(help="Name of a task; may be repeated; all by default.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Images for each task.")] = 20,
     csv: Annotated[Path | None, typer.Option(help="Write a table, a row per image and task.")] = None,

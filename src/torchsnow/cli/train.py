@@ -51,6 +51,10 @@ def train(
     group_column: GroupColumn = "",
     follow_links: FollowLinks = False,
     distinct_names: DistinctNames = False,
+    multi_label: Annotated[
+        bool,
+        typer.Option("--multi-label", help="Images of a CSV have any number of labels: red|round, or 0/1 columns."),
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Run folder; by default runs/TASK, or the next free runs/TASK-2...")
     ] = None,
@@ -98,6 +102,7 @@ def train(
         recipe, source = options.on_source(recipe, hub)
         columns = Columns(path_column, label_column, split_column, group_column)
         how = {"columns": columns, "follow_links": follow_links, "distinct_names": distinct_names}
+        how["multi_label"] = multi_label
         loaded = load_checked(data, quiet=json, **how)
         if overwrite and not resume and run.args.exists():
             with run.owned():
@@ -122,10 +127,14 @@ def _show(result: TrainedTask, summary: Mapping[str, Any]) -> None:
     say(f"a linear head at the start: {percent(result.probe_accuracy)} on the same images")
     if test is not None:
         low, high = test.accuracy_interval
-        say(
+        told = (
             f"test accuracy {percent(test.accuracy)} on {test.num_images} images (95%: {low:.0%} to {high:.0%}), "
-            f"balanced {percent(test.balanced_accuracy)}; the largest class alone {percent(test.majority_share)}"
+            f"balanced {percent(test.balanced_accuracy)}; "
         )
+        if test.mean_average_precision is None:
+            say(f"{told}the largest class alone {percent(test.majority_share)}")
+        else:
+            say(f"{told}mean average precision {percent(test.mean_average_precision)}")
     if (change := result.change) is not None:
         say(
             f"the former version has {percent(change.former_right / change.num_images)} of these test images, which it "

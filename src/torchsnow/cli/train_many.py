@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from torchsnow.cli.data_options import (
+    HUB,
     DistinctNames,
     FollowLinks,
     GroupColumn,
@@ -30,8 +31,8 @@ def train_many(
         list[str],
         typer.Argument(help="CSV with a column path and one per task (split is optional), or NAME=DATA; one or more."),
     ],
-    hub: Annotated[Path, typer.Option(help="Folder of the hub; made if there is none.")],
     options: TrainingOptions,
+    hub: Annotated[Path, typer.Option(help="Folder of the hub; made if there is none.")] = HUB,
     path_column: PathColumn = "",
     split_column: SplitColumn = "",
     group_column: GroupColumn = "",

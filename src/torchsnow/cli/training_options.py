@@ -33,7 +33,11 @@ class TrainingOptions:
 
     source: Annotated[
         str | None,
-        typer.Option("--source", "--model", help="timm model, or 'bundled', the default. A hub keeps its source."),
+        typer.Option(
+            "--source",
+            "--model",
+            help="timm model, hf-hub:ORG/NAME, torchvision/NAME or 'bundled', the default. A hub keeps its source.",
+        ),
     ] = None
     weights: Annotated[
         str | None,

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from torchsnow.cli.data_options import validate_outside
+from torchsnow.cli.data_options import HUB, HubFolder, validate_outside
 from torchsnow.cli.output import counting, load_checked, note, print_json, say
 
 
 def visualize(
-    hub: Annotated[Path, typer.Option(help="Folder of the hub.")],
     task: Annotated[list[str], typer.Option(help="Name of a task; may be repeated.")],
     out: Annotated[Path, typer.Option(help="Folder for the page, the pictures and the numbers.")],
+    hub: HubFolder = HUB,
     data: Annotated[str | None, typer.Argument(help="Images to look for top images in, as for train.")] = None,
     image: Annotated[Path | None, typer.Option(help="An image file to follow through the tasks.")] = None,
     run: Annotated[Path | None, typer.Option(help="Run folder of a task, to show how its choice settled.")] = None,

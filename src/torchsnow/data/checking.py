@@ -83,9 +83,9 @@ def validate_classes(listing: Listing, for_training: bool = True) -> None:
     if len(listing.classes) < 2:
         raise DataError(f"{listing.name} has only the class {listing.classes[0]!r}: a task needs at least two")
     known = set(listing.classes)
-    strange = [entry for entry in listing.entries if entry.class_name not in known]
+    strange = [(name, entry.split) for entry in listing.entries for name in entry.names if name not in known]
     if strange:
-        names = sorted({f"{entry.class_name!r} in {entry.split}" for entry in strange})
+        names = sorted({f"{name!r} in {split}" for name, split in strange})
         raise DataError(f"classes of {listing.name} that its train split does not have: {first_few(names)}")
 
 
@@ -102,7 +102,8 @@ def validate_bad_share(
     listing: Listing, good: Sequence[Entry], skipped: Sequence[Skipped], max_bad_share: float
 ) -> None:
     """Raise DataError when too many files cannot be used, or all of a class."""
-    usable = {entry.class_name for entry in good if entry.split in (ALL, "train")} or {one.class_name for one in good}
+    to_train = [entry for entry in good if entry.split in (ALL, "train")]
+    usable = {name for entry in to_train or good for name in entry.names}
     lost = [name for name in listing.classes if name not in usable]
     if lost:
         own = [bad for bad in skipped if lost[0] in map(as_text, bad.path.relative_to(listing.root).parts)]

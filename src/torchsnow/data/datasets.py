@@ -21,6 +21,16 @@ Prepare = Callable[[Image.Image], Image.Image]
 Transform = Callable[[Any], Tensor]
 
 
+def targets_of(examples: Sequence[Example], num_classes: int) -> Tensor:
+    """The classes of examples, (n,) int64, or of those with any number of labels (n, num_classes), float of 0 and 1."""
+    if not any(example.labels is not None for example in examples):
+        return torch.tensor([example.label for example in examples], dtype=torch.int64)
+    targets = torch.zeros(len(examples), num_classes)
+    for row, example in enumerate(examples):
+        targets[row, list(example.all_labels)] = 1
+    return targets
+
+
 class ImageCache:
     """Prepared images by path, as uint8 tensors; reads past `budget_bytes` are decoded again each time."""
 
@@ -46,8 +56,8 @@ class ImageCache:
         return tensor.contiguous()
 
 
-class ImageSet(Dataset[tuple[Tensor, int]]):
-    """Examples as (image, label) pairs.
+class ImageSet(Dataset[tuple[Tensor, Any]]):
+    """Examples as (image, label) pairs; of images with any number of labels (image, labels (num_classes,)).
 
     `prepare` is a deterministic step on the decoded image, such as the resize before any random augmentation. Its
     result is kept in memory as uint8 until `cache_bytes` are used, so that epochs after the first do not decode;
@@ -71,16 +81,17 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         """(image, label). Raises DataError naming the file when it can no longer be read."""
         example = self.examples[index]
         image = self._cache.read(example.path)
-        return image if self.transform is None else self.transform(image), example.label
+        label = example.label if example.labels is None else targets_of([example], len(self.classes))[0]
+        return image if self.transform is None else self.transform(image), label
 
     @property
     def labels(self) -> Tensor:
-        """The labels of all examples, (len(self),), int64."""
-        return torch.tensor([example.label for example in self.examples], dtype=torch.int64)
+        """The labels of all examples, see `targets_of`."""
+        return targets_of(self.examples, len(self.classes))
 
     def subset(self, indices: Iterable[int]) -> ImageSet:
         """The examples at `indices`, in that order, with the same cache."""

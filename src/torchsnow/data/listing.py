@@ -19,13 +19,20 @@ class Skipped:
 class Entry:
     """One image by its names: `split` is "all", "train", "val" or "test".
 
-    Images of one `group`, if that is not empty, belong into one split: those of a patient or a video, say.
+    Images of one `group`, if that is not empty, belong into one split: those of a patient or a video, say. `labels` are
+    those of an image that has any number of them, None where every image has one class.
     """
 
     path: Path
     class_name: str
     split: str
     group: str = ""
+    labels: tuple[str, ...] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its labels, or else its class."""
+        return (self.class_name,) if self.labels is None else self.labels
 
 
 @dataclass(frozen=True)

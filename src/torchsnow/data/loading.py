@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -33,10 +34,20 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class Example:
-    """One image file and the index of its class."""
+    """One image file and the index of its class.
+
+    `labels` are the indices of an image that has any number of labels, None where every image has one class; `label` is
+    the rarest of them then, by which splits are drawn.
+    """
 
     path: Path
     label: int
+    labels: tuple[int, ...] | None = None
+
+    @property
+    def all_labels(self) -> tuple[int, ...]:
+        """Its labels, or else its class."""
+        return (self.label,) if self.labels is None else self.labels
 
 
 def by_class(examples: Iterable[Example], num_classes: int) -> list[list[Example]]:
@@ -93,6 +104,7 @@ def load_data(
     follow_links: bool = False,
     distinct_names: bool = False,
     for_training: bool = True,
+    multi_label: bool = False,
 ) -> LoadedData:
     """List a data set and decode every image of it once, so that no training run meets a damaged file hours later.
 
@@ -102,7 +114,8 @@ def load_data(
     `torchvision:NAME` where torchvision has that data set, or `hf:ORGANISATION/NAME`. A folder of that name comes
     before a bare name. `progress` is called with (images checked, images in all). What has a name is fetched when it
     is missing, and its images are decoded again only when they change. Class names that look alike (`Red` and
-    `red`) are refused unless they are `distinct_names`.
+    `red`) are refused unless they are `distinct_names`. In a `multi_label` CSV file, an image has any number of labels:
+    their names with `|` between in the label column, or without such a column a column of 0 and 1 per label.
 
     Images that cannot be read, and links that leave the data's folder (unless `follow_links`), are skipped and listed
     in `.skipped`. Raises DataError when they are over `max_bad_share` of all files or a whole class, and for data that
@@ -110,7 +123,7 @@ def load_data(
     """
     try:
         how = {"follow_links": follow_links, "distinct_names": distinct_names, "for_training": for_training}
-        listing = _list(str(data), columns, how)
+        listing = _list(str(data), columns, how, multi_label)
     except OSError as error:
         raise DataError(f"cannot read the data {data}: {error.filename}: {error.strerror or error}") from error
     validate_classes(listing, for_training)
@@ -136,8 +149,11 @@ def loaded(listing: Listing, checked: Checked, max_bad_share: float) -> LoadedDa
     validate_bad_share(listing, good, skipped, max_bad_share)
     labels = {name: label for label, name in enumerate(listing.classes)}
     splits: dict[str, list[Example]] = {entry.split: [] for entry in listing.entries}
+    counts = Counter(name for entry in good for name in entry.names)
     for entry in good:
-        splits[entry.split].append(Example(entry.path, labels[entry.class_name]))
+        rarest = min(entry.names, key=counts.__getitem__, default=listing.classes[0])
+        own = None if entry.labels is None else tuple(sorted(labels[name] for name in entry.labels))
+        splits[entry.split].append(Example(entry.path, labels[rarest], own))
     return LoadedData(
         listing.name,
         listing.root,
@@ -152,13 +168,15 @@ def loaded(listing: Listing, checked: Checked, max_bad_share: float) -> LoadedDa
     )
 
 
-def _list(data: str, columns: Columns, how: Mapping[str, bool]) -> Listing:
+def _list(data: str, columns: Columns, how: Mapping[str, bool], multi_label: bool) -> Listing:
     validate_exists(data)
     path = Path(os.path.expanduser(data))
     is_table = path.is_file() and path.suffix.lower() in TABLE_SUFFIXES
     if columns != Columns() and not is_table:
         named = ", ".join(filter(None, astuple(columns)))
         raise DataError(f"columns are named ({named}), but {data} is not a CSV file: leave them out")
+    if multi_label and not is_table:
+        raise DataError(f"images with several labels come from a CSV file, and {data} is none")
     prefix, _, name = data.partition(":")
     if prefix == "torchvision":
         return list_named(find_torchvision(name))
@@ -169,5 +187,5 @@ def _list(data: str, columns: Columns, how: Mapping[str, bool]) -> Listing:
     if data.strip() and path.is_dir():
         return list_folder(path, **how)
     if is_table:
-        return list_table(path, columns, **how)
+        return list_table(path, columns, **how, multi_label=multi_label)
     return list_named(DATASETS[data])

@@ -60,7 +60,8 @@ class Splits:
 
     def warnings(self) -> list[str]:
         """What makes accuracy say little: a class with a tenth or less of the images of the largest one."""
-        counts = np.bincount([example.label for example in self.train], minlength=len(self.classes))
+        labels = [label for example in self.train for label in example.all_labels]
+        counts = np.bincount(labels, minlength=len(self.classes))
         least, most = int(counts.argmin()), int(counts.argmax())
         if _RARE * counts[least] > counts[most]:
             return []
@@ -68,7 +69,7 @@ class Splits:
         return [
             f"{counted(num_rare, 'class is', 'classes are')} rare in training: {self.classes[least]!r} has "
             f"{counted(int(counts[least]), 'image')}, {self.classes[most]!r} {counts[most]:,}, "
-            f"{counts[most] / counts.sum():.1%} of all: look at balanced accuracy, and try --class-weights balanced"
+            f"{counts[most] / len(self.train):.1%} of all: look at balanced accuracy, and try --class-weights balanced"
         ]
 
     @classmethod
@@ -131,8 +132,13 @@ def _carve(
     test: list[Example] = []
     generator = np.random.default_rng(seed)
     for label, members in enumerate(by_class(pool, len(data.classes))):
+        if not members:  # all images with this label have a rarer one
+            continue
         different = _different(members, data.digests)
         counts = [max(1, round(len(members) * share)) if share else 0 for share in shares]
+        if sum(counts) >= len(members) and any(example.labels is not None for example in members):
+            train += members  # others with these labels, and a rarer one, are shared out
+            continue
         if sum(counts) >= len(members):
             raise DataError(_too_few(data.classes[label], len(members), shares))
         if len(different) <= sum(count > 0 for count in counts):  # then copies cannot be kept together
@@ -162,7 +168,7 @@ def _carve_groups(
     groups = [data.groups.get(example.path, str(example.path)) for example in pool]
     drawn = draw_groups([example.label for example in pool], groups, shares, seed)
     parts = [[pool[at] for at in places] for places in drawn]
-    seen = {example.label for example in parts[0]}
+    seen = {label for example in parts[0] for label in example.all_labels}
     missing = [name for label, name in enumerate(data.classes) if label not in seen]
     if missing or (shares[0] and not parts[1]):
         what = f"no image of the class {missing[0]!r} is left to train on" if missing else "none are left to choose by"

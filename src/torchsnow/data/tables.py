@@ -10,7 +10,7 @@ import re
 import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +29,9 @@ from torchsnow.errors import DataError
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 _DELIMITERS = ",;\t|"
+BETWEEN = "|"
+"""Between the names of an image with several labels."""
+_FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}
 # Blank lines, comments, and Excel's way to name the delimiter.
 _BEFORE_HEADER = re.compile(r'([ \t,;|]*|[ \t]*#[^\r\n]*|"?sep=[^\r\n]*)(\r\n?|\n)', re.IGNORECASE)
 _LIKELY_SPLITS = ("set", "subset", "partition", "phase", "usage", "dataset", "data_set", "fold")
@@ -130,8 +133,11 @@ def list_table(
     follow_links: bool = False,
     distinct_names: bool = False,
     for_training: bool = True,
+    multi_label: bool = False,
 ) -> Listing:
     """A table with a row per image. Not `for_training`, it need not have rows to train on."""
+    if multi_label:
+        return _list_labels(file, columns, follow_links, distinct_names, for_training)
     table = read_table(file, columns, needs_label=True)
     entries = table.entries(table.rows, follow_links)
     written = {row[table.columns.label] for _, row in table.rows}
@@ -139,7 +145,36 @@ def list_table(
     trained = {entry.class_name for entry in entries if entry.split in (ALL, "train")}
     classes = natural_sorted(trained if trained or for_training else {entry.class_name for entry in entries})
     notes = (*table.notes, *_unused(table))
+    if any(BETWEEN in name for name in written):
+        notes += (
+            f"names in {file} have a {BETWEEN} in them: --multi-label takes what is between for labels of one image",
+        )
     return Listing(as_text(file.stem), table.root, tuple(classes), tuple(entries), notes=notes)
+
+
+def _list_labels(file: Path, columns: Columns, follow_links: bool, distinct_names: bool, for_training: bool) -> Listing:
+    """A table whose images have any number of labels: names in one column, or a column of 0 and 1 per label."""
+    table = read_table(file, columns, needs_label=False)
+    label = _find(file, table.header, columns.label, "label")
+    flags = [] if label else [name for name in table.others if name and _is_flag(row[name] for _, row in table.rows)]
+    if not label and not flags:
+        raise DataError(
+            f"{file} has neither a column label with names, as red|round, nor columns of 0 and 1, one per label; "
+            "--label-column names another column"
+        )
+    entries = []
+    for (_, row), entry in zip(table.rows, table.entries(table.rows, follow_links), strict=True):
+        named = row[label].split(BETWEEN) if label else [name for name in flags if _FLAGS[row[name].strip().lower()]]
+        labels = tuple(dict.fromkeys(as_text(name) for name in named if name.strip()))
+        entries.append(replace(entry, class_name=BETWEEN.join(labels), labels=labels))
+    validate_distinct({name for entry in entries for name in entry.names}, f"the labels of {file}", distinct_names)
+    used = [entry for entry in entries if entry.split in (ALL, "train")] if for_training else entries
+    classes = natural_sorted({name for entry in used for name in entry.names})
+    return Listing(as_text(file.stem), table.root, tuple(classes), tuple(entries), notes=table.notes)
+
+
+def _is_flag(cells: Iterable[str]) -> bool:
+    return {cell.strip().lower() for cell in cells} <= set(_FLAGS)
 
 
 def read_table(file: Path, columns: Columns, *, needs_label: bool) -> Table:

@@ -107,10 +107,12 @@ class Delta(nn.Module):
         logits: Tensor = self.head(own) if isinstance(self.head, nn.Linear) else self.head(own, features)
         return logits
 
-    def distance(self, features: FeatureMaps) -> Tensor | None:
-        """How far images lie from the training images, (B,), see `Head`; None where the head reads nothing of the
-        source, or is folded."""
-        return self.head.distance(features) if isinstance(self.head, Head) else None
+    def with_distance(self, features: FeatureMaps) -> tuple[Tensor, Tensor | None]:
+        """Logits, and how far images lie from the training images (B,), see `FoldedHead`; None where the head reads
+        nothing of the source, or is not folded."""
+        if not isinstance(self.head, FoldedHead):
+            return self(features), None
+        return self.head.with_distance(self.own_features(features, self.choose()), features)
 
     def own_features(self, features: FeatureMaps, choice: Mapping[str, Tensor]) -> Tensor | None:
         """What the body makes of a source pass, (B, own_chs); None without a body."""

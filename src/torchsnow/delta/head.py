@@ -129,11 +129,6 @@ class Head(nn.Module):
         of_read = idx if isinstance(self.pool, ChannelPooling) else slice(None)
         return (x - self.center[of_read]) / self.spread[of_read], idx
 
-    def distance(self, features: FeatureMaps) -> Tensor:
-        """How far images lie from the training images, by one source pass: the root mean square of the standardised
-        values, (B,); about 1 for images like those."""
-        return self.read(features)[0].square().mean(1).sqrt()
-
     def places(self, idx: Tensor) -> Tensor:
         """Where the values `idx` (n,) stand among those that a pass was asked for, (n,)."""
         if self._may_change:
@@ -173,6 +168,8 @@ class FoldedHead(nn.Module):
 
     places: Tensor
     channels: Tensor
+    stretch: Tensor
+    shift: Tensor
 
     def __init__(self, head: Head) -> None:
         super().__init__()
@@ -185,6 +182,8 @@ class FoldedHead(nn.Module):
         self.last, self.std_reduction = head.last, head.std_reduction
         self.register_buffer("places", head.places(pool.index))
         self.register_buffer("channels", head.averaged())
+        self.register_buffer("stretch", head.spread**-1 * len(head.spread) ** -0.5)
+        self.register_buffer("shift", -head.center * self.stretch)
 
     def request(self, reduction: int) -> Request:
         """What a source pass must return for this head. Averages alone are taken from a grid of this reduction."""
@@ -192,8 +191,20 @@ class FoldedHead(nn.Module):
 
     def forward(self, own: Tensor | None, features: FeatureMaps) -> Tensor:
         """(B, own_chs), or None for a delta without a body, and one source pass -> logits (B, num_classes)."""
-        values = features.values(self.channels, self.last, self.std_reduction)
-        logits: Tensor = self.read(values.index_select(1, self.places))
+        return self._logits(own, self._values(features))
+
+    def with_distance(self, own: Tensor | None, features: FeatureMaps) -> tuple[Tensor, Tensor]:
+        """The same, and how far images lie from the training images (B,): the root mean square of the standardised
+        values, about 1 for images like those."""
+        values = self._values(features)
+        standardised = torch.addcmul(self.shift, values, self.stretch)  # over the root of their number
+        return self._logits(own, values), torch.linalg.vector_norm(standardised, dim=1)
+
+    def _values(self, features: FeatureMaps) -> Tensor:
+        return features.values(self.channels, self.last, self.std_reduction).index_select(1, self.places)
+
+    def _logits(self, own: Tensor | None, values: Tensor) -> Tensor:
+        logits: Tensor = self.read(values)
         return logits if own is None or self.own is None else logits + self.own(own)
 
 

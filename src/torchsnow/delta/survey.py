@@ -13,7 +13,7 @@ from torchsnow.delta.cost import delta_cost, source_cost, within_budget
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.errors import TorchsnowError
 from torchsnow.source.families import ATTENTIVE, CONVOLUTIONAL, OTHER, family_of
-from torchsnow.source.load import make_source, validate_source_name
+from torchsnow.source.load import make_source, timm_name, without_numbers
 
 _CLASSES = 10
 _SPEC = DeltaSpec(_CLASSES, width_divisor=None, grid_width=96, global_pool="catavgmax", head_std=True, head_divisor=8)
@@ -44,9 +44,9 @@ def survey_model(name: str) -> Row:
 
     Raises SourceError for a name that timm does not know.
     """
-    validate_source_name(name)
+    name = timm_name(name)
+    model = without_numbers(name, num_classes=0)
     with torch.device("meta"):
-        model = timm.create_model(name, pretrained=False, num_classes=0)
         family = family_of(model)
         try:
             source = make_source(model, name, "none")

@@ -28,6 +28,13 @@ class DeltaRequest(NamedTuple):
     rows: tuple[int, ...]
 
 
+class Output(NamedTuple):
+    """What a delta says of B images: `logits` (B, num_classes) and `distances` (B,), see `Delta.with_distance`."""
+
+    logits: Tensor
+    distances: Tensor | None
+
+
 class Engine:
     """Runs one source and any number of deltas, on the source's device. Safe to be used by several threads at once."""
 
@@ -38,8 +45,8 @@ class Engine:
         """The delta with pooling weights and norms folded. Raises DeltaError for one that is not frozen."""
         return fold(delta)
 
-    def run(self, images: Tensor, requests: Sequence[DeltaRequest]) -> list[Tensor]:
-        """Logits (len(rows), num_classes) for every request, from one source pass.
+    def run(self, images: Tensor, requests: Sequence[DeltaRequest]) -> list[Output]:
+        """What every request's delta says of its rows, from one source pass.
 
         `images` (B, 3, H, W) are normalised as the source's `input_config` says. The pass gathers and computes no
         more than the deltas that are asked for read. Raises SourceError for images of a shape that cannot be used.
@@ -51,10 +58,13 @@ class Engine:
             return [_on_rows(delta, features, request.rows) for delta, request in zip(deltas, requests, strict=True)]
 
 
-def _on_rows(delta: Delta, features: FeatureMaps, rows: Sequence[int]) -> Tensor:
+def _on_rows(delta: Delta, features: FeatureMaps, rows: Sequence[int]) -> Output:
     """A delta on some of the images, in runs of neighbours, so that no tap is copied."""
-    parts = [delta(features.span(first, last)) for first, last in runs(rows) or [(0, 0)]]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    parts = [Output(*delta.with_distance(features.span(first, last))) for first, last in runs(rows) or [(0, 0)]]
+    if len(parts) == 1:
+        return parts[0]
+    distances = [part.distances for part in parts if part.distances is not None]
+    return Output(torch.cat([part.logits for part in parts]), torch.cat(distances) if distances else None)
 
 
 def runs(rows: Sequence[int]) -> list[tuple[int, int]]:
@@ -91,6 +101,10 @@ class Reader(nn.Module):
     def forward(self, features: FeatureMaps) -> Tensor:
         logits: Tensor = self.delta(_Placed(self, features))
         return logits
+
+    def with_distance(self, features: FeatureMaps) -> tuple[Tensor, Tensor | None]:
+        """The same, and the distances, as `Delta.with_distance` has them."""
+        return self.delta.with_distance(_Placed(self, features))
 
 
 class _Placed(FeatureMaps):

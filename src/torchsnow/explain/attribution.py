@@ -23,6 +23,7 @@ from torchsnow.delta.layers import Columns, Entry, SubscribedConv2d
 from torchsnow.explain.subscriptions import grid_by_tap
 from torchsnow.pooling import Picked
 from torchsnow.source import Source
+from torchsnow.task_file.labels import Thresholds, probabilities
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +77,7 @@ class Attribution(NamedTuple):
         }
 
 
-def attribute(source: Source, delta: Delta, image: Tensor) -> Attribution:
+def attribute(source: Source, delta: Delta, image: Tensor, thresholds: Thresholds = None) -> Attribution:
     """Take apart the logit of the class that a frozen delta predicts for a normalised image (1, 3, S, S)."""
     choice = delta.choose()
     features = source(image, delta.request(choice))
@@ -95,7 +96,7 @@ def attribute(source: Source, delta: Delta, image: Tensor) -> Attribution:
         return Attribution(
             label=label,
             logit=float(logits[label]),
-            probability=float(logits.softmax(0)[label]),
+            probability=float(probabilities(logits, thresholds)[label]),
             taps=tuple(_tap_shares(source, delta, choice, shares)),
             head=_head_shares(source, delta.head, heads, label),
         )

@@ -224,7 +224,7 @@ class TaskSections:
                 "Feature maps of the image",
                 "The strongest subscribed channels of some taps on the given image, each on its own scale of grey.",
             )
-        attribution = attribute(self.source, self.task.delta, pixels)
+        attribution = attribute(self.source, self.task.delta, pixels, self.task.thresholds)
         class_name = self.task.classes[attribution.label]
         self.numbers["attribution"] = {"class": class_name, **attribution.to_dict()}
         self._picture(

@@ -11,7 +11,7 @@ from torchsnow.errors import CompileError
 from torchsnow.source import Framing, InputConfig
 from torchsnow.task_file import SourceInfo, Task
 
-SCHEMA = 2
+SCHEMA = 3
 INPUT = "images"
 KEY = "torchsnow"  # under which every format keeps the description
 
@@ -24,14 +24,15 @@ _INTERPOLATIONS = {name: name for name in ("nearest", "bilinear", "bicubic", "bo
 def describe(
     tasks: Iterable[Task],
     outputs: Mapping[str, str],
+    unknown_outputs: Mapping[str, str],
     hashes: Mapping[str, str],
     source_info: SourceInfo,
     framing: Framing,
     version: str,
     quantized: Mapping[str, Any] | None,
 ) -> str:
-    """One JSON document. `outputs` and `hashes` (SHA-256 of the task files) are by task; `version` is torchsnow's;
-    `quantized` says on what the file was calibrated, None for fp32."""
+    """One JSON document. `outputs`, `unknown_outputs` (of the tasks that have one) and `hashes` (SHA-256 of the task
+    files) are by task; `version` is torchsnow's; `quantized` says on what the file was calibrated, None for fp32."""
     document = {
         "schema_version": SCHEMA,
         "torchsnow": version,
@@ -47,7 +48,9 @@ def describe(
             {
                 "name": task.name,
                 "output": outputs[task.name],
+                "unknown_output": unknown_outputs.get(task.name),
                 "classes": list(task.classes),
+                "thresholds": None if task.thresholds is None else list(task.thresholds),
                 "sha256": hashes[task.name],
                 "trained_at_image_size": task.image_size,
             }
@@ -80,10 +83,11 @@ def preprocessing(config: InputConfig, framing: Framing) -> dict[str, Any]:
     }
 
 
-def output_names(tasks: Iterable[str], identifiers: bool) -> dict[str, str]:
-    """The name of every task's output: the task's own, or for `identifiers` one of letters, digits and "_" only."""
-    taken, names = {INPUT}, {}
-    for task in tasks:
+def output_names(wanted: Iterable[str], identifiers: bool, others: Iterable[str] = ()) -> dict[str, str]:
+    """The name of every output by the one that is wanted for it, such as its task's: that one unless it is taken, or
+    for `identifiers` one of letters, digits and "_" only."""
+    taken, names = {INPUT, *others}, {}
+    for task in wanted:
         plain = _identifier(task) if identifiers else task
         name, number = plain, 2
         while name in taken:

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchsnow.engines import Program
+from torchsnow.engines import DeltaRequest, Engine, Program
 from torchsnow.engines.backends import HALF_TOLERANCE, TOLERANCE, clear_compiler_errors, difference
 from torchsnow.errors import CompileError, HubError
 from torchsnow.export.description import describe, output_names
 from torchsnow.export.formats import Format, NamedRunner, Network, Written, format_of, traced
 from torchsnow.export.quantize import Int8Cost, Measured, measure, quantize, validate_int8
 from torchsnow.hub import Hub
+from torchsnow.hub.live import unknown_scores
 from torchsnow.io.files import TEMPORARY_SUFFIX, clear_os_errors, sync_folder, validate_writable_folder
 from torchsnow.source import InputConfig, Source
 from torchsnow.source.config import MAX_IMAGE_SIZE, Framing
@@ -48,6 +49,14 @@ class Plan(NamedTuple):
     def outputs(self) -> dict[str, str]:
         """The names of the outputs by task."""
         return output_names((task.name for task in self.tasks), self.kind.identifiers)
+
+    @property
+    def unknown_outputs(self) -> dict[str, str]:
+        """The names of the outputs for unknown scores, by task; of those that have one."""
+        tasks = [task.name for task in self.tasks if task.unknown_above is not None]
+        wanted = (f"{name}.unknown_score" for name in tasks)
+        names = output_names(wanted, self.kind.identifiers, self.outputs.values())
+        return dict(zip(tasks, names.values(), strict=True))
 
 
 class Export(NamedTuple):
@@ -138,7 +147,9 @@ def write_export(plan: Plan, measured: Measured | None = None) -> Export:
     """
     expected = _expected(plan)
     program = Program(plan.hub.source, [task.delta for task in plan.tasks])
-    network = Network(program, list(plan.outputs.values()), plan.image_size)
+    names = plan.unknown_outputs
+    scores = [(names[task.name], task.unknown_above) if task.unknown_above else None for task in plan.tasks]
+    network = Network(program, list(plan.outputs.values()), scores, plan.image_size)
     with _workshop(plan.out) as folder:
         file = folder / plan.out.name
         _write(plan, network, file, _description(plan, {"bits": 16} if plan.how.half else None))
@@ -177,21 +188,32 @@ def _expected(plan: Plan) -> list[tuple[Tensor, Mapping[str, Tensor]]]:
         for batch_size in _CHECKED_BATCHES:
             images = smooth_images(batch_size, plan.image_size, config)
             logits = plan.hub.predict(images, names)
-            result.append((images, {plan.outputs[name]: value for name, value in logits.items()}))
+            scores = _expected_scores(plan, images)
+            result.append((images, {plan.outputs[name]: value for name, value in logits.items()} | scores))
     return result
+
+
+def _expected_scores(plan: Plan, images: Tensor) -> dict[str, Tensor]:
+    engine, names = Engine(plan.hub.source), plan.unknown_outputs
+    tasks = [task for task in plan.tasks if task.name in names]
+    work = [DeltaRequest(engine.prepare(task.delta), tuple(range(len(images)))) for task in tasks]
+    outputs = zip(tasks, engine.run(images, work) if work else [], strict=True)
+    scores = {names[task.name]: unknown_scores(one.distances, task.unknown_above) for task, one in outputs}
+    return {name: values for name, values in scores.items() if values is not None}
 
 
 def _write(plan: Plan, network: Network, file: Path, description: str) -> None:
     images = smooth_images(_TRACED_BATCH, plan.image_size, plan.hub.source.input_config)
     program = traced(network, images)
     with clear_compiler_errors(f"cannot write {plan.out} as {plan.kind.name}"):
-        plan.kind.write(program, images, list(plan.outputs.values()), description, file, plan.how)
+        plan.kind.write(program, images, network.names, description, file, plan.how)
 
 
 def _description(plan: Plan, quantized: Mapping[str, Any] | None) -> str:
     hashes = {name: entry.sha256 for name, entry in plan.hub.infos().items()}
     info = plan.hub.source_info
-    return describe(plan.tasks, plan.outputs, hashes, info, plan.framing, version("torchsnow"), quantized)
+    names = plan.outputs, plan.unknown_outputs
+    return describe(plan.tasks, *names, hashes, info, plan.framing, version("torchsnow"), quantized)
 
 
 def _loaded(plan: Plan, file: Path) -> NamedRunner:

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 
 from torchsnow.engines import Program, validate_backend
 from torchsnow.engines.backends import clear_compiler_errors, onnx_session, quiet_tracing
+from torchsnow.engines.engine import Reader
 from torchsnow.errors import CompileError
 from torchsnow.export.description import INPUT, KEY
 from torchsnow.io.files import reserve
@@ -30,22 +31,25 @@ class Written(NamedTuple):
 
 
 NamedRunner = Callable[[Tensor], Mapping[str, Tensor]]
-"""Images (B, 3, H, W) -> logits by the name of the output."""
+"""Images (B, 3, H, W) -> logits and unknown scores by the name of the output."""
 
 _GRAPH_BYTES = 2**20  # a graph without its weights has fewer
 ONNX_LIMIT_BYTES = 2**31 - _GRAPH_BYTES  # protobuf's limit
 
 
 class Network(nn.Module):
-    """A program as it is exported: images (B, 3, H, W) to logits by name, for any B.
+    """A program as it is exported: images (B, 3, H, W) to logits (B, num_classes) by name, for any B, and to unknown
+    scores (B,) of the deltas whose `scores` are a name and the distance from where on an image is unknown.
 
     It holds only what that needs: not the source itself, but its pass for these deltas.
     """
 
-    def __init__(self, program: Program, names: Sequence[str], image_size: int) -> None:
+    def __init__(
+        self, program: Program, names: Sequence[str], scores: Sequence[tuple[str, float] | None], image_size: int
+    ) -> None:
         super().__init__()
         self.source_pass, self.readers = program.source.plan(program.request), program.readers
-        self._request, self._names = program.request, list(names)
+        self._request, self._outputs = program.request, list(zip(names, scores, strict=True))
         self._dims = {name: tap.dim for name, tap in program.source.taps.items()}
         self._sizes = []
         for number, (of_taps, size) in enumerate(program.source.grid_inputs(program.request, (image_size, image_size))):
@@ -67,7 +71,18 @@ class Network(nn.Module):
             grids={reduction: Grid(idx, *next(values)) for reduction, idx in request.grids.items()},
             last=next(values) if request.last else None,
         )
-        return {name: reader(features) for name, reader in zip(self._names, self.readers, strict=True)}
+        outputs: dict[str, Tensor] = {}
+        for (name, score), reader in zip(self._outputs, self.readers, strict=True):
+            assert isinstance(reader, Reader)
+            outputs[name], distances = reader.with_distance(features)
+            if score is not None and distances is not None:
+                outputs[score[0]] = distances / score[1]
+        return outputs
+
+    @property
+    def names(self) -> list[str]:
+        """Of its outputs, in their order."""
+        return [one for name, score in self._outputs for one in (name, *(score or ())[:1])]
 
 
 def traced(network: Network, images: Tensor) -> ExportedProgram:

@@ -24,6 +24,7 @@ from torchsnow.io.files import Stamp, file_stamp
 from torchsnow.io.shortage import shortage
 from torchsnow.source import Framing, Request, Source
 from torchsnow.task_file import Task
+from torchsnow.task_file.labels import Thresholds
 
 CACHE_BYTES = 2 * 2**30  # of tasks; about 400 on ResNet-50
 
@@ -42,6 +43,16 @@ def predict_together(source: Source, tasks: Mapping[str, Task], images: Tensor) 
         return {name: delta(features) for name, delta in deltas.items()}
 
 
+def unknown_scores(distances: Tensor | None, unknown_above: float | None) -> Tensor | None:
+    """Distances (B,) over the one from where on images are unknown; None where one of them is not known.
+
+    What is too far away for a number gets the largest.
+    """
+    if distances is None or unknown_above is None:
+        return None
+    return torch.nan_to_num(distances / unknown_above, nan=torch.finfo(torch.float32).max)
+
+
 def not_finite(logits: Mapping[str, Tensor]) -> list[str]:
     """The tasks with logits that are no finite numbers; an accelerator is waited for once, not for every task."""
     if not logits:
@@ -58,16 +69,23 @@ class LiveTask:
     sha256: str
     classes: tuple[str, ...]
     framing: Framing
+    unknown_above: float | None
+    thresholds: Thresholds
     prepared: Any = field(repr=False)
     size_bytes: int
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Logits (B, num_classes) of one task for the images that asked for it, and which version of it spoke."""
+    """Logits (B, num_classes) of one task for the images that asked for it, and which version of it spoke.
+
+    `unknown_scores` (B,) above 1 are of images unlike those that the task was trained for; None where that is not
+    known.
+    """
 
     task: LiveTask
     logits: Tensor
+    unknown_scores: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -175,7 +193,7 @@ class LiveHub:
         return {answer.task.name: answer for answer in self.run(images, tasks, [range(len(images))] * len(tasks))}
 
     def route(self, images: Tensor, names: Sequence[Sequence[str]]) -> list[dict[str, Answer]]:
-        """Every image to its own tasks: for each the answers, logits (num_classes,), by task name.
+        """Every image to its own tasks: for each the answers, logits (num_classes,) and a score (), by task name.
 
         `names` has the tasks of each image. All images go through one source pass. Raises what `predict` raises, and
         HubError when there are not as many lists of names as images.
@@ -188,8 +206,10 @@ class LiveHub:
         rows = [[i for i, own in enumerate(names) if task.name in own] for task in tasks]
         result: list[dict[str, Answer]] = [{} for _ in names]
         for answer, own_rows in zip(self.run(images, tasks, rows), rows, strict=True):
-            for row, logits in zip(own_rows, answer.logits, strict=True):
-                result[row][answer.task.name] = Answer(answer.task, logits)
+            scores = answer.unknown_scores
+            for place, row in enumerate(own_rows):
+                score = None if scores is None else scores[place]
+                result[row][answer.task.name] = Answer(answer.task, answer.logits[place], score)
         return result
 
     def run(self, images: Tensor, tasks: Sequence[LiveTask], rows: Sequence[Iterable[int]]) -> list[Answer]:
@@ -198,7 +218,11 @@ class LiveHub:
             return []
         _validate_images(images)
         requests = [DeltaRequest(task.prepared, tuple(own)) for task, own in zip(tasks, rows, strict=True)]
-        return [Answer(task, logits) for task, logits in zip(tasks, self.engine.run(images, requests), strict=True)]
+        outputs = zip(tasks, self.engine.run(images, requests), strict=True)
+        return [
+            Answer(task, output.logits, unknown_scores(output.distances, task.unknown_above))
+            for task, output in outputs
+        ]
 
     def _task(self, now: Snapshot, name: str) -> LiveTask:
         entry = now.entries.get(name)
@@ -227,7 +251,8 @@ class LiveHub:
     def _load(self, name: str, entry: Entry) -> LiveTask:
         task = self.hub.version(name, entry)
         prepared = self.engine.prepare(task.delta)
-        live = LiveTask(name, entry.sha256, task.classes, task.framing, prepared, entry.size_bytes)
+        of_file = task.classes, task.framing, task.unknown_above, task.thresholds
+        live = LiveTask(name, entry.sha256, *of_file, prepared, entry.size_bytes)
         self.cache.put(name, entry.sha256, live, size_of(task))
         return live
 

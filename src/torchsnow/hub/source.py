@@ -35,6 +35,10 @@ def source_for(
     if hub_path is None or not is_hub(hub_path):
         return load_source(name or BUNDLED, weights or "pretrained", precision or "fp32", mean, std)
     hub = Hub.open(hub_path)
+    if name is not None:
+        from torchsnow.source.load import timm_name
+
+        name = timm_name(name)
     info = hub.source_info
     packaged = info.weights in PACKAGES
     own_name, own_weights = (info.weights, "pretrained") if packaged else (info.name, info.weights)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchsnow.methods.probe import MAX_IMAGES, probe_importance
 from torchsnow.methods.statistics import FLOOR_SHARE, ClassSums
 from torchsnow.source.features import FeatureMaps, Request
+from torchsnow.train.targets import members
 
 
 class FeatureStatistics:
@@ -90,7 +91,7 @@ class FeatureStatistics:
 
         Where no class has two images, nothing says what a class has in common: how much each value varies, then.
         """
-        if int(self.labels.bincount().max()) < 2:
+        if int(members(self.labels, self.num_classes).sum(0).max()) < 2:
             std = self.sums.std.float().cpu()
             return std / std.square().mean().sqrt()
         return probe_importance(self.standardised(), self.labels, self.num_classes)

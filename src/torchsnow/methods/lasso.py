@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from torchsnow.train.targets import members
 
 _PENALTY_SHARE = 0.02  # of the smallest penalty under which no value has any weight
 _STEPS = 60
@@ -20,12 +21,14 @@ def group_lasso(values: Tensor, labels: Tensor, num_classes: int, penalty_share:
     Minimises the mean cross-entropy plus `penalty * sum of the norms of the rows` by accelerated proximal steps
     (Beck and Teboulle, "FISTA", 2009). The penalty is a share of the smallest one under which all weights are 0.
     """
-    targets = F.one_hot(labels, num_classes).float()
-    count = len(values)
-    prior = targets.mean(0).clamp_min(1e-6).log()  # the best logits without any weight
+    targets = members(labels, num_classes).float()
+    count, of_one = len(values), labels.ndim == 1
+    share = targets.mean(0).clamp(1e-6, 1 - 1e-6)
+    prior = share.log() if of_one else share.logit()  # the best logits without any weight
 
     def gradient(weights: Tensor) -> Tensor:
-        slope: Tensor = values.T @ ((values @ weights + prior).softmax(1) - targets) / count
+        logits = values @ weights + prior
+        slope: Tensor = values.T @ ((logits.softmax(1) if of_one else logits.sigmoid()) - targets) / count
         return slope
 
     weights = moved = torch.zeros(values.shape[1], num_classes)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, from_numpy
-from torch.nn import functional as F
 
 from torchsnow.methods.lasso import group_lasso
 from torchsnow.methods.statistics import ClassSums
+from torchsnow.train.targets import losses, members
 
 if TYPE_CHECKING:  # a second to load: the functions that fit load it
     from sklearn.linear_model import LogisticRegression
@@ -121,12 +121,12 @@ def select_features(values: Tensor, labels: Tensor, num_classes: int, nums: Sequ
 def _losses(x: np.ndarray, y: np.ndarray, x_held: np.ndarray, y_held: np.ndarray, num_classes: int) -> np.ndarray:
     """Cross-entropy on n held-out values for every penalty, the strictest first, (penalties, n); each fit starts at the
     last."""
-    losses, model = [], _regression(INVERSE_PENALTIES[0])
+    of_penalties, model = [], _regression(INVERSE_PENALTIES[0])
     for inverse_penalty in INVERSE_PENALTIES:
         weight, bias = _regress(model.set_params(C=inverse_penalty), x, y, num_classes)
         logits = from_numpy(x_held).float() @ weight.T + bias
-        losses.append(F.cross_entropy(logits, from_numpy(y_held), reduction="none").numpy())
-    return np.stack(losses)
+        of_penalties.append(losses(logits, from_numpy(y_held)).numpy())
+    return np.stack(of_penalties)
 
 
 def _best(losses: np.ndarray) -> int:
@@ -161,6 +161,8 @@ def _folds(labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows to fit and rows held out; those of classes with fewer images than folds are always fitted."""
     from sklearn.model_selection import StratifiedKFold
 
+    if labels.ndim == 2:  # any number of labels: folds at random
+        labels = np.zeros(len(labels), np.int64)
     common = np.flatnonzero(np.bincount(labels)[labels] >= _FOLDS)
     if len(common) == 0:
         return
@@ -191,6 +193,9 @@ def _regression(inverse_penalty: float) -> LogisticRegression:
 
 
 def _regress(model: LogisticRegression, x: np.ndarray, y: np.ndarray, num_classes: int) -> tuple[Tensor, Tensor]:
+    if y.ndim == 2:
+        pairs = [_regress_label(model.C, x, label) for label in y.T]
+        return torch.stack([weight for weight, _ in pairs]), torch.stack([bias for _, bias in pairs])
     with _without_advice():
         model.fit(x, y)
     weight, bias = model.coef_, model.intercept_
@@ -199,6 +204,14 @@ def _regress(model: LogisticRegression, x: np.ndarray, y: np.ndarray, num_classe
     of_all, bias_of_all = torch.zeros(num_classes, x.shape[1]), torch.full((num_classes,), _UNSEEN)
     of_all[model.classes_], bias_of_all[model.classes_] = from_numpy(weight).float(), from_numpy(bias).float()
     return of_all, bias_of_all
+
+
+def _regress_label(inverse_penalty: float, x: np.ndarray, label: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Weights (N,) and bias () for the log-odds of one label (n,)."""
+    if len(np.unique(label)) < 2:
+        return torch.zeros(x.shape[1]), torch.tensor(_UNSEEN if label[0] == 0 else -_UNSEEN)
+    weight, bias = _regress(_regression(inverse_penalty), x, label.astype(np.int64), 2)
+    return weight[1] - weight[0], bias[1] - bias[0]
 
 
 def _some(values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,7 +243,7 @@ def probe_importance(values: Tensor, labels: Tensor, num_classes: int) -> Tensor
     the images, the stronger the ridge, and the more every value is judged alone: few images cannot say what adds.
     """
     values, labels = _some(values, labels)
-    targets = F.one_hot(labels, num_classes).to(values)
+    targets = members(labels, num_classes).to(values)
     similar = values @ values.T
     ridge = max(_LEAST_RIDGE, _RIDGE / len(values)) * similar.diagonal().mean().clamp_min(1e-12)
     regular = similar + ridge * torch.eye(len(values)).to(values)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from torchsnow.delta.cost import delta_cost, source_cost
 from torchsnow.delta.delta import GRID, Delta
@@ -25,6 +24,7 @@ from torchsnow.model import SnowModel
 from torchsnow.pooling import ChannelPooling, Subscription, num_pooled
 from torchsnow.source.source import Source
 from torchsnow.train.contract import Batches, MixingWeights, TaskCost
+from torchsnow.train.targets import are_right, losses
 
 _MIXING_WEIGHTS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the body's logits relative to the probe's
 _TEMPERATURES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # at which sums are compared
@@ -167,7 +167,7 @@ class Snow:
                     part.append(model(batch.to(device)).float().cpu())
         probe, body, truth = torch.cat(logits[0]), torch.cat(logits[1]), torch.cat(labels)
         head.mix(*best_mixing_weights(probe, body, truth))
-        return float((body.argmax(1) == truth).float().mean())
+        return float(are_right(body, truth).float().mean())
 
     @property
     def starts_as_probe(self) -> bool:
@@ -317,7 +317,7 @@ def best_mixing_weights(probe: Tensor, body: Tensor, labels: Tensor) -> tuple[fl
 
     def at_best(logits: Tensor) -> tuple[Tensor, float]:
         """The losses (n,) at the temperature with the lowest, and that."""
-        tried = [(F.cross_entropy(logits / heat, labels, reduction="none"), heat) for heat in _TEMPERATURES]
+        tried = [(losses(logits / heat, labels), heat) for heat in _TEMPERATURES]
         return min(tried, key=lambda one: float(one[0].mean()))
 
     sums = {share: at_best(probe + share * body) for share in _MIXING_WEIGHTS}

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from torchsnow.train.targets import members
 
 FLOOR_SHARE = 0.01
 
@@ -14,16 +15,19 @@ class ClassSums:
     """Sums of N values per class, in float64: what is kept does not grow with the number of images."""
 
     def __init__(self, num_values: int, num_classes: int, device: torch.device) -> None:
-        self._counts = torch.zeros(num_classes, dtype=torch.float64, device=device)
-        self._sums = torch.zeros(num_classes, num_values, dtype=torch.float64, device=device)
+        # one more than there are classes: of images without any label
+        self._counts = torch.zeros(num_classes + 1, dtype=torch.float64, device=device)
+        self._sums = torch.zeros(num_classes + 1, num_values, dtype=torch.float64, device=device)
         self._squares = torch.zeros(num_values, dtype=torch.float64, device=device)
 
     def add(self, values: Tensor, labels: Tensor) -> None:
-        """Values (B, N) of images with labels (B,)."""
+        """Values (B, N) of images with targets, see `train.targets`: one of several labels counts in part for each."""
         values = values.double()
-        members = F.one_hot(labels, len(self._counts)).double()  # sums by matmul are deterministic on CUDA too
-        self._counts += members.sum(0)
-        self._sums += members.T @ values
+        belongs = members(labels, len(self._counts) - 1).double()  # sums by matmul are deterministic on CUDA too
+        belongs = torch.cat([belongs, belongs.sum(1, keepdim=True) == 0], 1)
+        belongs = belongs / belongs.sum(1, keepdim=True)
+        self._counts += belongs.sum(0)
+        self._sums += belongs.T @ values
         self._squares += values.square().sum(0)
 
     @property

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from torchsnow.data import Example, LoadedData, Splits
+from torchsnow.errors import DataError
 from torchsnow.hub import Hub
 from torchsnow.review.confident import FOLDS, held_out_probabilities, likely_wrong, principal_components
 from torchsnow.source import Source
-from torchsnow.task_file import Task
+from torchsnow.task_file import Task, TaskInfo
 from torchsnow.workflows.evaluation import matched_labels, raise_bad_image
 from torchsnow.workflows.near_duplicates import duplicate_groups, of_several, standardised
 from torchsnow.workflows.predictions import run_tasks
@@ -72,6 +73,15 @@ class Review:
     rare: tuple[str, ...]
 
 
+def validate_reviewable(info: TaskInfo) -> None:
+    """Raise DataError for a task of which an image has any number of labels."""
+    if info.thresholds is not None:
+        raise DataError(
+            f"images of the task {info.name!r} have any number of labels, and a review is of images with one class "
+            "each; `torchsnow evaluate --csv FILE` lists what it says of every image"
+        )
+
+
 def review_data(
     hub: Hub,
     name: str,
@@ -85,6 +95,7 @@ def review_data(
     Raises DataError for a class that the task does not know, and for an image that cannot be used any more.
     """
     task = hub.task(name)
+    validate_reviewable(task)
     by_split = _by_split(data, splits_file)
     examples = [example for own in by_split.values() for example in own]
     of_task = torch.tensor([example.label for example in matched_labels(task, data, examples)])

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from torchsnow.source import Source
 from torchsnow.task_file import Task
+from torchsnow.task_file.labels import probabilities
 from torchsnow.workflows.near_duplicates import standardised
 from torchsnow.workflows.predictions import OnBad, Progress, run_tasks
 
@@ -47,10 +48,11 @@ def suggest_images(
         features = torch.cat([batch.features[task.framing] for batch in answered])
         units = F.normalize(standardised(features[:, -source.num_features :]), dim=1)
         named = [file for batch in answered for file in batch.files]
-        probabilities, places = logits.softmax(1).topk(2)
-        doubt = (1 - probabilities[:, 0] + probabilities[:, 1]).nan_to_num(-1)
-        for row in doubtful_and_unlike(doubt, units, count):
-            label, probability = task.classes[int(places[row, 0])], float(probabilities[row, 0])
+        shares = probabilities(logits, task.thresholds)
+        likeliest, places = shares.topk(2)
+        doubt = 1 - likeliest[:, 0] + likeliest[:, 1] if task.thresholds is None else 1 - (2 * shares - 1).abs().amin(1)
+        for row in doubtful_and_unlike(doubt.nan_to_num(-1), units, count):
+            label, probability = task.classes[int(places[row, 0])], float(likeliest[row, 0])
             suggestions.append(Suggestion(str(named[row]), name, label, probability, float(doubt[row])))
     return suggestions
 

@@ -22,38 +22,43 @@ from torchsnow.hub.live import LiveHub, LiveTask
 from torchsnow.serving.api_error import ApiError
 from torchsnow.source import Request, Source
 from torchsnow.source.grid import ONE_CELL
+from torchsnow.task_file.labels import names_of
 
 
 @dataclass(frozen=True)
 class Lead:
     """`logits` by which the likeliest class is above the class `over`, and what adds up to them.
 
-    `taps` are the parts of what the head reads of the source, by tap, the largest first; `own` is the part of the
-    task's own layers. In a task of one class, `over` is None and `logits` is that class's logit.
+    `taps` are the parts of what the head reads of the source, by tap, the largest first, and `depths` their sums over
+    the first, middle and last third of the source; `own` is the part of the task's own layers. In a task of one class,
+    `over` is None and `logits` is that class's logit.
     """
 
     over: str | None
     logits: float
     taps: dict[str, float]
+    depths: dict[str, float]
     own: float
     bias: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `ranking` has the taps in order, for objects of JSON have none."""
         taps = {name: round(share, 4) for name, share in self.taps.items()}
+        depths = {name: round(share, 4) for name, share in self.depths.items()}
         numbers = {name: round(getattr(self, name), 4) for name in ("logits", "own", "bias")}
-        return {"over": self.over, "taps": taps, "ranking": list(taps), **numbers}
+        return {"over": self.over, "taps": taps, "ranking": list(taps), "depths": depths, **numbers}
 
 
 @dataclass(frozen=True)
 class TaskAnswer:
-    """Logits and probabilities (num_classes,) of one version of a task for one image, `pixels` (3, S, S); and what
-    they rest on, where that was asked for."""
+    """Logits and probabilities (num_classes,) of one version of a task for one image, `pixels` (3, S, S); its
+    `unknown_score`, as in `Answer`, and what they rest on, where that was asked for."""
 
     task: LiveTask
     logits: Tensor
     probabilities: Tensor
     pixels: Tensor
+    unknown_score: float | None
     lead: Lead | None = None
 
     def order(self) -> list[int]:
@@ -65,6 +70,12 @@ class TaskAnswer:
     def label(self) -> str:
         """The likeliest class."""
         return self.task.classes[self.order()[0]]
+
+    @property
+    def labels(self) -> list[str]:
+        """That class alone, or in a task with thresholds all labels that reach theirs."""
+        places = names_of(self.probabilities.tolist(), self.order(), self.task.thresholds)
+        return [self.task.classes[place] for place in places]
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,7 @@ Answers = dict[str, TaskAnswer | TaskFailure]
 """Of one image, by task name; at least one of them is an answer."""
 
 
+_DEPTHS = ("early", "middle", "late")
 _MAX_HEADS = 64  # kept, about a megabyte each on ResNet-50
 Heads = Mapping[str, nn.Module]
 """By the SHA-256 of their task's file."""
@@ -164,6 +176,16 @@ def _lead(source: Source, head: nn.Module, read: Tensor | None, answer: TaskAnsw
         over=answer.task.classes[rest[0]] if rest else None,
         logits=logits,
         taps=dict(sorted(taps.items(), key=lambda item: -item[1])),
+        depths=_by_depth(source, taps),
         own=logits - bias - sum(taps.values()),
         bias=bias,
     )
+
+
+def _by_depth(source: Source, taps: Mapping[str, float]) -> dict[str, float]:
+    """Sums over the thirds of the source's taps, in their order; its last features are of the last."""
+    places = {name: 3 * place // len(source.taps) for place, name in enumerate(source.taps)}
+    sums = dict.fromkeys(_DEPTHS, 0.0)
+    for name, share in taps.items():
+        sums[_DEPTHS[places.get(name, 2)]] += share
+    return sums

@@ -148,9 +148,12 @@ def _own_routes(service: Service) -> list[Described]:
 def _of_predict(settings: ServeSettings) -> Says:
     version = {"task": TEXT, "version": TEXT, "sha256": TEXT}
     numbers: Schema = {"type": "object", "additionalProperties": NUMBER}
-    lead = object_of(over=_MAYBE_TEXT, logits=NUMBER, own=NUMBER, bias=NUMBER, ranking=NAMES, taps=numbers)
+    lead = object_of(
+        over=_MAYBE_TEXT, logits=NUMBER, own=NUMBER, bias=NUMBER, ranking=NAMES, taps=numbers, depths=numbers
+    )
     maybe_lead = {"anyOf": [lead, {"type": "null"}]}
-    answer = object_of(["lead"], **version, label=TEXT, ranking=NAMES, probabilities=numbers, lead=maybe_lead)
+    of_classes: Schema = {"label": TEXT, "labels": NAMES, "ranking": NAMES, "probabilities": numbers}
+    answer = object_of(["lead"], **version, **of_classes, unknown_score=_MAYBE_NUMBER, lead=maybe_lead)
     failure = object_of(**version, error=TEXT, code=TEXT)
     image = object_of(name=_MAYBE_TEXT, answers=list_of(answer), errors=list_of(failure))
     why = "Whether the answers have a `lead`: what the likeliest class owes to which tap; takes one more source pass"

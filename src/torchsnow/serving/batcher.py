@@ -34,6 +34,7 @@ from torchsnow.serving.pictures import Picture
 from torchsnow.serving.settings import ServeSettings
 from torchsnow.serving.tracing import Stages
 from torchsnow.source import Framing
+from torchsnow.task_file.labels import probabilities
 
 _IDLE_S = 1.0
 _IN_TIME = 0.8  # of the deadline: what may pass until the last in line is answered, for passes are not all alike
@@ -332,11 +333,12 @@ class Batcher:
         images = torch.stack([piece.pixels for piece in batch]).to(self._device)
         for answer, own_rows in zip(self._live.run(images, tasks, rows), rows, strict=True):
             logits = answer.logits.float().cpu()
-            probabilities, are_finite = logits.softmax(1), logits.isfinite().all(1).tolist()
+            are_finite, shares = logits.isfinite().all(1).tolist(), probabilities(logits, answer.task.thresholds)
+            scores = len(own_rows) * [None] if answer.unknown_scores is None else answer.unknown_scores.tolist()
             for place, row in enumerate(own_rows):
                 pixels, task = batch[row].pixels, answer.task
                 results[row][task.name] = (
-                    TaskAnswer(task, logits[place], probabilities[place], pixels)
+                    TaskAnswer(task, logits[place], shares[place], pixels, scores[place])
                     if are_finite[place]
                     else TaskFailure(task, "not_finite", _NOT_FINITE)
                 )

@@ -41,8 +41,10 @@ class Client:
     ) -> list[list[dict[str, Any]]]:
         """For each image, given as a file or its bytes, the answers of the named tasks, by default of all.
 
-        An answer has the keys `task`, `version`, `sha256`, `label`, `ranking` (the classes, the most likely first)
-        and `probabilities` (by class). A task that failed for an image is passed to `on_bad`, with the keys `task`,
+        An answer has the keys `task`, `version`, `sha256`, `label`, `labels` (that one alone, or in a task of several
+        labels an image those that reach their thresholds), `ranking` (the classes, the most likely first),
+        `probabilities` (by class) and `unknown_score` (above 1, the image is unlike the task's own; None where that is
+        not known). A task that failed for an image is passed to `on_bad`, with the keys `task`,
         `version`, `sha256`, `error` and `code`, and the others answer; without `on_bad`, ServingError is raised, as it
         is with the server's reason, or when it cannot be reached.
         """

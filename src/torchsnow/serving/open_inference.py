@@ -1,7 +1,8 @@
 """The Open Inference Protocol V2: a task is a model, its input pictures, its outputs what it says of them.
 
 The input `image` is of type BYTES: encoded pictures, raw in the binary extension, base64 in JSON. The outputs are
-`probabilities` and `logits` (FP32, one row per picture) and `label` (BYTES). With the parameter `classification`, an
+`probabilities` and `logits` (FP32, one row per picture), `label` (BYTES) and, of tasks that know it, `unknown_score`
+(FP32, one number per picture). With the parameter `classification`, an
 output has the likeliest classes as texts.
 """
 
@@ -25,10 +26,13 @@ from torchsnow.serving.openapi import FLAG, NAMES, NUMBER, OF_BODY, TEXT, Descri
 from torchsnow.serving.pictures import Picture, picture
 from torchsnow.serving.replies import as_json
 from torchsnow.serving.service import DEADLINE, Service, named
+from torchsnow.task_file import TaskInfo
 
 HEADER_LENGTH = "inference-header-content-length"
 LIVE_PATHS, READY_PATHS = ("/v2/health/live",), ("/v2/health/ready", "/health")
-_OUTPUTS = {"probabilities": "FP32", "logits": "FP32", "label": "BYTES"}
+_UNKNOWN = "unknown_score"
+_OUTPUTS = {"probabilities": "FP32", "logits": "FP32", "label": "BYTES", _UNKNOWN: "FP32"}
+_OF_CLASSES = ("probabilities", "logits")
 
 
 def routes(service: Service) -> list[Described]:
@@ -49,7 +53,7 @@ def routes(service: Service) -> list[Described]:
         listed = service.watcher.listed.get(_model(service, request))
         if listed is None:
             raise ApiError(404, "unknown_task", "this model is not ready")
-        return as_json(_metadata(request.path_params["name"], listed.entry.sha256, len(listed.info.classes)))
+        return as_json(_metadata(listed.entry.sha256, listed.info))
 
     async def model_ready(request: Request) -> Response:
         name = _model(service, request)
@@ -126,7 +130,7 @@ _OUTPUT = object_of(
     parameters=object_of(binary_data_size={"type": "integer"}),
 )
 _OF_INFER = Says(
-    "What a task says of pictures: input `image` (BYTES), outputs `probabilities`, `logits`, `label`",
+    "What a task says of pictures: input `image` (BYTES), outputs `probabilities`, `logits`, `label`, `unknown_score`",
     object_of(
         ["id"],
         id=TEXT,
@@ -152,14 +156,15 @@ def _model(service: Service, request: Request) -> str:
     return name
 
 
-def _metadata(name: str, sha256: str, num_classes: int) -> dict[str, Any]:
+def _metadata(sha256: str, info: TaskInfo) -> dict[str, Any]:
     outputs = [
-        {"name": output, "datatype": kind, "shape": [-1] if output == "label" else [-1, num_classes]}
+        {"name": output, "datatype": kind, "shape": [-1, len(info.classes)] if output in _OF_CLASSES else [-1]}
         for output, kind in _OUTPUTS.items()
+        if output != _UNKNOWN or info.unknown_above is not None
     ]
     inputs = [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
     return {
-        "name": name,
+        "name": info.name,
         "versions": [sha256[:12]],
         "platform": "torchsnow",
         "inputs": inputs,
@@ -254,7 +259,7 @@ def _split(content: bytes) -> Iterable[bytes]:
 
 def _wanted(values: Any) -> tuple[dict[str, int], frozenset[str]]:
     all_binary = values.get("parameters", {}).get("binary_data_output", False) is True
-    wanted = values.get("outputs") or [{"name": name} for name in _OUTPUTS]
+    wanted = values.get("outputs") or [{"name": name} for name in _OUTPUTS if name != _UNKNOWN]
     names = [output["name"] for output in wanted]
     if len(set(names)) != len(names) or not set(names) <= set(_OUTPUTS):
         raise ApiError(400, "bad_request", f"the outputs are {', '.join(_OUTPUTS)}")
@@ -262,7 +267,7 @@ def _wanted(values: Any) -> tuple[dict[str, int], frozenset[str]]:
     for output in wanted:
         parameters, name = output.get("parameters", {}), output["name"]
         counts[name] = parameters.get("classification", 0)
-        if type(counts[name]) is not int or counts[name] < 0 or (counts[name] and _OUTPUTS[name] != "FP32"):
+        if type(counts[name]) is not int or counts[name] < 0 or (counts[name] and name not in _OF_CLASSES):
             raise ApiError(400, "bad_request", "'classification' is a number of classes, for probabilities or logits")
         if parameters.get("binary_data", all_binary) is True:
             binary.add(name)
@@ -274,6 +279,8 @@ def _reply(asked: Inference, answers: Sequence[Answers], seconds: float) -> Resp
     task = rows[0].task
     if asked.version not in (None, task.sha256[:12], task.sha256):
         raise ApiError(404, "unknown_version", "this version was just replaced, or is not loaded yet")
+    if _UNKNOWN in asked.outputs and rows[0].unknown_score is None:
+        raise ApiError(400, "bad_request", f"this task has no {_UNKNOWN}: its file says no distance for it")
     tail, outputs = b"", []
     for name, num_classes in asked.outputs.items():
         output, content = _output(name, num_classes, rows, name in asked.binary)
@@ -298,7 +305,7 @@ def _output(name: str, num_classes: int, rows: Sequence[TaskAnswer], binary: boo
         shape = [len(rows), len(texts[0])] if num_classes else [len(rows)]
         output: dict[str, Any] = {"name": name, "datatype": "BYTES", "shape": shape}
     else:
-        values = np.stack([getattr(row, name).numpy() for row in rows]).astype("<f4")
+        values = np.array([getattr(row, name) for row in rows], "<f4")
         raw, data = values.tobytes(), values.ravel().tolist()
         output = {"name": name, "datatype": "FP32", "shape": list(values.shape)}
     if binary:

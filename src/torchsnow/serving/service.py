@@ -204,7 +204,8 @@ def _to_json(answer: TaskAnswer, explain: bool) -> dict[str, Any]:
     shares = {answer.task.classes[i]: numbers[i] for i in answer.order()}
     # The order is a list of its own: a browser puts the keys "0", "1", "10" of an object before all others.
     ranking = list(shares)
-    answered = {**named(answer.task), "label": ranking[0], "ranking": ranking, "probabilities": shares}
+    of_classes = {"label": ranking[0], "labels": answer.labels, "ranking": ranking, "probabilities": shares}
+    answered = {**named(answer.task), **of_classes, "unknown_score": answer.unknown_score}
     return {**answered, "lead": answer.lead and answer.lead.to_dict()} if explain else answered
 
 

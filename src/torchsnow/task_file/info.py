@@ -19,6 +19,7 @@ from torchsnow.errors import TaskFileError, TorchsnowError
 from torchsnow.io.files import clear_os_errors
 from torchsnow.source.config import CROP_MODES, GREYS, MAX_IMAGE_SIZE, Framing
 from torchsnow.task_file.json_shape import Within, is_deeper, parse_json, validate_shape, validate_version
+from torchsnow.task_file.labels import Thresholds
 from torchsnow.task_file.source_info import SourceInfo
 
 _TASK_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -28,15 +29,23 @@ _MAX_NAMES_BYTES = 4 * 2**20  # of all classes; a header holds them in JSON with
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What validation images say of a task: `unknown_above` and `thresholds`, as `TaskInfo` has them."""
+
+    unknown_above: float | None = None
+    thresholds: Thresholds = None
+
+
+@dataclass(frozen=True)
 class TaskInfo:
     """All that is known of a task but its numbers.
 
     `classes` are in the order of the logits; `subscription` is the number of chosen channels per tap (or of all taps
     together as "grid"), the head's own last as "head"; `image_size`, `crop_mode` and `grey_range` say how pictures were
-    shown to it (see `Framing`); images whose distance (see `Head.distance`) is above `unknown_above` are unlike those
-    that it was trained for (None: not known); `training` is a free JSON object, `metrics` the main results by split;
-    `versions` are
-    those of torchsnow, torch and timm, and `created` is an ISO date and time in UTC.
+    shown to it (see `Framing`); images whose distance (see `FoldedHead`) is above `unknown_above` are unlike those that
+    it was trained for (None: not known); `thresholds` (num_classes,) are those of labels of which an image has any
+    number (None: an image has one class, see `task_file.labels`); `training` is a free JSON object, `metrics` the main
+    results by split; `versions` are those of torchsnow, torch and timm, and `created` is an ISO date and time in UTC.
     """
 
     name: str
@@ -48,6 +57,7 @@ class TaskInfo:
     crop_mode: str
     grey_range: tuple[int, int]
     unknown_above: float | None
+    thresholds: Thresholds
     training: dict[str, Any]
     metrics: dict[str, Any]
     versions: dict[str, str]
@@ -121,6 +131,7 @@ MOST_ROWS = 100
 
 _COUNT, _SHARE = Within(int, 0, 2**53), Within(float, 0, 1)
 _ROW = {"name": str, "num_images": _COUNT, "precision": _SHARE, "recall": _SHARE, "f1": _SHARE}
+_OF_LABELS = "mean_average_precision"
 _SHAPES: dict[str, Any] = {
     "num_images": _COUNT,
     "loss": Within(float, 0, 1e38),
@@ -128,6 +139,7 @@ _SHAPES: dict[str, Any] = {
     "top5": (None, _SHARE),
     "balanced_accuracy": _SHARE,
     "calibration_error": _SHARE,
+    _OF_LABELS: _SHARE,
     "per_class": [_ROW],
 }
 _LEFT_OUT = ("confusion", "mistakes")  # older files have the first, which nobody reads there
@@ -147,6 +159,8 @@ def kept_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def _kept(values: Any) -> Any:
     if not isinstance(values, dict):
         return values
+    if values.get(_OF_LABELS, 0) is None:  # images have one class
+        values = {key: value for key, value in values.items() if key != _OF_LABELS}
     rows = values.get("per_class")
     left_out = {*_LEFT_OUT, "per_class"} if isinstance(rows, list) and len(rows) > MOST_ROWS else set(_LEFT_OUT)
     return {key: value for key, value in values.items() if key not in left_out}
@@ -157,7 +171,7 @@ def _shape_of(values: Any) -> tuple[Any, ...]:
     return None, {key: shape for key, shape in _SHAPES.items() if not isinstance(values, dict) or key in values}
 
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 _TEXT = Within(str, 1, 100)
 _TAPS = (None, [str])
@@ -188,6 +202,7 @@ _SHAPE = {
     "crop_mode": str,
     "grey_range": [int],
     "unknown_above": (None, Within(float, 0, 1e38)),
+    "thresholds": (None, [_SHARE]),
     "training": dict,
     "metrics": dict,
     "versions": {"torchsnow": _TEXT, "torch": _TEXT, "timm": _TEXT},
@@ -215,13 +230,15 @@ def decode_info(text: str) -> TaskInfo:
     except ValueError as error:
         raise TaskFileError(str(error)) from error
     del values["schema_version"]
-    return TaskInfo(**{**values, "classes": tuple(values["classes"]), "grey_range": tuple(values["grey_range"])})
+    lists = {key: tuple(values[key]) for key in ("classes", "grey_range", "thresholds") if values[key] is not None}
+    return TaskInfo(**{**values, **lists})
 
 
 def _from_former_version(values: Any) -> Any:
     """Version 1 had no entry: every delta began at the image. Version 2 had no grid; up to version 3 the middle was cut
     out of every picture, up to version 4 all greys were in range, bodies and heads read means alone, and no matrix had
-    less than a byte per number, and up to version 5 no distance was known from where on images are unknown."""
+    less than a byte per number, up to version 5 no distance was known from where on images are unknown, and up to
+    version 6 every image had one class."""
     version, spec = (values.get(key) if isinstance(values, dict) else None for key in ("schema_version", "spec"))
     if type(version) is not int or not 1 <= version < SCHEMA_VERSION or not isinstance(spec, dict):
         return values
@@ -236,6 +253,7 @@ _ADDED: dict[int, dict[str, Any]] = {
     3: {"crop_mode": "center"},
     4: {"grey_range": list(GREYS)},
     5: {"unknown_above": None},
+    6: {"thresholds": None},
 }
 _ADDED_TO_SPEC: dict[int, dict[str, Any]] = {
     1: {"entry_reduction": 1},
@@ -248,6 +266,8 @@ _ADDED_TO_SPEC: dict[int, dict[str, Any]] = {
 def _validate_values(values: dict[str, Any]) -> None:
     validate_task_name(values["name"])
     validate_classes(values["classes"], values["spec"].num_classes)
+    if values["thresholds"] is not None and len(values["thresholds"]) != len(values["classes"]):
+        raise ValueError(f"{len(values['thresholds'])} thresholds for {len(values['classes'])} classes")
     validate_framing(Framing(values["image_size"], values["crop_mode"], values["grey_range"]))
     validate_training(values["training"])
     _validate_date(values["created"])

@@ -22,12 +22,13 @@ from torchsnow.delta.rounding import from_bytes, packed_shape, to_bytes
 from torchsnow.errors import TaskFileError
 from torchsnow.io.files import write_atomically
 from torchsnow.pooling import Subscription
-from torchsnow.source import FeatureMaps, Source
+from torchsnow.source import Source
 from torchsnow.source.config import Framing
 from torchsnow.task_file.info import (
     MAX_HEADER_BYTES,
     MAX_SIZE_BYTES,
     METADATA_KEY,
+    Limits,
     TaskInfo,
     content_hash,
     decode_header,
@@ -49,13 +50,6 @@ class Task(TaskInfo):
 
     delta: Delta
 
-    def unknown_scores(self, features: FeatureMaps) -> Tensor | None:
-        """Of B images, by a source pass that was asked for this task (B,): above 1, an image is unlike those that the
-        task was trained for. None where that is not known."""
-        if self.unknown_above is None or (distances := self.delta.distance(features)) is None:
-            return None
-        return distances / self.unknown_above
-
 
 def make_task(
     source: Source,
@@ -65,7 +59,7 @@ def make_task(
     framing: Framing | None = None,
     training: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
-    unknown_above: float | None = None,
+    limits: Limits = Limits(),  # noqa: B008 # it cannot change
 ) -> Task:
     """A new task from a source and a frozen delta; `framing` is how pictures are shown to it, by default whole and at
     the source's own size.
@@ -92,7 +86,8 @@ def make_task(
         image_size=framing.image_size,
         crop_mode=framing.crop_mode,
         grey_range=framing.grey_range,
-        unknown_above=unknown_above,
+        unknown_above=limits.unknown_above,
+        thresholds=limits.thresholds,
         training=plain,
         metrics=_kept(_plain("metrics", metrics or {})),
         versions={"torchsnow": version("torchsnow"), "torch": str(torch.__version__), "timm": timm.__version__},

@@ -18,8 +18,9 @@ from torchsnow.source.config import Framing, InputConfig
 from torchsnow.train.loader import Batches
 from torchsnow.train.settings import TrainSettings
 from torchsnow.train.store import FeatureStore
+from torchsnow.train.targets import members
 
-Loader = DataLoader[tuple[Tensor, int]]  # it collates images and labels into a tensor each
+Loader = DataLoader[tuple[Tensor, Any]]  # it collates images and labels into a tensor each
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,25 @@ def plain_images(config: InputConfig, framing: Framing, cache_bytes: int = CACHE
 
 
 def balanced_weights(images: ImageSet) -> Tensor:
-    """Weights of the classes, (num_classes,), under which every class counts alike and an image counts 1 on average."""
-    counts = images.labels.bincount(minlength=len(images.classes))
+    """Weights of the classes, (num_classes,), under which every class counts alike and an image counts 1 on average; of
+    labels those under which images with a label count like those without."""
+    targets = images.labels
+    counts = members(targets, len(images.classes)).sum(0)
+    if targets.ndim == 2:
+        return (len(images) - counts) / counts.clamp_min(1)
     return len(images) / (len(counts) * counts.clamp_min(1))
 
 
 def data_config(splits: Splits) -> dict[str, Any]:
     """What a run was trained on, in JSON values; the split's digest covers which image is where."""
     places = [
-        [(example.path.relative_to(splits.root).as_posix(), example.label) for example in split]
+        [
+            (
+                example.path.relative_to(splits.root).as_posix(),
+                example.label if example.labels is None else example.labels,
+            )
+            for example in split
+        ]
         for split in (splits.train, splits.val)
     ]
     return {

@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from torchsnow.errors import DivergedError, TrainingError
+from torchsnow.task_file.labels import Thresholds
 from torchsnow.train.loader import Batches
+from torchsnow.train.targets import are_right, losses, mean_average_precision, named
 
 MATRIX_CLASSES = 1_000
 """With more classes there is no confusion matrix: it has as many entries as there are pairs of classes."""
@@ -48,6 +50,10 @@ class Metrics:
     recall of the classes that occur. `calibration_error` is the expected one over 15 bins. `mistakes` are all that
     were made, the most frequent first. `confusion[i][j]` counts the images of class i that were taken for class j;
     it is None with more than `MATRIX_CLASSES` classes.
+
+    Where images have any number of labels, `accuracy` is the share of those with all labels right, the loss is the sum
+    of the labels' binary ones, and `calibration_error` is over all answers. There are no mistakes and no matrix, but a
+    `mean_average_precision`, None elsewhere.
     """
 
     num_images: int
@@ -59,6 +65,7 @@ class Metrics:
     per_class: tuple[ClassMetrics, ...]
     mistakes: tuple[Mistake, ...]
     confusion: tuple[tuple[int, ...], ...] | None
+    mean_average_precision: float | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -90,7 +97,7 @@ def accuracy_interval(accuracy: float, num_images: int) -> tuple[float, float]:
 
 def evaluate(
     model: nn.Module,
-    dataset: Dataset[tuple[Tensor, int]],
+    dataset: Dataset[tuple[Tensor, Any]],
     classes: Sequence[str],
     batch_size: int,
     device: torch.device,
@@ -104,18 +111,23 @@ def evaluate(
     return compute_metrics(*predict(model, dataset, batch_size, device, num_workers), classes)
 
 
-def compute_metrics(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Metrics:
-    """Metrics of logits (N, num_classes) against labels (N,), both on the CPU. Raises what `evaluate` raises."""
+def compute_metrics(logits: Tensor, labels: Tensor, classes: Sequence[str], thresholds: Thresholds = None) -> Metrics:
+    """Metrics of logits (N, num_classes) against targets (see `train.targets`), both on the CPU, whose labels are named
+    from `thresholds` on. Raises what `evaluate` raises."""
     if len(labels) == 0:
         raise TrainingError("there are no images to evaluate on; give this split some, or leave it out")
-    if logits.shape[1] != len(classes) or int(labels.max()) >= len(classes):
+    num_labels = int(labels.max()) + 1 if labels.ndim == 1 else labels.shape[1]
+    if logits.shape[1] != len(classes) or num_labels > len(classes):
         raise TrainingError(
-            f"the model tells {logits.shape[1]} classes apart and the labels go up to {int(labels.max())}, "
+            f"the model tells {logits.shape[1]} classes apart and the labels go up to {num_labels - 1}, "
             f"but {len(classes)} class names were given"
         )
     if not bool(logits.isfinite().all()):
         raise DivergedError("the model's logits are not finite numbers; its training must have failed")
-    metrics = metrics_of(logits, labels, classes)
+    if labels.ndim == 1:
+        metrics = metrics_of(logits, labels, classes)
+    else:
+        metrics = _metrics_of_labels(logits, labels, classes, thresholds)
     if not math.isfinite(metrics.loss):
         raise DivergedError("the model's logits are too large for a finite loss; its training must have failed")
     return metrics
@@ -123,7 +135,7 @@ def compute_metrics(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> M
 
 def predict(
     model: nn.Module,
-    dataset: Dataset[tuple[Tensor, int]],
+    dataset: Dataset[tuple[Tensor, Any]],
     batch_size: int,
     device: torch.device,
     num_workers: int = 0,
@@ -140,7 +152,7 @@ def predict(
                 all_labels.append(labels)
     finally:
         model.train(training)
-    return torch.cat(all_logits[1:] or all_logits), torch.cat(all_labels)
+    return torch.cat(all_logits[1:] or all_logits), torch.cat(all_labels[1:] or all_labels)
 
 
 def metrics_of(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Metrics:
@@ -163,6 +175,28 @@ def metrics_of(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Metric
         per_class=tuple(ClassMetrics(*row) for row in rows),
         mistakes=_mistakes(labels[~is_right], predicted[~is_right], classes),
         confusion=_confusion(labels, predicted, num_classes) if num_classes <= MATRIX_CLASSES else None,
+    )
+
+
+def _metrics_of_labels(logits: Tensor, targets: Tensor, classes: Sequence[str], thresholds: Thresholds) -> Metrics:
+    """The same where images have any number of labels, (N, num_classes)."""
+    is_named, shares, truth = named(logits, thresholds), logits.double().sigmoid(), targets.double()
+    counts, taken, right = truth.sum(0), is_named.double().sum(0), (is_named * truth).sum(0)
+    precision, recall = right / taken.clamp_min(1), right / counts.clamp_min(1)
+    f1 = 2 * right / (taken + counts).clamp_min(1)
+    rows = zip(classes, counts.long().tolist(), precision.tolist(), recall.tolist(), f1.tolist(), strict=True)
+    confidence, is_right = torch.maximum(shares, 1 - shares), (shares >= 0.5) == truth.bool()
+    return Metrics(
+        num_images=len(targets),
+        loss=float(losses(logits, targets).mean()),
+        accuracy=float(are_right(logits, targets, thresholds).double().mean()),
+        top5=None,
+        balanced_accuracy=float(recall[counts > 0].mean()) if bool(counts.any()) else 0.0,
+        calibration_error=_calibration_error(confidence.flatten(), is_right.flatten().double()),
+        per_class=tuple(ClassMetrics(*row) for row in rows),
+        mistakes=(),
+        confusion=None,
+        mean_average_precision=mean_average_precision(logits, targets),
     )
 
 

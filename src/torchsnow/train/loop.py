@@ -30,6 +30,7 @@ from torchsnow.train.schedule import load_optimizer_tensors, lr_factor, optimize
 from torchsnow.train.settings import TrainSettings
 from torchsnow.train.step import Stepper
 from torchsnow.train.store import MOST_VIEWS, FeatureStore, Wanted, sample_of
+from torchsnow.train.targets import are_right
 
 CHECK_EVERY = 10  # steps: looking at the loss makes the CPU wait for an accelerator
 _NORM_BATCHES = 32  # of training images, which tell the statistics of a norm well enough
@@ -237,7 +238,7 @@ class Loop:
         """One step of the optimiser; (sum of the loss, right ones, images)."""
         self.method.set_progress(step / (self.steps * self.epochs))
         loss, logits = self.stepper.step(self.trained, images, labels, self._lr_factor(step))
-        right = (logits.argmax(1) == labels).sum()
+        right = are_right(logits, labels).sum()
         return torch.stack([loss.double() * len(labels), right.double(), right.new_tensor(len(labels))])
 
     def _lr_factor(self, step: int) -> float:

@@ -13,6 +13,7 @@ from torchsnow.train.batches import balanced_weights
 from torchsnow.train.contract import Method
 from torchsnow.train.schedule import make_optimizer, set_lr
 from torchsnow.train.settings import TrainSettings
+from torchsnow.train.targets import losses
 
 MAX_GRADIENT_NORM = 5.0
 
@@ -25,8 +26,8 @@ class Stepper:
         self.amp = settings.amp and self.device.type == "cuda"
         self.optimizer = make_optimizer(method.parameter_groups(settings.lr, settings.weight_decay), settings)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        weights = None if settings.class_weights == "none" else balanced_weights(images)
-        self.criterion = nn.CrossEntropyLoss(weights, label_smoothing=settings.label_smoothing).to(self.device)
+        self._weights = None if settings.class_weights == "none" else balanced_weights(images).to(self.device)
+        self._label_smoothing = settings.label_smoothing
 
     def step(
         self, model: Callable[[Any], Tensor], images: Any, labels: Tensor, lr_factor: float
@@ -38,9 +39,16 @@ class Stepper:
         set_lr(self.optimizer, lr_factor)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
             logits = model(images).float()
-        loss: Tensor = self.criterion(logits, labels)
+        loss = self._loss(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
         self.optimizer.step()
         return loss.detach(), logits.detach()
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean over the batch; of classes with weights the weighted one."""
+        of_images = losses(logits, labels, self._weights, self._label_smoothing)
+        if self._weights is None or labels.ndim == 2:
+            return of_images.mean()
+        return of_images.sum() / self._weights[labels].sum()

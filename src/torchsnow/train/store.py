@@ -53,8 +53,9 @@ class FrozenPart(Protocol):
     def chosen(self) -> dict[str, Tensor]: ...
 
 
-class FeatureStore(Dataset[tuple[Tensor, int]]):
-    """Values (V, n, D) of n images in V views, with labels (n,); an item is one view at random and its label."""
+class FeatureStore(Dataset[tuple[Tensor, Any]]):
+    """Values (V, n, D) of n images in V views, with their targets (n, ...); an item is one view at random, and what its
+    image is."""
 
     def __init__(self, values: Tensor, labels: Tensor) -> None:
         self.values, self.labels = values, labels
@@ -62,9 +63,9 @@ class FeatureStore(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         values, labels = self.__getitems__([index])
-        return values[0], int(labels[0])
+        return values[0], labels[0]
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         at = torch.tensor(indices)

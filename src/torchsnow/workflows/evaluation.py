@@ -13,14 +13,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from torchsnow.data import Example, ImageSet, LoadedData, Splits
+from torchsnow.data.datasets import targets_of
 from torchsnow.data.names import as_text, first_few, likeness
+from torchsnow.data.tables import BETWEEN
+from torchsnow.delta.fold import fold
 from torchsnow.errors import DataError
 from torchsnow.hub import Hub
 from torchsnow.model import SnowModel
 from torchsnow.source import Source
 from torchsnow.task_file import Task
+from torchsnow.task_file.info import Limits
+from torchsnow.task_file.labels import Thresholds, names_of, probabilities
 from torchsnow.train import Metrics, TrainSettings
 from torchsnow.train.evaluate import compute_metrics
+from torchsnow.train.targets import are_right, best_thresholds
 from torchsnow.workflows.predictions import run_tasks
 
 UNKNOWN_RATE = 0.05
@@ -35,15 +41,20 @@ class Evaluation:
     metrics: Metrics
     examples: Sequence[Example]
     logits: Tensor
+    thresholds: Thresholds
 
     def rows(self, data: LoadedData) -> Iterator[tuple[Any, ...]]:
         """For every image its path below the data's root, its class, the one that it is taken for, whether that is
-        right, and the probabilities of the one that it is taken for and of its own."""
-        probabilities, classes = self.logits.softmax(1), self.metrics.classes
-        for example, of_image in zip(self.examples, probabilities, strict=True):
-            top, label = int(of_image.argmax()), example.label
-            shares = (round(float(of_image[place]), 6) for place in (top, label))
-            yield data.relative_path(example), classes[label], classes[top], top == label, *shares
+        right, and the probabilities of the one that it is taken for and of its own; of several labels all with `|`
+        between, and no probabilities."""
+        shares, classes = probabilities(self.logits, self.thresholds).tolist(), self.metrics.classes
+        orders = self.logits.argsort(dim=1, descending=True, stable=True).tolist()
+        for example, of_image, order in zip(self.examples, shares, orders, strict=True):
+            said = sorted(names_of(of_image, order, self.thresholds))
+            own = example.all_labels
+            numbers = [round(of_image[places[0]], 6) if len(places) == 1 else "" for places in (said, own)]
+            texts = (BETWEEN.join(classes[place] for place in places) for places in (own, said))
+            yield data.relative_path(example), *texts, tuple(said) == own, *numbers
 
 
 @dataclass(frozen=True)
@@ -66,20 +77,24 @@ class Change:
         return float(binomtest(self.gained, self.gained + self.lost).pvalue) if self.gained + self.lost else 1.0
 
 
-def change_since(former: Task, source: Source, splits: Splits, logits: Tensor) -> Change | None:
+def change_since(
+    former: Task, source: Source, splits: Splits, logits: Tensor, thresholds: Thresholds = None
+) -> Change | None:
     """What a new version, which gives `logits` (N, num_classes) for the test images, changed since the former one.
 
-    None where that one knew other classes. Raises DataError when an image cannot be read any more.
+    None where that one knew other classes, or only one of them several labels of an image. Raises DataError when an
+    image cannot be read any more.
     """
-    if set(former.classes) != set(splits.classes):
+    if set(former.classes) != set(splits.classes) or (former.thresholds is None) != (thresholds is None):
         return None
     files = [example.path for example in splits.test]
-    labels = torch.tensor([example.label for example in splits.test])
+    labels = targets_of(splits.test, len(splits.classes))
     of_former = torch.cat(
         [batch.logits[former.name] for batch in run_tasks(source, {former.name: former}, files, raise_bad_image)]
     )
-    places = torch.tensor([splits.classes.index(name) for name in former.classes])
-    before, now = places[of_former.argmax(1)] == labels, logits.argmax(1) == labels
+    places = [former.classes.index(name) for name in splits.classes]
+    limits = None if former.thresholds is None else tuple(former.thresholds[place] for place in places)
+    before, now = are_right(of_former[:, places], labels, limits), are_right(logits, labels, thresholds)
     return Change(len(labels), int(before.sum()), int((now & ~before).sum()), int((before & ~now).sum()))
 
 
@@ -100,8 +115,9 @@ def evaluate_task(
     files = [example.path for example in relabelled]
     batches = run_tasks(hub.source, {name: task}, files, raise_bad_image, progress=progress)
     logits = torch.cat([torch.empty(0, len(task.classes)), *(batch.logits[name] for batch in batches)])
-    labels = torch.tensor([example.label for example in relabelled], dtype=torch.int64)
-    return Evaluation(compute_metrics(logits, labels, task.classes), relabelled, logits)
+    targets = targets_of(relabelled, len(task.classes))
+    metrics = compute_metrics(logits, targets, task.classes, task.thresholds)
+    return Evaluation(metrics, relabelled, logits, task.thresholds)
 
 
 def raise_bad_image(file: Path, why: str) -> None:
@@ -123,7 +139,12 @@ def matched_labels(task: Task, data: LoadedData, examples: Iterable[Example]) ->
             f"{data.name} has the class {unknown[0]!r}, which task {task.name!r} does not know{near}; "
             f"its classes are {first_few(task.classes, 20, ', ')}"
         )
-    return [Example(example.path, places[data.classes[example.label]]) for example in examples]
+    return [_matched(example, [places[name] for name in data.classes]) for example in examples]
+
+
+def _matched(example: Example, places: Sequence[int]) -> Example:
+    own = None if example.labels is None else tuple(sorted(places[label] for label in example.labels))
+    return Example(example.path, places[example.label], own)
 
 
 def examples_of(data: LoadedData, split: str, splits_file: Path | None) -> Sequence[Example]:
@@ -142,23 +163,26 @@ def examples_of(data: LoadedData, split: str, splits_file: Path | None) -> Seque
     return splits[split]
 
 
-def unknown_above(model: SnowModel, val: ImageSet, settings: TrainSettings) -> float | None:
-    """The distance (see `Head.distance`) above which an image is unknown, by validation images.
+def limits_of(model: SnowModel, val: ImageSet, settings: TrainSettings) -> Limits:
+    """From where on an image is unknown and, where images have several labels, from where on they are named, by
+    validation images.
 
-    Of images like those, at most `UNKNOWN_RATE` are above it, whatever their distribution (split conformal prediction,
-    Vovk et al., "Algorithmic Learning in a Random World", 2005). None for fewer than 19 images, which cannot say, and
-    for a task whose head reads nothing of the source.
+    Of images like those, at most `UNKNOWN_RATE` are above the distance (see `FoldedHead`), whatever their distribution
+    (split conformal prediction, Vovk et al., "Algorithmic Learning in a Random World", 2005). It is None for fewer than
+    19 images, which cannot say, and for a task whose head reads nothing of the source.
     """
-    images, delta = val.subset(range(0, len(val), math.ceil(len(val) / _MOST_IMAGES))), model.delta.eval()
-    rank = math.ceil((len(images) + 1) * (1 - UNKNOWN_RATE))
-    if rank > len(images):
-        return None
-    distances, request = [], delta.request(delta.choose())
+    images, delta = val.subset(range(0, len(val), math.ceil(len(val) / _MOST_IMAGES))), fold(model.delta)
+    targets, request = images.labels, delta.request(delta.choose())
+    all_logits: list[Tensor] = []
+    all_distances: list[Tensor] = []
     with torch.no_grad():
         for pixels, _ in DataLoader(images, settings.batch_size):
-            of_batch = delta.distance(model.source(pixels.to(settings.torch_device()), request))
-            if of_batch is None:
-                return None
-            distances.append(of_batch.float().cpu())
-    limit = float(torch.cat(distances).kthvalue(rank).values)
-    return limit if 0 < limit < math.inf else None
+            logits, distances = delta.with_distance(model.source(pixels.to(settings.torch_device()), request))
+            all_logits.append(logits.float().cpu())
+            all_distances += [] if distances is None else [distances.float().cpu()]
+    thresholds = best_thresholds(torch.cat(all_logits), targets) if targets.ndim == 2 else None
+    rank = math.ceil((len(images) + 1) * (1 - UNKNOWN_RATE))
+    if rank > len(images) or not all_distances:
+        return Limits(None, thresholds)
+    limit = float(torch.cat(all_distances).kthvalue(rank).values)
+    return Limits(limit if 0 < limit < math.inf else None, thresholds)

@@ -13,8 +13,10 @@ from torchsnow.hub import Entry, Hub, is_hub
 from torchsnow.model import SnowModel
 from torchsnow.source import Source
 from torchsnow.task_file import make_task
+from torchsnow.task_file.info import Limits
+from torchsnow.task_file.labels import Thresholds
 from torchsnow.train import FitResult, Metrics, RunFolder
-from torchsnow.workflows.evaluation import Change, change_since, unknown_above
+from torchsnow.workflows.evaluation import Change, change_since, limits_of
 from torchsnow.workflows.recipe import Recipe
 
 
@@ -32,6 +34,14 @@ class Training:
     recipe: Recipe
     pool: ImageSet
 
+    def limits(self, result: FitResult) -> Limits:
+        """What the validation images say of a result; nothing of one that is no delta."""
+        if not isinstance(result.model, SnowModel):
+            return Limits()
+        return limits_of(
+            result.model, self.pool.with_examples(self.splits.val, self.splits.classes), self.recipe.settings
+        )
+
 
 class Place:
     """The hub that trained tasks go to, made when the first one comes."""
@@ -42,8 +52,9 @@ class Place:
         self.path, self.source, self.replace = path, source, replace
         self._hub = Hub.open(path, source) if is_hub(path) else None
 
-    def put(self, training: Training, result: FitResult, test: Metrics | None) -> Entry:
-        """Add what was trained; it takes the place of a former stage of the same run. Raises HubError."""
+    def put(self, training: Training, result: FitResult, test: Metrics | None, limits: Limits) -> Entry:
+        """Add what was trained, with what validation images say of it; it takes the place of a former stage of the same
+        run. Raises HubError."""
         run, recipe = training.run, training.recipe
         about = {
             **recipe.settings.to_dict(), "method": recipe.method, "preset": recipe.preset, "data": training.data
@@ -51,17 +62,7 @@ class Place:
         metrics = {"val": result.metrics.to_dict(), "test": None if test is None else test.to_dict()}
         assert isinstance(result.model, SnowModel)
         delta, classes, framing = result.model.delta, training.splits.classes, recipe.settings.framing
-        limit = unknown_above(result.model, training.pool.with_examples(training.splits.val, classes), recipe.settings)
-        task = make_task(
-            self.source,
-            delta,
-            training.name,
-            classes,
-            framing,
-            training=about,
-            metrics=metrics,
-            unknown_above=limit,
-        )
+        task = make_task(self.source, delta, training.name, classes, framing, about, metrics, limits)
         try:
             self._hub = self._hub or Hub.create(self.path, self.source)
             entry = self._hub.add(task, self.replace, amends=run.read_shipped())
@@ -70,7 +71,7 @@ class Place:
         run.write_shipped(entry.sha256)
         return entry
 
-    def change(self, training: Training, logits: Tensor) -> Change | None:
+    def change(self, training: Training, logits: Tensor, thresholds: Thresholds) -> Change | None:
         """What the task that was put last changes, by its logits (N, num_classes) for the test images, since the
         version whose place it took; None where there is none that can be read, or none with the same classes."""
         hub, name = self._hub, training.name
@@ -78,4 +79,4 @@ class Place:
             former = None if hub is None or name not in hub.former() else hub.version(name, hub.former()[name][0])
         except HubError:  # the hub's own verbs say what is wrong with it
             return None
-        return None if former is None else change_since(former, self.source, training.splits, logits)
+        return None if former is None else change_since(former, self.source, training.splits, logits, thresholds)

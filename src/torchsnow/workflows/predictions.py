@@ -18,9 +18,11 @@ from torchsnow.delta import Delta
 from torchsnow.delta.fold import fold
 from torchsnow.errors import DataError, HubError, SourceError
 from torchsnow.hub import Hub
+from torchsnow.hub.live import unknown_scores
 from torchsnow.source import Framing, Request, Source
 from torchsnow.source.grid import ONE_CELL
 from torchsnow.task_file import Task
+from torchsnow.task_file.labels import names_of, probabilities
 
 BATCH_SIZE = 32
 _DECODING_THREADS = min(16, os.cpu_count() or 1)
@@ -33,7 +35,8 @@ Views = Mapping[Framing, Tensor]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one task says of one image: probabilities by class name, the most likely first.
+    """What one task says of one image: probabilities by class name, the most likely first, and its `labels`: the most
+    likely class alone, or of a task with thresholds all that reach theirs.
 
     An `unknown_score` above 1 says that the image is unlike those that the task was trained for, so that its classes
     mean little; None where the task's file does not know.
@@ -42,6 +45,7 @@ class Prediction:
     image: str
     task: str
     probabilities: dict[str, float]
+    labels: tuple[str, ...]
     unknown_score: float | None = None
 
     @property
@@ -141,14 +145,15 @@ def _batch(
         try:
             with torch.no_grad():
                 maps = source(pixels, Request.together([*requests, *extra]))
-                logits = {name: delta(maps).cpu() for name, (_, delta) in tasks.items()}
-                unknown = {name: task.unknown_scores(maps) for name, (task, _) in tasks.items()}
+                outputs = {name: delta.with_distance(maps) for name, (_, delta) in tasks.items()}
         except SourceError as error:  # in this framing: other tasks read images of another
             for file in batch.files:
                 on_bad(file, f"no answer of {', '.join(tasks)} for {file}: {error}")
             continue
-        batch.logits.update(logits)
-        batch.unknown_scores.update({name: scores.cpu() for name, scores in unknown.items() if scores is not None})
+        for name, (logits, distances) in outputs.items():
+            batch.logits[name] = logits.cpu()
+            if (scores := unknown_scores(distances, tasks[name][0].unknown_above)) is not None:
+                batch.unknown_scores[name] = scores.cpu()
         if features:
             batch.features[framing] = maps.values(channels, last=True).float().cpu()
     return batch
@@ -189,32 +194,29 @@ def _predictions(
 ) -> Iterator[Prediction]:
     for batch in run_tasks(source, tasks, files, on_bad, progress=progress):
         likeliest = {
-            name: _likeliest(batch.logits[name], task.classes, top)
-            for name, task in tasks.items()
-            if name in batch.logits
+            name: _likeliest(batch.logits[name], task, top) for name, task in tasks.items() if name in batch.logits
         }
         unknown = {name: scores.tolist() for name, scores in batch.unknown_scores.items()}
         for row, file in enumerate(batch.files):
             for name, rows in likeliest.items():
-                probabilities = rows[row]
-                if probabilities is None:
+                if (found := rows[row]) is None:
                     on_bad(file, f"no answer of {name} for {file}: its logits are not finite numbers")
                 else:
-                    yield Prediction(str(file), name, probabilities, unknown[name][row] if name in unknown else None)
+                    yield Prediction(str(file), name, *found, unknown[name][row] if name in unknown else None)
 
 
-def _likeliest(logits: Tensor, classes: Sequence[str], top: int | None) -> list[dict[str, float] | None]:
-    """For every row the `top` likeliest classes, the likeliest first; None where logits are not finite."""
-    count = len(classes) if top is None else min(top, len(classes))
-    order = logits.argsort(stable=True, dim=1, descending=True)
-    probabilities = logits.softmax(1).gather(1, order)
-    rows = zip(
-        logits.isfinite().all(1).tolist(),
-        probabilities[:, :count].tolist(),
-        order[:, :count].tolist(),
-        strict=True,
-    )
+def _likeliest(logits: Tensor, task: Task, top: int | None) -> list[tuple[dict[str, float], tuple[str, ...]] | None]:
+    """For every row the `top` likeliest classes, the likeliest first, and its labels; None where logits are not
+    finite."""
+    classes = task.classes
+    order = logits.argsort(stable=True, dim=1, descending=True).tolist()
+    rows = zip(logits.isfinite().all(1).tolist(), probabilities(logits, task.thresholds).tolist(), order, strict=True)
     return [
-        {classes[i]: value for i, value in zip(places, values, strict=True)} if is_finite else None
-        for is_finite, values, places in rows
+        (
+            {classes[place]: shares[place] for place in places[:top]},
+            tuple(classes[place] for place in names_of(shares, places, task.thresholds)),
+        )
+        if is_finite
+        else None
+        for is_finite, shares, places in rows
     ]

@@ -177,7 +177,7 @@ def train_task(
 
         def stage(result: FitResult, what: str) -> None:
             if hub is not None and (task.method.starts_as_probe or result.best.epoch > 0):
-                hub.put(training, result, None)
+                hub.put(training, result, None, training.limits(result))
                 tell(f"{what}: {on_validation(result.metrics)}; task {name!r} is in the hub {path}")
 
         deadline_s = None if recipe.time_s is None else start_s + recipe.time_s
@@ -225,6 +225,11 @@ def _silent(line: str) -> None:
 def on_validation(metrics: Metrics) -> str:
     """An accuracy on validation images in words, and what to compare it with."""
     low, high = metrics.accuracy_interval
+    if metrics.mean_average_precision is not None:
+        return (
+            f"a mean average precision of {metrics.mean_average_precision:.1%} on {metrics.num_images} validation "
+            f"images, and all labels right on {metrics.accuracy:.1%} of them (95%: {low:.0%} to {high:.0%})"
+        )
     return (
         f"{metrics.accuracy:.1%} on {metrics.num_images} validation images (95%: {low:.0%} to {high:.0%}; always "
         f"naming the largest class: {metrics.majority_share:.0%})"
@@ -249,15 +254,17 @@ def complete(training: Training, learner: Method, result: FitResult, hub: Place 
     # the test split is looked at once, when nothing is left to choose
     images = training.pool.with_examples(splits.test, splits.classes)
     logits, labels = predict(result.model, images, settings.batch_size, settings.torch_device())
-    test = compute_metrics(logits, labels, splits.classes) if splits.test else None
+    limits = training.limits(result)
+    test = compute_metrics(logits, labels, splits.classes, limits.thresholds) if splits.test else None
     metrics = {"val": result.metrics.to_dict(), "test": None if test is None else test.to_dict()}
     run.write_metrics({**metrics, "probe": {"val_accuracy": probe_accuracy}})
-    size_bytes = stored_bytes(learner.shipped_state()) if hub is None else hub.put(training, result, test).size_bytes
+    shipped = learner.shipped_state
+    size_bytes = stored_bytes(shipped()) if hub is None else hub.put(training, result, test, limits).size_bytes
     from torchsnow.plots import draw_run, without_harm  # here: drawing is loaded when there is something to draw
 
     with without_harm(run.log, "the run"):
         draw_run(run, result)
-    change = None if hub is None or test is None else hub.change(training, logits)
+    change = None if hub is None or test is None else hub.change(training, logits, limits.thresholds)
     path = None if hub is None else hub.path
     seconds = time.monotonic() - start_s
     return TrainedTask(
