@@ -42,6 +42,11 @@ class Place:
         self.path, self.source, self.replace = path, source, replace
         self._hub = Hub.open(path, source) if is_hub(path) else None
 
+    def make(self) -> Hub:
+        """The hub, made if there is none. Raises HubError."""
+        self._hub = self._hub or Hub.create(self.path, self.source)
+        return self._hub
+
     def put(self, training: Training, result: FitResult, test: Metrics | None) -> Entry:
         """Add what was trained; it takes the place of a former stage of the same run. Raises HubError."""
         run, recipe = training.run, training.recipe
@@ -63,8 +68,7 @@ class Place:
             unknown_above=limit,
         )
         try:
-            self._hub = self._hub or Hub.create(self.path, self.source)
-            entry = self._hub.add(task, self.replace, amends=run.read_shipped())
+            entry = self.make().add(task, self.replace, amends=run.read_shipped())
         except HubError as error:
             raise HubError(f"{error}. The training is not lost: resume the run (--resume) to add its task") from error
         run.write_shipped(entry.sha256)
