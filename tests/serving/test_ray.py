@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from conftest import make_hub
 from running_server import BEARER, TOKEN, Reply, Running, picture
 from test_open_inference import (  # noqa: F401 # run here again, on the fixtures below
     test_an_output_can_be_the_likeliest_classes,
@@ -29,13 +28,13 @@ from test_serving_predict import (  # noqa: F401
     test_a_deadline_must_be_a_number,
     test_a_near_name_is_offered,
     test_every_task_answers_a_form,
-    test_metrics_count,
     test_named_tasks_answer_json,
     test_requests_for_different_tasks_share_passes_and_get_their_own_answers,
     test_tasks_are_listed,
     test_what_is_no_request_is_told_why,
 )
 
+from conftest import make_hub
 from local_ray import Ray
 from torchsnow.errors import TorchsnowError
 from torchsnow.hub import Hub
@@ -118,7 +117,7 @@ def test_a_replica_that_is_killed_costs_what_it_was_at_work_on_and_no_more(ray: 
             if [found[name] for name in classes] != pytest.approx(expected[caller], abs=1e-4):
                 wrong.append(reply)
 
-    replicas = ray.pids("ServeReplica:torchsnow")
+    replicas = ray.pids("SERVE_REPLICA::torchsnow")
     assert len(replicas) == 2
     with ThreadPoolExecutor(num_callers) as callers:
         asking = [callers.submit(ask, number) for number in range(num_callers)]
@@ -127,7 +126,7 @@ def test_a_replica_that_is_killed_costs_what_it_was_at_work_on_and_no_more(ray: 
             os.kill(replicas[0], signal.SIGKILL)
             before = len(answered)
             server.wait_until(lambda: len(answered) > before + 40, 60)
-            server.wait_until(lambda: len(set(ray.pids("ServeReplica:torchsnow")) - {replicas[0]}) == 2, 60)
+            server.wait_until(lambda: len(set(ray.pids("SERVE_REPLICA::torchsnow")) - {replicas[0]}) == 2, 60)
         finally:
             end.set()
         for future in asking:

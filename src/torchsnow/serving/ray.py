@@ -64,7 +64,8 @@ class _Replicas(Siblings):
         from ray.serve.exceptions import RayServeException
 
         try:
-            asked = serve.get_deployment_handle(NAME, NAME).broadcast("hear", question)
+            own = serve.get_replica_context()
+            asked = serve.get_deployment_handle(own.deployment, own.app_name).broadcast("hear", question)
             replies = await asked.results_async(timeout_s=timeout_s, return_exceptions=True)
         except (TimeoutError, RayError, RayServeException):
             return [None]
@@ -115,6 +116,7 @@ def app(told: dict[str, str]) -> Any:
 
 def serve_on(address: str, application: Any, host: str, port: int, settings: ServeSettings) -> None:
     """Serve on the cluster at an address until SIGTERM or SIGINT, then let its replicas finish what they accepted."""
+    write_logs()
     stop = threading.Event()
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *given: stop.set())
