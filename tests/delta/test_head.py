@@ -9,7 +9,7 @@ from torch import Tensor
 from torchsnow.delta.head import FoldedHead, Head
 from torchsnow.delta.spec import DeltaSpec, Slots
 from torchsnow.source import FeatureMaps
-from torchsnow.source.grid import ONE_CELL
+from torchsnow.source.grid import ONE_CELL, Grid
 
 OWN, CLASSES = 6, 3
 VALUES = 4 + 5 + 7  # two taps and the last features
@@ -23,7 +23,7 @@ def features() -> FeatureMaps:
     taps = {"a": torch.randn(2, 4, 3, 3), "b": torch.randn(2, 3, 3, 5)}
     averages = torch.cat([taps["a"].mean((2, 3)), taps["b"].mean((1, 2))], 1)[:, :, None, None]
     cells = torch.cat([taps["a"], taps["b"].movedim(3, 1)], 1)
-    grids = {ONE_CELL: (CHANNELS, averages), 3: (CHANNELS, cells)}
+    grids = {ONE_CELL: Grid.of(CHANNELS, averages), 3: Grid.of(CHANNELS, cells)}
     return FeatureMaps(torch.zeros(2, 3, 9, 9), {"a": 1, "b": 3}, taps=taps, grids=grids, last=torch.randn(2, 7))
 
 

@@ -15,7 +15,16 @@ from torch.nn import functional as F
 from torchsnow.errors import SourceError
 from torchsnow.source import FeatureMaps, InputConfig, Precision, Request, Source
 from torchsnow.source import source as source_module
-from torchsnow.source.grid import ONE_CELL, choose_channels, grid_size, join_channels, join_images, to_grid
+from torchsnow.source.grid import (
+    ONE_CELL,
+    Grid,
+    choose_channels,
+    grid_size,
+    join_channels,
+    join_images,
+    moments,
+    to_grid,
+)
 
 SIDES = st.integers(1, 12)
 
@@ -102,12 +111,14 @@ def test_a_grid_has_a_cell_per_so_many_pixels_rounded_up(
 
 def test_joining_and_choosing_keep_every_channel_of_every_image() -> None:
     first, second = maps_of(2, 3, 4), maps_of(2, 3, 5) + 10
-    joint = join_channels([first, second])
-    assert torch.equal(joint, torch.cat([first, second], 1))
+    joint = join_channels([(x, *moments(x, with_std=True)) for x in (first, second)])
+    expected = Grid.of(torch.arange(9), torch.cat([first, second], 1))[1:]
+    assert all(torch.equal(*pair) for pair in zip(joint, expected, strict=True))
     idx = torch.tensor([1, 4, 8])
-    assert torch.equal(choose_channels(joint, idx), joint[:, idx])
-    assert torch.equal(join_images([joint[:1], joint[1:]]), joint)
-    assert torch.equal(join_images([joint]), joint)
+    assert torch.equal(choose_channels(joint[0], idx), joint[0][:, idx])
+    halves = [tuple(x[rows] for x in joint) for rows in (slice(0, 1), slice(1, 2))]
+    assert all(torch.equal(*pair) for pair in zip(join_images(halves), joint, strict=True))
+    assert join_images([joint]) is joint
 
 
 # in a source's pass
@@ -278,12 +289,34 @@ def test_a_pass_without_a_grid_says_what_to_ask_for() -> None:
         source(torch.randn(1, 3, 32, 32)).averages(torch.tensor([0]))
 
 
-def test_what_is_computed_of_a_pass_is_computed_once_for_all_its_spans() -> None:
+@pytest.mark.parametrize("name", [*TINY, "mobilenetv2_035"])
+def test_a_pass_gives_means_and_deviations_over_the_cells(name: str) -> None:
+    source = lively_source(name)
+    index = some_channels(source)
+    features = source(image(64), Request(grids={32: index}, stds=frozenset({32}), last=True))
+    maps = features.grid(32, index)
+    near(features.averages(index[1:]), maps.mean((2, 3))[:, 1:], 1e-5)
+    near(features.deviations(32, index[1:]), maps.std((2, 3), correction=0)[:, 1:], 1e-5)
+    expected = torch.cat([maps.mean((2, 3)), maps.std((2, 3), correction=0), features.last], 1)
+    near(features.values(index, last=True, std_reduction=32), expected, 1e-5)
+
+
+def test_deviations_come_where_they_are_asked_for() -> None:
+    source = lively_source("test_resnet")
+    index = torch.tensor([0, 5])
+    plain, with_std = Request(grids={32: index}), Request(grids={32: index[:1]}, stds=frozenset({32}))
+    with pytest.raises(SourceError, match="asked for no deviations"):
+        source(image(64), plain).deviations(32, index)
+    assert source(image(64), Request.together([plain, with_std])).deviations(32, index).shape == (2, 2)
+
+
+def test_a_span_is_a_view_of_the_same_images() -> None:
     maps = torch.randn(4, 6, 2, 3)
-    whole = FeatureMaps(torch.zeros(4, 3, 64, 96), {}, grids={32: (torch.arange(6), maps)})
-    spans = [whole.span(0, 4), whole.span(1, 3), whole.span(3, 4)]
-    for part, span in zip((slice(0, 4), slice(1, 3), slice(3, 4)), spans, strict=True):
-        torch.testing.assert_close(span.means(32), maps[part].mean((2, 3)))
-        torch.testing.assert_close(span.stds(32), maps[part].std((2, 3), correction=0))
-        assert span.stds(32).data_ptr() == whole.stds(32)[part].data_ptr()
-        assert span.means(32).data_ptr() == whole.means(32)[part].data_ptr()
+    whole = FeatureMaps(torch.zeros(4, 3, 64, 96), {}, grids={32: Grid.of(torch.arange(6), maps)})
+    for part in (slice(0, 4), slice(1, 3), slice(3, 4)):
+        span = whole.span(part.start, part.stop).grids[32]
+        assert span.stds is not None
+        torch.testing.assert_close(span.means, maps[part].mean((2, 3)))
+        torch.testing.assert_close(span.stds, maps[part].std((2, 3), correction=0))
+        assert span.stds.data_ptr() == whole.grids[32].stds[part].data_ptr()
+        assert span.maps.data_ptr() == maps[part].data_ptr()

@@ -321,11 +321,11 @@ def test_the_picture_to_try_deltas_on_is_passed_once_until_the_source_moves(monk
     trial = source.trial(ONE_CELL)
     assert source.trial(ONE_CELL) is trial
     assert trial.images.shape == (1, 3, 96, 96)
-    assert {reduction: maps.shape for reduction, (_, maps) in trial.grids.items()} == {0: (1, source.num_chs, 1, 1)}
+    assert {reduction: grid.maps.shape for reduction, grid in trial.grids.items()} == {0: (1, source.num_chs, 1, 1)}
     assert set(trial.taps) == set(source.taps)
     assert trial.last is not None
     assert not trial.last.requires_grad
-    finer = source.trial(32).grids[32][1]
+    finer = source.trial(32).grids[32].maps
     assert finer.shape == (1, source.num_chs, 3, 3)
     source.to("cpu")
     assert source.trial(ONE_CELL) is not trial

@@ -14,7 +14,7 @@ from torchsnow.delta.rounding import packed_shape
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.source.features import FeatureMaps
 from torchsnow.source.graph import VALUE
-from torchsnow.source.grid import grid_size
+from torchsnow.source.grid import Grid, grid_size
 from torchsnow.source.source import Source
 
 LEAST_GRID_WIDTH = 32
@@ -49,7 +49,7 @@ def delta_cost(source: Source, spec: DeltaSpec) -> Cost:
     grids = {}
     if (pool := delta.grid_pool) is not None:
         size = grid_size(image.shape[2], image.shape[3], spec.grid_reduction)
-        grids[spec.grid_reduction] = pool.index, image.new_empty(len(image), pool.num_pooled, *size)
+        grids[spec.grid_reduction] = Grid.of(pool.index, image.new_empty(len(image), pool.num_pooled, *size))
     features = FeatureMaps(image, dims, taps, grids=grids)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         delta.own_features(features, delta.choose())

@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from torchsnow.delta.delta import Delta
 from torchsnow.delta.derive import key_of
+from torchsnow.delta.grid import GridBody
 from torchsnow.delta.head import FoldedHead, Head, linear_of
 from torchsnow.delta.layers import Columns, SubscribedLayer, SubscribedLinear
 from torchsnow.errors import DeltaError
@@ -22,8 +23,7 @@ from torchsnow.source.plan import FOLDABLE
 def fold(delta: Delta) -> Delta:
     """A copy of a frozen delta that gives the same logits in fewer steps; it can neither be trained nor stored.
 
-    The pooling weights of a grid body stay: they cost a multiplication of few numbers. A folded delta is returned as it
-    is. Raises DeltaError for a delta that is not frozen.
+    A folded delta is returned as it is. Raises DeltaError for a delta that is not frozen.
     """
     if not delta.frozen:
         raise DeltaError("this delta is not frozen, so its choice may change; freeze it before folding it")
@@ -34,6 +34,9 @@ def fold(delta: Delta) -> Delta:
         folded.head = FoldedHead(folded.head)
     if isinstance(folded.body, fx.GraphModule):
         _fold_copy(folded, folded.body)
+    elif isinstance(folded.body, GridBody) and (pool := folded.grid_pool) is not None:
+        folded.body.scale_stem(pool.weight)
+        pool.register_parameter("weight", None)
     return folded.requires_grad_(False)
 
 

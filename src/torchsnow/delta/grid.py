@@ -29,7 +29,8 @@ FEATURES_PER_WIDTH = 4
 
 
 class GridBody(nn.Module):
-    """Subscribed channels on a grid (B, num_chs, Gh, Gw) and their pooling weights -> features (B, num_features)."""
+    """Subscribed channels on a grid (B, num_chs, Gh, Gw) and their pooling weights (num_chs,), or None where these are
+    folded into the stem -> features (B, num_features)."""
 
     def __init__(self, num_chs: int, width: int, num_blocks: int, global_pool: GlobalPool, frozen: bool) -> None:
         super().__init__()
@@ -40,13 +41,19 @@ class GridBody(nn.Module):
         self.blocks = nn.ModuleList(Block(width, frozen) for _ in range(num_blocks))
         self.gather = _pointwise(width, self.last_chs, frozen)
 
-    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+    def scale_stem(self, weight: Tensor) -> None:
+        """Fold pooling weights (num_chs,) into the stem."""
+        with torch.no_grad():
+            self.stem[0].get_parameter("weight").mul_(weight)
+
+    def forward(self, x: Tensor, weight: Tensor | None) -> Tensor:
         batch_size, num_chs, height, width = x.shape
         linear, *norm = self.stem
         assert isinstance(linear, nn.Linear)
         # Without a copy in either layout that maps come in: channels last, or channel by channel. Scaling the few
         # columns gives what scaling the maps would.
-        rows = F.linear(x.permute(0, 2, 3, 1).reshape(-1, num_chs), linear.weight * weight, linear.bias)
+        columns = linear.weight if weight is None else linear.weight * weight
+        rows = F.linear(x.permute(0, 2, 3, 1).reshape(-1, num_chs), columns, linear.bias)
         for module in norm:
             rows = module(rows)
         rows = F.gelu(rows)

@@ -101,8 +101,7 @@ class Head(nn.Module):
         """What a source pass must return for this head. Averages alone are taken from a grid of this reduction."""
         if not self.reads_source:
             return Request()
-        averaged = self.averaged()
-        return Request(grids={self.std_reduction or reduction: averaged} if len(averaged) else {}, last=self.last)
+        return _request(self.averaged(), self.std_reduction, reduction, self.last)
 
     def averaged(self) -> Tensor:
         """The channels whose averages or deviations are read, ascending; in training all that may be."""
@@ -189,14 +188,20 @@ class FoldedHead(nn.Module):
 
     def request(self, reduction: int) -> Request:
         """What a source pass must return for this head. Averages alone are taken from a grid of this reduction."""
-        grid = self.std_reduction or reduction
-        return Request(grids={grid: self.channels} if len(self.channels) else {}, last=self.last)
+        return _request(self.channels, self.std_reduction, reduction, self.last)
 
     def forward(self, own: Tensor | None, features: FeatureMaps) -> Tensor:
         """(B, own_chs), or None for a delta without a body, and one source pass -> logits (B, num_classes)."""
         values = features.values(self.channels, self.last, self.std_reduction)
         logits: Tensor = self.read(values.index_select(1, self.places))
         return logits if own is None or self.own is None else logits + self.own(own)
+
+
+def _request(channels: Tensor, std_reduction: int | None, reduction: int, last: bool) -> Request:
+    if not len(channels):
+        return Request(last=last)
+    stds = frozenset[int]() if std_reduction is None else frozenset({std_reduction})
+    return Request(grids={std_reduction or reduction: channels}, stds=stds, last=last)
 
 
 def linear_of(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:

@@ -15,7 +15,7 @@ from torchsnow.delta import Delta
 from torchsnow.delta.fold import fold
 from torchsnow.delta.head import FoldedHead
 from torchsnow.source import FeatureMaps, Request, Source
-from torchsnow.source.grid import ONE_CELL, choose_channels
+from torchsnow.source.grid import ONE_CELL, choose_channels, places_in
 
 
 class DeltaRequest(NamedTuple):
@@ -85,8 +85,8 @@ class Reader(nn.Module):
         none = torch.empty(0, dtype=torch.int64)
         grid = none if pool is None else pool.index
         averaged = head.channels if isinstance(head, FoldedHead) else none
-        self.register_buffer("grid_places", torch.searchsorted(known, grid))
-        self.register_buffer("average_places", torch.searchsorted(known, averaged))
+        self.register_buffer("grid_places", places_in(known, grid))
+        self.register_buffer("average_places", places_in(known, averaged))
 
     def forward(self, features: FeatureMaps) -> Tensor:
         logits: Tensor = self.delta(_Placed(self, features))
@@ -98,16 +98,18 @@ class _Placed(FeatureMaps):
 
     def __init__(self, reader: Reader, features: FeatureMaps) -> None:
         super().__init__(features.images, features._dims, features.taps, grids=features.grids, last=features.last)
-        self._reader, self._means, self._stds = reader, features._means, features._stds
+        self._reader = reader
 
     def grid(self, reduction: int, index: Tensor) -> Tensor:
-        return choose_channels(self.grids[reduction][1], self._reader.grid_places)
+        return choose_channels(self.grids[reduction].maps, self._reader.grid_places)
 
     def averages(self, index: Tensor) -> Tensor:
-        return self.means(self._reader.reduction).index_select(1, self._reader.average_places)
+        return self.grids[self._reader.reduction].means.index_select(1, self._reader.average_places)
 
     def deviations(self, reduction: int, index: Tensor) -> Tensor:
-        return self.stds(self._reader.reduction).index_select(1, self._reader.average_places)
+        stds = self.grids[self._reader.reduction].stds
+        assert stds is not None
+        return stds.index_select(1, self._reader.average_places)
 
 
 def _grid_of(delta: Delta, request: Request) -> tuple[int, Tensor]:

@@ -19,6 +19,7 @@ from torchsnow.errors import CompileError
 from torchsnow.export.description import INPUT, KEY
 from torchsnow.io.files import reserve
 from torchsnow.source import FeatureMaps
+from torchsnow.source.grid import Grid
 
 
 class Written(NamedTuple):
@@ -63,7 +64,7 @@ class Network(nn.Module):
             images,
             self._dims,
             taps={name: next(values) for name in request.taps},
-            grids={reduction: (idx, next(values)) for reduction, idx in request.grids.items()},
+            grids={reduction: Grid(idx, *next(values)) for reduction, idx in request.grids.items()},
             last=next(values) if request.last else None,
         )
         return {name: reader(features) for name, reader in zip(self._names, self.readers, strict=True)}

@@ -43,7 +43,8 @@ class FeatureStatistics:
     def request(self) -> Request:
         """What a source pass must return for `add`."""
         grids = {self._reduction: self.channels} if len(self.channels) else {}
-        return Request(grids=grids, last=self.num_last > 0)
+        stds = frozenset(grids) if self._std_reduction is not None else frozenset[int]()
+        return Request(grids=grids, stds=stds, last=self.num_last > 0)
 
     def add(self, features: FeatureMaps, labels: Tensor) -> None:
         """The values of one batch, with labels (B,)."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +26,51 @@ ChannelsByTap = Sequence[Tensor | None]
 """Which channels of each of several taps: (M,) each, or None for all."""
 GridWanted = tuple[ChannelsByTap, Size]
 """Which channels of several taps are averaged onto a grid of which size."""
+
+
+class Grid(NamedTuple):
+    """Channels of a pass on a grid: their numbers `channels` (M,), counted through all taps and ascending, their `maps`
+    (B, M, Gh, Gw), the `means` of these over the cells (B, M) and, where asked for, their deviations `stds` (B, M)."""
+
+    channels: Tensor
+    maps: Tensor
+    means: Tensor
+    stds: Tensor | None = None
+
+    @classmethod
+    def of(cls, channels: Tensor, maps: Tensor) -> Grid:
+        """Maps with their means and deviations."""
+        return cls(channels, maps, *moments(maps, with_std=True))
+
+    def images(self, rows: slice | Tensor) -> Grid:
+        """The same for some of the images: a slice, or their numbers (n,)."""
+        return Grid(self.channels, self.maps[rows], self.means[rows], None if self.stds is None else self.stds[rows])
+
+
+def moments(maps: Tensor, with_std: bool) -> tuple[Tensor, Tensor | None]:
+    """Means (B, M) of maps (B, M, Gh, Gw) over their cells, and their standard deviations, if asked for."""
+    means = maps.mean((2, 3))
+    return means, (maps - means[:, :, None, None]).square().mean((2, 3)).sqrt() if with_std else None
+
+
+def sorted_union(indices: Sequence[Tensor]) -> Tensor:
+    """The channels of several sets (M,), ascending and once each: without sorting, for a pass finds it every time."""
+    joint = torch.cat(list(indices))
+    known = torch.zeros(int(joint.max()) + 1 if len(joint) else 0, dtype=torch.bool, device=joint.device)
+    known[joint] = True
+    return known.nonzero().flatten()
+
+
+def places_in(channels: Tensor, index: Tensor) -> Tensor:
+    """Where the channels `index` (n,) stand among `channels` (M,), all of which differ."""
+    return _places(channels).index_select(0, index)
+
+
+@lru_cache(8)  # by identity: all tasks of a pass look up in the same
+def _places(channels: Tensor) -> Tensor:
+    places = torch.zeros(int(channels.max()) + 1 if len(channels) else 0, dtype=torch.int64, device=channels.device)
+    places[channels] = torch.arange(len(channels), device=channels.device)
+    return places
 
 
 def grid_size(height: int, width: int, reduction: int) -> Size:
@@ -53,18 +100,26 @@ def to_grid(x: Tensor, dim: int, idx: Tensor | None, size: Size) -> Tensor:
     if idx is not None and not pool_first:
         x = x.index_select(1, idx)
     pooled = _pool(x.float(), size)
-    return pooled.index_select(1, idx) if idx is not None and pool_first else pooled
+    return choose_channels(pooled, idx) if idx is not None and pool_first else pooled
 
 
-def join_channels(parts: Sequence[Tensor]) -> Tensor:
-    """Maps (B, C, Gh, Gw) as one (B, all channels, Gh, Gw), laid out channel by channel: then choosing channels copies
-    long rows, and what is chosen is the matrix that a 1x1 convolution multiplies with."""
-    return _joined([part for part in parts if part.shape[1]] or parts, 0)
+Parts = tuple[Tensor, Tensor, Tensor | None]
+"""The maps, means and deviations of a grid."""
 
 
-def join_images(parts: Sequence[Tensor]) -> Tensor:
+def join_channels(parts: Sequence[Parts]) -> Parts:
+    """The channels of several taps as one grid, laid out channel by channel: then choosing channels copies long rows,
+    and what is chosen is the matrix that a 1x1 convolution multiplies with."""
+    maps, means, stds = zip(*([part for part in parts if part[0].shape[1]] or parts), strict=True)
+    return _joined(maps, 0), torch.cat(means, 1), None if stds[0] is None else torch.cat(stds, 1)
+
+
+def join_images(parts: Sequence[Parts]) -> Parts:
     """What `join_channels` gives of several parts of a batch, as of one."""
-    return parts[0] if len(parts) == 1 else _joined(parts, 1)
+    maps, means, stds = zip(*parts, strict=True)
+    if len(parts) == 1:
+        return parts[0]
+    return _joined(maps, 1), torch.cat(means), None if stds[0] is None else torch.cat(stds)
 
 
 def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from torchsnow.source.features import gather
 from torchsnow.source.graph import forget_text
-from torchsnow.source.grid import GridWanted, join_channels, to_grid
+from torchsnow.source.grid import GridWanted, Parts, join_channels, moments, to_grid
 
 # Convolutions that a batch norm folds into: those whose weight is used as it stands.
 FOLDABLE = (nn.Conv2d.forward, Conv2dSame.forward)
@@ -37,9 +37,10 @@ class PlanOutput:
 class GridOutput:
     """A grid over several values: `nodes` are their names, in which dimension each has its channels, and how many
     tokens are left out at the beginning. An extra input of the plan says which channels of each are wanted, (channels
-    or None for all, ...), and the grid's size."""
+    or None for all, ...), and the grid's size. It gives maps, their means and, `with_std`, their deviations."""
 
     nodes: tuple[tuple[str, int, int], ...]
+    with_std: bool = False
 
 
 Output = PlanOutput | GridOutput
@@ -97,7 +98,7 @@ def _grid_output(graph: fx.Graph, by_name: dict[str, fx.Node], output: GridOutpu
     wanted, pieces = _input(graph, "wanted_grid"), []
     for at, (name, dim, num_prefix) in enumerate(output.nodes):
         with graph.inserting_after(by_name[name]):
-            pieces.append(graph.call_function(on_grid, (by_name[name], dim, wanted, at, num_prefix)))
+            pieces.append(graph.call_function(on_grid, (by_name[name], dim, wanted, at, num_prefix, output.with_std)))
     return graph.call_function(join_channels, (pieces,))
 
 
@@ -108,9 +109,11 @@ def _input(graph: fx.Graph, name: str) -> fx.Node:
         return graph.placeholder(f"{name}_{len(inputs)}")  # several deltas may read one value
 
 
-def on_grid(x: Tensor, dim: int, wanted: GridWanted, at: int, num_prefix: int) -> Tensor:
-    """What is wanted of the value number `at`, (B, M, Gh, Gw), without the tokens at its beginning."""
-    return to_grid(x[:, num_prefix:] if num_prefix else x, dim, wanted[0][at], wanted[1])
+def on_grid(x: Tensor, dim: int, wanted: GridWanted, at: int, num_prefix: int, with_std: bool) -> Parts:
+    """What is wanted of the value number `at`, without the tokens at its beginning. Its moments are taken here, where
+    the maps are still in the cache."""
+    maps = to_grid(x[:, num_prefix:] if num_prefix else x, dim, wanted[0][at], wanted[1])
+    return maps, *moments(maps, with_std)
 
 
 def _parts(model: nn.Module, graph: fx.Graph) -> dict[str, Any]:

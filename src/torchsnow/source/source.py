@@ -19,7 +19,7 @@ from torchsnow.source.config import InputConfig, Precision
 from torchsnow.source.features import FeatureMaps, Request
 from torchsnow.source.fused import FusedConvs, can_fuse, fuse
 from torchsnow.source.graph import VALUE, trace
-from torchsnow.source.grid import ChannelsByTap, GridWanted, grid_size, join_images
+from torchsnow.source.grid import ChannelsByTap, Grid, GridWanted, grid_size, join_images
 from torchsnow.source.plan import FoldedPass, GridOutput, Output, PlanOutput
 from torchsnow.source.taps import Tap, find_taps
 
@@ -106,7 +106,7 @@ class Source(nn.Module):
             self._dims,
             taps={name: next(values) for name in request.taps},
             gathered={name: (idx, next(values)) for name, idx in request.channels.items()},
-            grids={reduction: (idx, next(values)) for reduction, idx in request.grids.items()},
+            grids={reduction: Grid(idx, *next(values)) for reduction, idx in request.grids.items()},
             last=next(values).float() if request.last else None,
         )
 
@@ -164,7 +164,7 @@ class Source(nn.Module):
     def _dims(self) -> dict[str, int]:
         return {name: tap.dim for name, tap in self.taps.items()}
 
-    def _run(self, outputs: tuple[Output, ...], images: Tensor, wanted: Sequence[Wanted]) -> list[Tensor]:
+    def _run(self, outputs: tuple[Output, ...], images: Tensor, wanted: Sequence[Wanted]) -> list[Any]:
         """The outputs; `wanted` are the plan's extra inputs."""
         self.validate_size(images.shape[2:])
         gradients = torch.is_grad_enabled() and images.requires_grad
@@ -179,12 +179,12 @@ class Source(nn.Module):
 
     def _run_plan(
         self, plan: fx.GraphModule, outputs: Sequence[Output], images: Tensor, wanted: Sequence[Wanted]
-    ) -> list[Tensor]:
+    ) -> list[Any]:
         images = images.to(_DTYPES[self.precision])
         values = [one.node for one in outputs if isinstance(one, PlanOutput) and one.kind == "whole"]
         whole = any(node != self.last_node.name for node in values)
         if images.device.type != "cpu" or whole or _is_traced():
-            results: list[Tensor] = plan(images, *wanted)
+            results: list[Any] = plan(images, *wanted)
             return results
         # Little is kept, so a few images at a time need less memory, and the layout may be the fastest one. Every
         # thread takes parts of its own, so that threads never wait for each other within the pass.
@@ -227,19 +227,22 @@ class Source(nn.Module):
         return (
             *(PlanOutput(self._tap(name).node) for name in request.taps),
             *(PlanOutput(self._tap(name).node, "channels", self._tap(name).dim) for name in request.channels),
-            *(self._grid_output(of_taps) for of_taps, _ in grids),
+            *(
+                self._grid_output(of_taps, reduction in request.stds)
+                for reduction, (of_taps, _) in zip(request.grids, grids, strict=True)
+            ),
             *([PlanOutput(self.last_node.name)] if request.last else []),
         )
 
-    def _grid_output(self, of_taps: ChannelsByTap) -> GridOutput:
+    def _grid_output(self, of_taps: ChannelsByTap, with_std: bool) -> GridOutput:
         """A grid over the taps up to the last one of which anything is wanted."""
         read = (at for at, own in enumerate(of_taps) if own is None or len(own))
         taps = list(self.taps.values())[: max(read, default=0) + 1]
-        return GridOutput(tuple((tap.node, tap.dim, tap.num_prefix) for tap in taps))
+        return GridOutput(tuple((tap.node, tap.dim, tap.num_prefix) for tap in taps), with_std)
 
     def plan(self, request: Request) -> fx.GraphModule:
         """What a pass for this request runs: images, then the indices of `request.channels` and `grid_inputs`, to a
-        tuple of taps, channels, grids, and last features, those that are asked for."""
+        tuple of taps, channels, grids (each as maps, means and deviations), and last features: what is asked for."""
         return self._plan(self._outputs(request, self.grid_inputs(request, self.input_config.input_size[1:])))
 
     def _plan(self, outputs: tuple[Output, ...], fused: bool = False) -> fx.GraphModule:
@@ -279,7 +282,8 @@ class Source(nn.Module):
         device = next(self.parameters()).device
         noise = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
         grids = {reduction: torch.arange(self.num_chs, device=device)}
-        features: FeatureMaps = self(noise.to(device), Request(taps=tuple(self.taps), grids=grids, last=True))
+        request = Request(taps=tuple(self.taps), grids=grids, stds=frozenset(grids), last=True)
+        features: FeatureMaps = self(noise.to(device), request)
         return features
 
     def identity(self) -> dict[str, str]:
@@ -315,14 +319,14 @@ def _is_traced() -> bool:
     return torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[no-untyped-call,attr-defined]
 
 
-def _in_threads(plan: fx.GraphModule, inputs: Sequence[tuple[Any, ...]], threads: int) -> list[list[Tensor]]:
+def _in_threads(plan: fx.GraphModule, inputs: Sequence[tuple[Any, ...]], threads: int) -> list[list[Any]]:
     """What a plan makes of each of the inputs: side by side, one thread each, where there are enough of them."""
     if threads == 1 or len(inputs) < threads or torch.is_grad_enabled():
         return [plan(*own) for own in inputs]
 
-    def run(own: tuple[Any, ...]) -> list[Tensor]:
+    def run(own: tuple[Any, ...]) -> list[Any]:
         with torch.no_grad():  # of this thread
-            result: list[Tensor] = plan(*own)
+            result: list[Any] = plan(*own)
         return result
 
     return list(_pool(threads).map(run, inputs))
