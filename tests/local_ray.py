@@ -26,31 +26,30 @@ class Ray:
     """A Ray cluster of two processes; whoever inherits the environment may connect to it."""
 
     address: str
-    token: str
+    pid: int
 
     def pids(self, name: str) -> list[int]:
-        """Its processes with this in their names."""
-        found = []
+        """Its workers with this in their names: children of what the process of the cluster has started."""
+        parents, names = {}, {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                words, environment = ((folder / file).read_bytes() for file in ("cmdline", "environ"))
-                if words.startswith(b"ray::") and name.encode() in words and self.token.encode() in environment:
-                    found.append(int(folder.name))
+                names[int(folder.name)] = (folder / "cmdline").read_bytes()
+                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             except OSError:
                 pass  # it has ended
-        return found
+        own = [pid for pid, parent in parents.items() if parents.get(parent) == self.pid]
+        return [pid for pid in own if names[pid].startswith(b"ray::") and name.encode() in names[pid]]
 
 
 @contextmanager
 def local_ray() -> Iterator[Ray]:
     """Runs until the block ends."""
     with pytest.MonkeyPatch.context() as patch:
-        token = secrets.token_hex(32)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", token)  # else Ray would leave one in the home of whoever tests
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray would leave one in the home of whoever tests
         with subprocess.Popen([sys.executable, "-c", RAY], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             assert process.stdin is not None
             assert process.stdout is not None
-            yield Ray(process.stdout.readline().decode().strip(), token)
+            yield Ray(process.stdout.readline().decode().strip(), process.pid)
             process.stdin.close()

@@ -86,7 +86,8 @@ def read_cells(out: Path) -> dict[str, Any]:
     cells = {file.name: json.loads(file.read_text()) for file in out.glob("cells/*.json")}
     for cell in cells.values():
         for row in [cell, *cell.get("history", [])]:
-            row.pop("seconds", None)
+            for name in ("seconds", "images_per_s"):
+                row.pop(name, None)
     return cells
 
 

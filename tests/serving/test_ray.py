@@ -117,7 +117,7 @@ def test_a_replica_that_is_killed_costs_what_it_was_at_work_on_and_no_more(ray: 
             if [found[name] for name in classes] != pytest.approx(expected[caller], abs=1e-4):
                 wrong.append(reply)
 
-    replicas = ray.pids("SERVE_REPLICA::torchsnow")
+    replicas = ray.pids("ServeReplica:torchsnow")
     assert len(replicas) == 2
     with ThreadPoolExecutor(num_callers) as callers:
         asking = [callers.submit(ask, number) for number in range(num_callers)]
@@ -126,7 +126,7 @@ def test_a_replica_that_is_killed_costs_what_it_was_at_work_on_and_no_more(ray: 
             os.kill(replicas[0], signal.SIGKILL)
             before = len(answered)
             server.wait_until(lambda: len(answered) > before + 40, 60)
-            server.wait_until(lambda: len(set(ray.pids("SERVE_REPLICA::torchsnow")) - {replicas[0]}) == 2, 60)
+            server.wait_until(lambda: len(set(ray.pids("ServeReplica:torchsnow")) - {replicas[0]}) == 2, 60)
         finally:
             end.set()
         for future in asking:
@@ -142,6 +142,7 @@ def test_a_task_that_is_removed_and_put_back_is_so_in_every_replica(server: Runn
         assert {server.predict([picture()], ["c"]).status for _ in range(20)} == {offered}
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own
 @pytest.mark.parametrize(
     ("told", "sentence"),
     [

@@ -118,11 +118,11 @@ def serve_on(address: str, application: Any, host: str, port: int, settings: Ser
     """Serve on the cluster at an address until SIGTERM or SIGINT, then let its replicas finish what they accepted."""
     write_logs()
     stop = threading.Event()
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda *given: stop.set())
     with cluster(address):
         from ray import serve
 
+        for number in STOP_SIGNALS:  # after Ray, which has handlers of its own
+            signal.signal(number, lambda *given: stop.set())
         http = {"host": host, "port": port, "ssl_certfile": settings.tls_cert, "ssl_keyfile": settings.tls_key}
         serve.start(
             http_options={name: str(value) if isinstance(value, Path) else value for name, value in http.items()}

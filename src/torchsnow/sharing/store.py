@@ -46,7 +46,6 @@ class Store:
     def __init__(self, url: str) -> None:
         """Raises HubError for a place that cannot be reached, or has no conditional write."""
         self.url = url
-        self._files, self._root = reach(url)
         scheme = url.partition(":")[0]
         if scheme not in _SWAPS:
             raise HubError(
@@ -54,6 +53,7 @@ class Store:
                 f"with one of {', '.join(_SWAPS)}"
             )
         self._swap = _SWAPS[scheme]
+        self._files, self._root = reach(url)
 
     def read(self, file: str) -> _Seen | None:
         """A file, or None if there is none."""
