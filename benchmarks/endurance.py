@@ -2,7 +2,7 @@
 
     python benchmarks/endurance.py fuzz --until 20000     # damaged requests: no 5xx, health answers within a second
     python benchmarks/endurance.py kills --until 200      # train, resume, hub verbs and server killed at random moments
-    python benchmarks/endurance.py changes --until 100000 # answers checked while three tasks a second come and go
+    python benchmarks/endurance.py changes --until 100000 # answers checked while tasks come, change and go
     python benchmarks/endurance.py steady --until 10000   # memory, files and threads of one server
 
 What was found is in the file of `--state`, which is read first. Exit code 1 if anything was found that should not be.
@@ -12,14 +12,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
+import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -27,14 +32,16 @@ from typing import Any
 
 from PIL import Image
 
+from hostile_bodies import FORMS, JSON
 from serve_load import Connection, Process, command, form, make_hub, mixed, pictures, sample_task
-from torchsnow.hub import Hub
 from torchsnow.source import load_source
+from torchsnow.task_file import encode_task
 
 TORCHSNOW = [sys.executable, "-c", "from torchsnow.cli import main; main()"]
 HEALTH = b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n"
 TOKEN = "a-token-of-the-endurance-runs"
-IMAGES = pictures(4, 40)
+IMAGES = pictures(2, 40)
+MAX_KEPT_BYTES = 2**16
 Found = dict[str, Any]
 
 
@@ -55,101 +62,176 @@ class State:
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self._all, indent=1) + "\n")
         temporary.replace(self.path)
-        print(json.dumps({**self.found, "bad": len(self.found["bad"])}), flush=True)
+        said = {name: len(value) if name in ("bad", "kept") else value for name, value in self.found.items()}
+        print(json.dumps(said), flush=True)
 
 
-def requests(chance: random.Random) -> bytes:
-    """A whole request that is right, or nearly: of any route, its body damaged at a place or two."""
-    image = chance.choice(IMAGES)
-    body = form(image, chance.choice([[], ["t0"], ["t1", "nobody"]]))
-    head, _, content = body.partition(b"\r\n\r\n")
-    data = json.dumps({"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": ["aGk="]}]}).encode()
-    kind = chance.randrange(6)
-    paths = ("/v2/models/t0/infer", "/v2/repository/index", "/admin/tasks", "/tasks", "/metrics", "/v2/models/%2e%2e/x")
-    if kind:
-        content = chance.choice((data, image, b'{"images": ["' + b'\\"' * 5000, b"PK" + image, b""))
-        head = f"{chance.choice(('POST', 'GET', 'BREW'))} {chance.choice(paths)} HTTP/1.1\r\nhost: 127.0.0.1".encode()
-        head += f"\r\ncontent-type: {chance.choice(('application/json', 'image/png', 'x'))}".encode()
-    lines = [line for line in head.split(b"\r\n") if not line.startswith(b"content-length")]
-    changed = bytearray(content)
-    for _ in range(chance.choice((0, 1, 2, 8)) if changed else 0):
-        at = chance.randrange(len(changed))
-        changed[at : at + chance.randrange(4)] = chance.randbytes(chance.randrange(4))
-    lines += [b"content-length: %d" % len(changed), b"authorization: bearer " + TOKEN.encode(), b"connection: close"]
-    return b"\r\n".join(lines) + b"\r\n\r\n" + bytes(changed)
+def request(line: str, kind: str, content: bytes) -> bytes:
+    """A whole request; its length is put in when it is sent."""
+    return f"{line} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: {kind}\r\n\r\n".encode() + content
+
+
+def first_requests() -> list[bytes]:
+    """Where the noise begins: good requests of all kinds, and bodies that were once slow to read."""
+    found = [form(IMAGES[0], ["t0"]), form(IMAGES[1], ["t1", "nobody"])]
+    picture = Image.open(io.BytesIO(IMAGES[0]))
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "JPEG2000", "AVIF"):
+        file = io.BytesIO()
+        picture.save(file, kind, **({"progressive": True} if kind == "JPEG" else {}))
+        found.append(request("POST /predict?task=t0&explain=true", "image/x", file.getvalue()))
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(IMAGES[0]).decode()]}
+    asked = json.dumps({"inputs": [tensor], "outputs": [{"name": "label"}]}).encode()
+    found.append(request("POST /v2/models/t0/infer", "application/json", asked))
+    found += [request("POST /predict", "application/json", make(2**14)) for make in JSON.values()]
+    found += [request("POST /predict", "multipart/form-data; boundary=b", make(2**14)) for make in FORMS.values()]
+    paths = ("/v2/repository/index", "/admin/tasks", "/admin/tasks/t9/rollback", "/v2/repository/models/t1/load")
+    found += [request(f"POST {path}", "x", b"{}") for path in paths]
+    return found + [request(f"GET {path}", "x", b"") for path in ("/tasks", "/metrics", "/v2/models/%2e%2e", "/docs")]
+
+
+def changed(chance: random.Random, corpus: list[bytes]) -> bytes:
+    """One of the requests, damaged at a place or two: bytes replaced, taken away, put in, repeated a few or very many
+    times, or taken from another request."""
+    head, _, body = chance.choice(corpus).partition(b"\r\n\r\n")
+    if chance.random() < 0.1:
+        head = chance.choice(corpus).partition(b"\r\n\r\n")[0]
+    for _ in range(chance.choice((0, 1, 1, 2, 8))):
+        of_head = chance.random() < 0.15 or not body
+        given = head if of_head else body
+        at, size = chance.randrange(len(given) or 1), chance.choice((0, 1, 1, 2, 4, 16, 64))
+        other = chance.choice(corpus).partition(b"\r\n\r\n")[2]
+        start = chance.randrange(len(other) or 1)
+        put = chance.choice((chance.randbytes(size), b"\xff" * size, bytes(size), other[start : start + size]))
+        repeated = given[at : at + size] * chance.choice((2, 16, 20_000 // (1 + size)))
+        given = given[:at] + chance.choice((put, repeated, b"")) + given[at + chance.choice((0, size)) :]
+        head, body = (given, body) if of_head else (head, given)
+    lines = [line for line in head.split(b"\r\n") if not line.lower().startswith((b"content-length", b"connection"))]
+    lines += [b"authorization: bearer " + TOKEN.encode(), b"connection: close"]
+    lines.append(b"content-length: %d" % (len(body) + chance.choice((0, 0, 0, 0, 0, -1))))
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+def said(reply: bytes) -> tuple[int, str]:
+    """The worst status of a reply and of those behind it, and what the first says without what is in numbers and
+    quotes. Raises ValueError for an error that is not in JSON."""
+    head, _, body = reply.partition(b"\r\n\r\n")
+    statuses = [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", reply)]
+    words = head.split(b"\r\n")[0].decode()
+    if statuses[0] >= 400:
+        (length,) = re.findall(rb"content-length: (\d+)", head.lower())
+        words = str(statuses[0]) + re.sub(r"'.*'|\d+", "", json.loads(body[: int(length)])["error"])[:80]
+    return max(statuses), words
 
 
 def fuzz(args: argparse.Namespace, state: State, folder: Path) -> None:
-    """Pieces of 500 requests to one server; the same piece has the same requests."""
-    hub, worst_s = make_hub(folder, args, 2), [0.0]
+    """Pieces of 500 requests to one server. A request that is answered in words that no other was, is one of those
+    that the next ones are made from; whatever is found is kept with its request."""
+    hub, found = make_hub(folder, args, 2), state.found
+    kept: dict[str, str] = found.setdefault("kept", {})
 
-    async def look() -> None:
+    async def look(worst_s: list[float]) -> None:
         while True:
             start_s = time.monotonic()
             status, _ = await Connection(args.port).send(HEALTH)
-            assert status == 200
+            assert status == 200, status
             worst_s.append(time.monotonic() - start_s)
             await asyncio.sleep(0.05)
 
-    async def one(request: bytes) -> int:
+    async def one(given: bytes) -> tuple[int, str]:
         reader, writer = await asyncio.open_connection("127.0.0.1", args.port)
-        writer.write(request)
-        reply = await asyncio.wait_for(reader.read(), 30)
-        writer.close()
-        return int(reply.split()[1])
+        try:
+            writer.write(given)
+            return said(await asyncio.wait_for(reader.read(), 30))
+        except ConnectionError:  # refused before all was sent, and the reply was lost: the next will tell
+            return 400, "reset"
+        finally:
+            writer.close()
 
     async def piece(number: int) -> None:
-        chance, looking = random.Random(number), asyncio.ensure_future(look())
-        given = [requests(chance) for _ in range(500)]
-        said: list[Any] = []
-        for start in range(0, len(given), 10):
-            said += await asyncio.gather(*map(one, given[start : start + 10]), return_exceptions=True)
-        if looking.done():
-            looking.result()
+        corpus = [*first_requests(), *map(base64.b64decode, kept.values())]
+        chance, worst_s, counts = random.Random(number), [0.0], Counter[str]()
+        looking, bad = asyncio.ensure_future(look(worst_s)), []
+        for _ in range(50):
+            given = [changed(chance, corpus) for _ in range(10)]
+            for own, reply in zip(given, await asyncio.gather(*map(one, given), return_exceptions=True), strict=True):
+                status, words = reply if isinstance(reply, tuple) else (0, repr(reply))
+                counts[str(status)] += 1
+                text = base64.b64encode(own).decode()
+                if not status or status >= 500:
+                    bad.append([number, words, text])
+                elif words not in kept and words != "reset" and len(own) < MAX_KEPT_BYTES:
+                    kept[words] = text
+        if looking.done() or max(worst_s) > 1:
+            bad.append([number, "health", repr(looking.exception()) if looking.done() else max(worst_s)])
         looking.cancel()
-        bad = [[number, i, str(own)] for i, own in enumerate(said) if not isinstance(own, int) or own >= 500]
-        bad += [[number, "health", max(worst_s)]] if max(worst_s) > 1 else []
-        counts = Counter(str(own) for own in said)
-        state.add(len(given), bad, most_health_s=max(worst_s), **counts)
-        worst_s[:] = [0.0]
+        state.add(500, bad, most_health_s=max(worst_s), **counts)
 
     os.environ["TORCHSNOW_TOKEN"] = TOKEN
     with Process(command(hub, args.port), args.port) as server:
-        while state.found["done"] < args.until:
-            asyncio.run(piece(state.found["done"] // 500))
+        while found["done"] < args.until:
+            asyncio.run(piece(found["done"] // 500))
             assert server.process.poll() is None, "the server died"
 
 
+def upload(port: int, contents: list[bytes], process: subprocess.Popen[bytes]) -> None:
+    """Replace a task through a server, again and again, until it ends."""
+    head = f"POST /admin/tasks?replace=true HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: bearer {TOKEN}\r\n"
+
+    async def send() -> None:
+        connection = Connection(port)
+        for content in contents:
+            await connection.send(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
+
+    while process.poll() is None:
+        try:
+            asyncio.run(send())
+        except (OSError, EOFError):
+            time.sleep(0.1)
+
+
 def kills(args: argparse.Namespace, state: State, folder: Path) -> None:
-    """One kill a piece; what is there afterwards must be whole."""
+    """One kill after the other, each at a moment of the time that its command takes; what is there then must be whole.
+    Commands that ended before their kill are counted too, and do not count as kills."""
     photos = folder / "photos"
     for row, colour in enumerate(("red", "green", "blue")):
         (photos / colour).mkdir(parents=True)
         for number in range(12):
             pixel = tuple(200 if channel == row else number * 9 for channel in range(3))
             Image.new("RGB", (32, 32), pixel).save(photos / colour / f"{number}.png")
-    hub = make_hub(folder, args, 3)
-    hub.add(sample_task(hub.source, "t0", 9, args.image_size), replace=True)
-    tiny = ["--source", args.source, "--weights", "random", "--image-size", str(args.image_size), "--epochs", "6"]
-    at = ["--hub", str(hub.folder.path)]
+    hub, lasts_s = make_hub(folder, args, 2), {}
+    hub.add(sample_task(hub.source, "kept", 7, args.image_size))
+    contents = [encode_task(sample_task(hub.source, "t0", seed, args.image_size)) for seed in (8, 9)]
+    own, finished = ["--hub", str(hub.folder.path)], {"kept"}
+    os.environ["TORCHSNOW_TOKEN"] = TOKEN
     while state.found["done"] < args.until:
-        number = state.found["done"]
-        chance, run = random.Random(number), ["--task", f"n{number // 4}", "--out", str(folder / f"run{number // 4}")]
-        train = ["train", str(photos), *run, *tiny[4:], *at]
-        verbs = [["gc"], ["rollback", "t0"], ["remove", "t1"]]
-        words = chance.choice((train, [*train, "--resume"], ["hub", *chance.choice(verbs), *at]))
-        words = chance.choice((words, words, words, ["serve", "--port", str(args.port), *at]))
-        before = set(Hub.open(hub.folder.path).names())
-        process = subprocess.Popen([*TORCHSNOW, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        number = int(state.found.get("runs", 0))
+        for name in ("t0", "t1"):  # for every command to have something to do
+            hub.add(sample_task(hub.source, name, number, args.image_size), replace=name in hub.names())
+        chance, name = random.Random(number), f"n{number // 6}"
+        run = folder / f"run-{name}"
+        train = ["train", str(photos), "--task", name, "--out", str(run), "--epochs", "6", *own]
+        train += ["--image-size", str(args.image_size), *(["--resume"] if run.exists() else [])]
+        verbs = [["hub", "gc"], ["hub", "rollback", "t0"], ["hub", "remove", "t1"], ["serve", "--port", str(args.port)]]
+        words = train if chance.random() < 0.4 and name not in finished else [*chance.choice(verbs), *own]
+        what = " ".join(words[: 2 if words[0] == "hub" else 1]) + (" --resume" if "--resume" in words else "")
+        start_s = time.monotonic()
+        process = subprocess.Popen([*TORCHSNOW, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        if words[0] == "serve":
+            threading.Thread(target=upload, args=(args.port, contents, process)).start()
         try:
-            process.wait(chance.uniform(0, args.longest_s))
+            _, errors = process.communicate(timeout=chance.uniform(0.3, 1.05) * lasts_s.get(what, args.longest_s))
+            lasts_s[what] = time.monotonic() - start_s
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-        code = process.wait()
+            process.kill()
+            _, errors = process.communicate()
+        code = process.returncode
+        finished |= {name} if words[0] == "train" and code == 0 else set()
         problems = [problem.message for problem in hub.verify() if problem.task is not None]  # strays harm nobody
-        lost = before - set(hub.names()) - {"t1"}
-        bad = [[number, words[0], *problems, *lost]] if problems or lost else []
-        state.add(1, bad, killed=code == -signal.SIGKILL, **{words[0]: 1})
+        problems += [f"{lost} is gone" for lost in (finished | {"t0"}) - set(hub.names())]
+        if code not in (0, -signal.SIGKILL):
+            problems.append(f"exit code {code}: {errors.decode()[-500:]}")
+        bad = [[number, what, *problems]] if problems else []
+        state.add(int(code == -signal.SIGKILL), bad, runs=1, **{what: 1})
 
 
 def changes(args: argparse.Namespace, state: State, folder: Path) -> None:
@@ -158,7 +240,7 @@ def changes(args: argparse.Namespace, state: State, folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder) as own:
             found = mixed(args, Path(own))
         bad = [found] if found["wrong"] or found["failed"] or found["server_died"] else []
-        state.add(found["requests"], bad, answers=found["answers"], changes=found["changes"])
+        state.add(found["requests"], bad, answers=found["answers"], changes=found["changes"], seconds=args.seconds)
 
 
 def steady(args: argparse.Namespace, state: State, folder: Path) -> None:
@@ -203,7 +285,9 @@ def main() -> int:
     parser.add_argument("--state", type=Path, default=Path("endurance.json"))
     parser.add_argument("--source", default="test_resnet")
     parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--longest-s", type=float, default=15, help="until a kill")
+    parser.add_argument(
+        "--longest-s", type=float, default=15, help="until a kill, at most, of what does not end before"
+    )
     parser.add_argument("--seconds", type=float, default=60, help="of one piece of `changes`")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--port", type=int, default=8766)
@@ -211,7 +295,11 @@ def main() -> int:
     load_source(args.source, "random")
     state = State(args.state, args.scenario)
     with tempfile.TemporaryDirectory() as folder:
-        scenarios[args.scenario](args, state, Path(folder))
+        try:
+            scenarios[args.scenario](args, state, Path(folder))
+        except Exception as error:  # whatever it was, a later piece must not hide it
+            traceback.print_exc()
+            state.add(0, [repr(error)])
     return 1 if state.found["bad"] else 0
 
 

@@ -188,7 +188,7 @@ def mixed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     late_s: list[float] = []
 
     async def ask(port: int, end: float) -> None:
-        connection, chance = Connection(port), random.Random(0)
+        connection, chance = Connection(port), random.Random()
         while time.monotonic() < end:
             row, names = chance.randrange(len(images)), chance.sample(steady, chance.randint(1, 4))
             status, reply = await connection.send(form(images[row], names))

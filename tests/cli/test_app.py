@@ -6,6 +6,7 @@ import resource
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -200,3 +201,10 @@ def test_letters_that_an_encoding_lacks_are_escaped() -> None:
     ended = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=60)
     assert ended.returncode == 2
     assert "timm has no model '\\u732b'" in ended.stderr
+
+
+def test_what_is_odd_about_notes_in_pictures_is_not_shown() -> None:
+    refused("sources", "nosuchmodel")
+    warnings.warn_explicit("corrupt EXIF data", UserWarning, "file.py", 1, module="PIL.TiffImagePlugin")
+    with pytest.raises(UserWarning):
+        warnings.warn_explicit("corrupt data", UserWarning, "file.py", 1, module="elsewhere")

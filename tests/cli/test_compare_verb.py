@@ -113,6 +113,11 @@ def test_bad_input_is_one_sentence(words: list[str], message: str) -> None:
     assert re.search(message, last), last
 
 
+def test_nothing_is_written_among_the_images(tmp_path: Path) -> None:
+    assert "lies inside the data" in refused("compare", tmp_path, "--out", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_results_of_another_budget_are_left_aside(experiment: Path, tmp_path: Path) -> None:
     assert torchsnow("compare", "--experiment", experiment, "--out", tmp_path / "out").code == 0
     experiment.write_text(experiment.read_text().replace("epochs: 1", "epochs: 2"))

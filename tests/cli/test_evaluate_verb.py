@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from command_line import Trained, refused, torchsnow
+from command_line import TINY, Trained, refused, torchsnow
+from PIL import Image
 
 from sample_photos import make_photos
 from torchsnow.cli.evaluate import _show
@@ -131,3 +133,18 @@ def test_data_that_has_changed_since_the_run_is_refused(pristine: Trained, tmp_p
     sentence = refused("evaluate", photos, *words)
     assert "photos changed since" in sentence
     assert "red/3.png" in sentence
+
+
+def test_only_a_training_without_a_range_of_greys_is_advised_to_give_one(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", num_images=8)
+    for file in photos.glob("*/*.png"):
+        with Image.open(file) as image:
+            Image.fromarray(np.asarray(image)[..., 0].astype(np.uint16) * 16).save(file)
+    words = ("--task", "grey", "--hub", tmp_path / "hub")
+    trained = torchsnow("train", photos, *words, *TINY, "--epochs", "1", "--grey-range", "0", "4095")
+    evaluated = torchsnow("evaluate", photos, *words)
+    assert (trained.code, evaluated.code) == (0, 0)
+    assert "--grey-range" not in trained.err + evaluated.err
+    other = torchsnow("train", photos, "--task", "other", "--hub", tmp_path / "hub", *TINY, "--epochs", "1")
+    assert "24 grey images of 16 bits" in other.err
+    assert "(--grey-range" in other.err

@@ -137,9 +137,11 @@ def test_a_folder_a_pattern_and_a_list_name_the_same_images(
     assert len(of_folder["predictions"]) == 30
     of_pattern = torchsnow("predict", f"{pristine.photos}/*/[0-9].png", *words).document
     assert labels_of(of_pattern) == labels_of(of_folder)
-    names = "\r\n".join(labels_of(of_folder)) + "\n\n"
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(names.encode())))
-    assert torchsnow("predict", "-", *words).document == of_folder
+    lines = "\r\n".join(labels_of(of_folder)) + "\r\n\n"
+    zeros = "\0".join(labels_of(of_folder)) + "\0"
+    for content in (lines.encode(), lines.encode("utf-8-sig"), lines.encode("utf-16"), zeros.encode()):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+        assert torchsnow("predict", "-", *words).document == of_folder
 
 
 def test_an_image_that_is_named_twice_is_answered_once(hub: Path, images: list[Path]) -> None:

@@ -104,6 +104,8 @@ def test_what_cannot_be_reviewed(pristine: Trained, flawed: Path, tmp_path: Path
     (flawed / "red").rename(flawed / "violet")
     assert "'violet', which task 'colours' does not know" in refused(*words, "--task", "colours")
     (tmp_path / "file").touch()
+    assert "lies inside the data" in refused(*words, "--task", "colours", "--out", flawed / "review")
+    assert not (flawed / "review").exists()
     assert "cannot make the folder" in refused(*words, "--task", "colours", "--out", tmp_path / "file" / "review")
 
 

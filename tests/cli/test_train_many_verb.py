@@ -179,6 +179,14 @@ def test_bad_input_is_one_sentence_before_anything_is_trained(table: Path, photo
     assert "does not train a delta" in refused_many(table, "--method", "full")
 
 
+@pytest.mark.parametrize("option", ["--out", "--hub"])
+def test_nothing_is_written_among_the_images(option: str, table: Path, photos: Path) -> None:
+    words = ("train-many", table, f"colours={photos}", "--hub", "hub", *TINY, option, photos / "red" / "new")
+    sentence = refused(*words)
+    assert sentence.startswith(f"{photos / 'red' / 'new'} lies inside the data {photos}")
+    assert f"choose another {option}" in sentence
+
+
 def test_a_task_without_enough_labels(table: Path) -> None:
     text = table.read_text().splitlines()
     one_class = [line.replace(",1,", ",0,") for line in text]

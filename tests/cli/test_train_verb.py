@@ -106,7 +106,7 @@ def test_time_is_kept_to_by_fewer_epochs(photos: Path) -> None:
 
 
 def test_a_time_that_is_none_is_refused(photos: Path) -> None:
-    for word in ("soon", "0", "-3", "5d", ""):
+    for word in ("soon", "0", "-3", "5d", " "):
         sentence = refused("train", photos, "--task", "a", *TINY, "--time", word)
         assert "expected a time as in 90s, 10m or 1.5h" in sentence
 
@@ -172,9 +172,9 @@ def test_what_is_left_out_is_chosen_said_and_written_down(photos: Path, monkeypa
     outcome = train(photos, *TINY[:4])
     assert outcome.code == 130
     args = yaml.safe_load(Path("runs/new/args.yaml").read_text())
-    numbers = {name: args["training"][name] for name in ("image_size", "batch_size", "epochs")}
-    assert list(args["chosen"]) == [*numbers, "patience"]
-    assert tuple(numbers.values()) == (64, 8, 60)
+    numbers = {name: args["training"][name] for name in ("image_size", "batch_size", "epochs", "lr")}
+    assert set(args["chosen"]) == {*numbers, "patience"}
+    assert tuple(numbers.values()) == (64, 8, 60, 3e-3)
     assert args["training"]["patience"] == 20
     for name, value in numbers.items():
         assert f"{name} {value}: {args['chosen'][name]}" in outcome.err
@@ -193,7 +193,7 @@ def test_a_chosen_run_is_that_with_the_numbers_given_also_when_resumed(
         patched.delattr("torchsnow.workflows.recipe.auto_lr")
         assert train(photos, *tiny, "--out", "chosen", "--resume").code == 0
     args = yaml.safe_load(Path("chosen/args.yaml").read_text())
-    assert list(args["chosen"]) == ["image_size", "batch_size", *(["lr"] if preset == "paper" else [])]
+    assert list(args["chosen"]) == ["image_size", "batch_size", "lr"]
     options = [f"--{name.replace('_', '-')}={args['training'][name]}" for name in args["chosen"]]
     assert train(photos, *tiny, *options, "--out", "given", task="given").code == 0
     assert "chosen" not in yaml.safe_load(Path("given/args.yaml").read_text())
@@ -311,6 +311,13 @@ def test_nothing_is_written_among_the_images(option: str, photos: Path, tmp_path
         sentence = refused("train", photos, "--task", "a", "--hub", tmp_path / "hub", option, folder)
         assert sentence.startswith(f"{folder} lies inside the data {photos}")
         assert f"choose another {option}" in sentence
+
+
+@pytest.mark.parametrize("words", [("--out", ""), ("--hub", ""), ("--hub=",), ("--task", ""), ("--time", "")])
+def test_an_option_without_a_value_is_refused(words: tuple[str, ...], photos: Path) -> None:
+    assert refused("train", photos, *words, *TINY).startswith(f"{words[0].rstrip('=')} is empty")
+    assert refused("hub", "list", "--hub", "").startswith("--hub is empty")
+    assert list(Path().iterdir()) == []
 
 
 def test_a_log_of_an_unknown_kind_is_refused_before_anything_slow(photos: Path, tmp_path: Path) -> None:

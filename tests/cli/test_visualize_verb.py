@@ -60,6 +60,7 @@ def test_what_cannot_be_shown(pristine: Trained, tmp_path: Path) -> None:
     assert "there is no such file" in refused(*words("--image", tmp_path / "gone.png"))
     assert "holds no run" in refused(*words("--run", tmp_path))
     assert "device is 'tpu'" in refused(*words("--device", "tpu"))
+    assert "lies inside the data" in refused(*words(tmp_path))
     assert "'nowhere' does not exist" in refused(*words("nowhere"))
 
 

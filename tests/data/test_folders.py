@@ -12,6 +12,7 @@ from PIL import Image
 
 from conftest import Folder
 from torchsnow.data import LoadedData, find_images, load_data, load_task_table, make_splits
+from torchsnow.data.checking import advice_on_greys
 from torchsnow.data.names import is_junk, likeness, splits_named
 from torchsnow.errors import DataError
 
@@ -343,11 +344,18 @@ def test_a_narrow_range_of_16_bit_greys_is_a_note(image_folder: Folder) -> None:
     root = image_folder({"a": 3, "b": 3})
     for name in "ab":
         Image.fromarray(np.array([[0, 4095, ord(name)]], dtype=np.uint16)).save(root / name / "deep.png")
-    (note,) = load_data(root).notes
+    data = load_data(root)
+    assert data.notes == ()
+    (note,) = advice_on_greys(list(data.greys.values()))
     assert note.startswith("the values of 2 grey images of 16 bits are 0 to 4,095 of 65,535, of which 16 of 256 greys")
     assert "--grey-range 0 4095" in note
     Image.fromarray(np.array([[0, 60000]], dtype=np.uint16)).save(root / "a" / "bright.png")
-    assert load_data(root).notes == ()
+    assert advice_on_greys(list(load_data(root).greys.values())) == []
+
+
+def test_a_folder_that_a_program_made_of_no_label_is_named(image_folder: Folder) -> None:
+    (note,) = load_data(image_folder({"a": 3, "nan": 1})).notes
+    assert note.startswith("1 image has the class 'nan', which programs write where no label is known")
 
 
 @pytest.fixture

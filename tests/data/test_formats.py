@@ -120,6 +120,18 @@ def test_a_fourth_sample_without_a_meaning_is_not_transparency(order: str) -> No
     assert pixels(content) == [BLUE, RED]
 
 
+def test_a_big_tiff_is_read_or_refused_in_words() -> None:
+    values = np.array([[0, 65535]], dtype=np.uint16)
+    for order in "<>":
+        content = io.BytesIO()
+        tifffile.imwrite(content, values, bigtiff=True, byteorder=order)
+        if order == "<":
+            assert read_image(content).getpixel((1, 0)) == (255, 255, 255)
+        else:
+            with pytest.raises(DataError, match="a BigTIFF in big-endian order, which is not supported"):
+                read_image(content)
+
+
 def test_other_colours_are_refused_in_words() -> None:
     content = tiff(np.zeros((2, 2, 3), "u1"), "<", photometric="cielab")
     with pytest.raises(DataError, match="its colours are LAB, which is not supported; save it as RGB"):

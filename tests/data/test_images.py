@@ -219,6 +219,16 @@ def test_what_is_no_image_is_named_with_its_reason(tmp_path: Path, content: byte
         read_image(path)
 
 
+@pytest.mark.parametrize(("format", "size_bytes"), [("PNG", 20), ("PNG", 60), ("BMP", 10), ("GIF", 8), ("GIF", 11)])
+def test_a_truncated_file_is_that_in_no_words_of_python(format: str, size_bytes: int) -> None:
+    content = io.BytesIO()
+    Image.effect_noise((20, 20), 90).save(content, format)
+    with pytest.raises(DataError) as caught:
+        read_image(io.BytesIO(content.getvalue()[:size_bytes]))
+    assert "damaged or truncated" in str(caught.value)
+    assert not any(word in str(caught.value) for word in ("unpack", "buffer", "index", "subscript"))
+
+
 def test_missing_files_and_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.png: there is no such file"):
         read_image(tmp_path / "gone.png")

@@ -87,10 +87,67 @@ def test_a_likely_group_is_named_as_it_is_to_be_given(photos: Path, header: str,
     assert note.endswith(f"--group-column {quoted}")
 
 
-@pytest.mark.parametrize("header", ["is_train", "Test", "fold", "data split"])
-def test_a_column_that_sounds_like_a_split_is_named(photos: Path, header: str) -> None:
-    note = load(photos, f"path,label,{header}\n" + rows(lambda n: n % 2)).notes[-1]
-    assert note.startswith(f"the column {header!r} sounds like a split")
+@pytest.mark.parametrize(
+    ("header", "option"),
+    [
+        ("is_train", "use it by --split-column is_train"),
+        ("Test", "use it by --split-column Test"),
+        ("isTest", "use it by --split-column isTest"),
+        ("fold", "in one split by --group-column fold"),
+        ("data split", "in one split by --group-column 'data split'"),
+    ],
+)
+def test_a_column_that_sounds_like_a_split_is_named(photos: Path, header: str, option: str) -> None:
+    text = f"path,label,{header}\n" + rows(lambda n: n % 2)
+    note = load(photos, text).notes[-1]
+    assert note.startswith(f"the column {header!r} sounds like a split and is not used")
+    assert note.endswith(option)
+    (photos / "t.csv").write_text(text.replace("label", "first"))
+    if header not in ("isTest", "data split", "Test"):  # which are no names of tasks
+        assert load_task_table(photos / "t.csv").notes == (note,)
+
+
+@pytest.mark.parametrize("words", [("0", "1"), ("False", "True"), ("no", "YES"), ("0.0", "1.0"), ("f", "t")])
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("is_test", {"train": 8, "test": 4}),
+        ("Test", {"train": 8, "test": 4}),
+        ("is_train", {"test": 8, "train": 4}),
+        ("isTrainingSet", {"test": 8, "train": 4}),
+        ("in_val", {"train": 8, "val": 4}),
+    ],
+)
+def test_yes_and_no_are_splits_by_wish(
+    photos: Path, words: tuple[str, str], header: str, expected: dict[str, int]
+) -> None:
+    text = f"path,label,{header}\n" + rows(lambda n: words[three(n) == "test"])
+    assert sizes(load(photos, text, columns=Columns(split=header))) == expected
+
+
+def test_folds_are_no_splits_and_can_be_groups(photos: Path) -> None:
+    text = "path,label,fold\n" + rows(lambda n: n // 2)
+    with pytest.raises(DataError, match=r"row 2: unknown split '0' in the column 'fold'"):
+        load(photos, text, columns=Columns(split="fold"))
+    splits = make_splits(load(photos, text, columns=Columns(group="fold")))
+    assert all((splits.train, splits.val, splits.test))
+
+
+@pytest.mark.parametrize("cell", ["", "nan", "NaN", "NULL", "<NA>", "#N/A"])
+def test_rows_without_a_label_are_counted_and_refused(photos: Path, cell: str) -> None:
+    text = "path,label\n" + rows().replace("img0.png,a", f"img0.png,{cell}").replace("img5.png,b", f"img5.png,{cell}")
+    with pytest.raises(DataError, match=rf"no label in 2 rows \(row 2: {cell!r}, row 7: {cell!r}\): fill them in"):
+        load(photos, text)
+    text += "\n"
+    (photos / "t.csv").write_text(text.replace("label", "first"))
+    assert len(load_task_table(photos / "t.csv").tasks["first"].examples) == 10
+
+
+@pytest.mark.parametrize("name", ["None", "NA", "n/a"])
+def test_a_class_that_may_be_no_label_is_named_with_its_images(photos: Path, name: str) -> None:
+    data = load(photos, "path,label\n" + rows().replace(",a", f",{name}"))
+    (note,) = data.notes
+    assert note.startswith(f"6 images have the class {name!r}, which programs write where no label is known")
 
 
 def test_the_numbers_of_rows_are_no_column(photos: Path) -> None:
@@ -247,7 +304,7 @@ def test_a_table_of_tasks_keeps_groups(photos: Path) -> None:
 def test_lines_before_the_header_are_passed_over(photos: Path, before: str) -> None:
     assert sizes(load(photos, f"{before}path,label\n{rows()}")) == {"all": 12}
     number = before.count("\n") + 2
-    with pytest.raises(DataError, match=rf"row {number}: the label is empty"):
+    with pytest.raises(DataError, match=rf"no label in 1 row \(row {number}: ''\)"):
         load(photos, f"{before}path,label\np/img0.png,\n")
 
 
@@ -258,6 +315,18 @@ def test_a_title_is_no_header(photos: Path) -> None:
 
 def test_rows_of_empty_cells_are_passed_over(photos: Path) -> None:
     assert sizes(load(photos, f"path,label,note\n,,\n{rows('x')} , ,\n")) == {"all": 12}
+
+
+@pytest.mark.parametrize("columns", [Columns("path", "path"), Columns(group="label"), Columns(split="path")])
+def test_a_column_has_one_meaning(photos: Path, columns: Columns) -> None:
+    with pytest.raises(DataError, match=r"one column of .* is named for two things: .*path"):
+        load(photos, "path,label\n" + rows(), columns=columns)
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04" + bytes(40), "path,label\n".encode("utf-32"), bytes(40)])
+def test_a_file_that_is_no_text_is_refused(photos: Path, content: bytes) -> None:
+    with pytest.raises(DataError, match=r"t\.csv is no text: expected a table with commas"):
+        load(photos, content)
 
 
 def test_columns_of_a_folder_are_refused(photos: Path) -> None:

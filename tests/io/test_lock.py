@@ -135,6 +135,17 @@ def test_a_disk_that_refuses_is_one_sentence(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folder_that_is_gone_is_not_made(tmp_path: Path) -> None:
+    """It may be about to be brought back from a copy."""
+    gone = tmp_path / "gone"
+    with (
+        pytest.raises(TrainingError, match=r"cannot lock .*: no such file or folder"),
+        locked(gone / LOCK_FILE, 0, busy, TrainingError),
+    ):
+        pass
+    assert not gone.exists()
+
+
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / LOCK_FILE).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(TrainingError, match="symbolic link"), lock_of(tmp_path).held():

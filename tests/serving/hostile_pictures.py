@@ -72,3 +72,34 @@ def tiff_of(tag: int, kind: int, count: int, big: bool = False, order: str = "<"
     if big:
         return mark + struct.pack(order + "HHHQQHHQQ", 43, 8, 0, 16, 1, tag, kind, count, 0) + bytes(8)
     return mark + struct.pack(order + "HIHHHII", 42, 8, 1, tag, kind, count, 0) + bytes(4)
+
+
+def jpeg2000_of(side: int, tile: int, code_block: int = 4, precinct: int | None = None, layers: int = 1) -> bytes:
+    """A JPEG 2000 without pixels: sizes of code blocks and precincts are powers of 2, less 2 for code blocks."""
+
+    def segment(marker: int, content: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+    size = segment(0x51, struct.pack(">H8IH", 0, side, side, 0, 0, tile, tile, 0, 0, 3) + bytes([7, 1, 1]) * 3)
+    style = bytes([precinct is not None, 0]) + struct.pack(">H", layers) + bytes([1, 5, code_block, code_block, 0, 1])
+    style += b"" if precinct is None else bytes([precinct * 17] * 6)
+    return b"\xff\x4f" + size + segment(0x52, style) + segment(0x5C, b"\x40" + bytes([64] * 16))
+
+
+def in_boxes(codestream: bytes, more: int = 0) -> bytes:
+    """A JPEG 2000 as a file, with so many empty boxes in its header."""
+    header = box(b"ihdr", struct.pack(">IIHBBBB", 40, 40, 3, 7, 7, 0, 0)) + box(b"free", b"") * more
+    start = box(b"jP  ", b"\r\n\x87\n") + box(b"ftyp", b"jp2 \0\0\0\0jp2 ")
+    return start + box(b"jp2h", header) + box(b"jp2c", codestream)
+
+
+def items_of(brand: bytes, number: int) -> bytes:
+    """An AVIF or HEIF that lists so many items, and has none."""
+    rows = b"".join(struct.pack(">HBH", i % 65_536, 1, 1) for i in range(number))
+    properties = box(b"iprp", box(b"ipco", b"") + box(b"ipma", struct.pack(">II", 1, number) + rows))
+    return box(b"ftyp", brand + b"\0\0\0\0mif1") + box(b"meta", b"\0\0\0\0" + properties)
+
+
+def box(kind: bytes, content: bytes) -> bytes:
+    """A box of the formats that are made of these."""
+    return struct.pack(">I", len(content) + 8) + kind + content

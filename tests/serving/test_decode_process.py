@@ -8,13 +8,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from hostile_pictures import saved
+from PIL import Image
 from running_server import picture
 
 CODE = "from torchsnow.serving.pictures import main; main()"
 SLOW = "import time, torchsnow.serving.pictures as m; m.decode = lambda *given: time.sleep(60); m.main()"
 BROKEN = "import torchsnow.serving.pictures as m; m.decode = lambda *given: 1 / 0; m.main()"
+POOR = "import torchsnow.serving.pictures as m; m._SPARE_BYTES = 2**24; m._PIXEL_BYTES = 0; m.main()"
 Process = subprocess.Popen[bytes]
 
 
@@ -29,8 +33,8 @@ def process(request: pytest.FixtureRequest) -> Iterator[Process]:
         started.kill()
 
 
-def ask(process: Process, content: bytes, seconds: int = 60, cuts: tuple[tuple[int, int, int], ...] = ()) -> None:
-    given = {"called": "x", "bytes": len(content), "cuts": cuts, "max_pixels": 10**6, "seconds": seconds}
+def ask(process: Process, content: bytes, seconds: int = 60, cuts: Any = (), max_pixels: int = 10**6) -> None:
+    given = {"called": "x", "bytes": len(content), "cuts": cuts, "max_pixels": max_pixels, "seconds": seconds}
     given["formats"] = ["JPEG", "PNG"]
     assert process.stdin is not None
     process.stdin.write(json.dumps(given).encode() + b"\n" + content)
@@ -78,6 +82,14 @@ def test_a_mistake_of_ours_is_logged_and_told_without_its_trace(process: Process
     process.stdin.close()
     (line,) = process.stderr.read().splitlines()
     assert "division by zero" in json.loads(line)["trace"]
+
+
+@pytest.mark.parametrize("process", [POOR], indirect=True)
+def test_a_picture_that_wants_too_much_memory_fails_alone(process: Process) -> None:
+    assert process.stdout is not None
+    for content, words in ((saved(Image.new("RGB", (5000, 4000))), b"out of memory"), (picture(), b"null\n")):
+        ask(process, content, max_pixels=10**8)
+        assert words in process.stdout.readline()
 
 
 def test_it_is_small() -> None:

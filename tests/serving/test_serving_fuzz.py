@@ -28,7 +28,7 @@ TENSOR = st.fixed_dictionaries(
     {"name": st.just("image"), "datatype": st.just("BYTES"), "shape": st.lists(VALUES, max_size=2) | VALUES},
     optional={"data": st.lists(VALUES, max_size=2), "parameters": VALUES},
 )
-KINDS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+KINDS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
 IMAGES = {kind: picture(kind=kind, size=(24, 20)) for kind in KINDS}
 IMAGE = picture()
 
@@ -71,10 +71,17 @@ def test_any_damage_to_a_form(sealed: Running, cut: int, place: int, noise: byte
 
 
 @EXAMPLES
-@given(kind=st.sampled_from(KINDS), place=st.integers(0, 2_000), noise=st.binary(min_size=1, max_size=8))
-def test_any_damage_to_a_picture(sealed: Running, kind: str, place: int, noise: bytes) -> None:
+@given(
+    kind=st.sampled_from(KINDS),
+    place=st.integers(0, 2_000),
+    noise=st.binary(min_size=1, max_size=8),
+    times=st.sampled_from([1, 1, 1, 5_000]),
+)
+def test_any_damage_to_a_picture(sealed: Running, kind: str, place: int, noise: bytes, times: int) -> None:
+    """Bytes of it are others, or there very many times."""
     image = IMAGES[kind]
-    damaged = image[:place] + noise + image[place + len(noise) :]
+    put = noise if times == 1 else image[place : place + len(noise)] * times
+    damaged = image[:place] + put + image[place + len(noise) :]
     headers = {**BEARER, "content-type": f"image/{kind.lower()}"}
     alive(sealed, sealed.call("POST", "/predict?task=a", damaged, headers).status)
 

@@ -127,6 +127,17 @@ def test_too_many_bytes_in_chunks_are_refused_while_they_come(steady: Running) -
     steady.wait_until(lambda: steady.service.bodies._held_bytes == 0)
 
 
+def test_a_body_of_two_lengths_ends_the_connection(steady: Running) -> None:
+    """What follows would be a request for one reader, and a part of the body for another."""
+    head = b"POST /tasks HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"
+    with steady.socket() as client:
+        client.sendall(head + b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")
+        said = b"".join(iter(lambda: client.recv(4096), b""))
+    assert said.startswith(b"HTTP/1.1 400 ")
+    assert said.count(b"HTTP/1.1 ") == 1
+    assert b"bad_http" in said
+
+
 def test_all_bodies_together_are_bounded(hub: Hub) -> None:
     with running(LiveHub(hub), max_held_bytes=100_000, body_timeout_s=5) as server:
         with server.socket() as slow:

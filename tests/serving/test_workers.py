@@ -192,3 +192,9 @@ def test_a_port_is_listened_on_by_workers_alone() -> None:
     """While none is there yet, connections are refused rather than left to wait."""
     with bind("127.0.0.1", 0) as listener, pytest.raises(ConnectionRefusedError):
         socket.create_connection(listener.getsockname(), timeout=5)
+
+
+def test_a_port_is_taken_as_soon_as_it_is_bound() -> None:
+    """Of two servers that start at the same moment, the second is told at once, not when it begins to listen."""
+    with bind("127.0.0.1", 0) as first, pytest.raises(ServingError, match=r"port \d+: Address already in use; choose"):
+        bind("127.0.0.1", first.getsockname()[1])

@@ -106,5 +106,7 @@ def test_workers_need_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr("torchsnow.train.settings.shutil.disk_usage", lambda folder: free)
     TrainSettings(num_workers=0, image_size=1024).validate_shared_memory()
     TrainSettings(num_workers=1, image_size=224, batch_size=32).validate_shared_memory()
-    with pytest.raises(TrainingError, match=r"2 workers need 116 MB of shared memory, .* 64 MB left; .* --shm-size"):
+    with pytest.raises(
+        TrainingError, match=r"batches need 115\.6 MB of shared memory, .* 64\.0 MB left; .* --shm-size"
+    ):
         TrainSettings(num_workers=2, image_size=224, batch_size=32).validate_shared_memory()

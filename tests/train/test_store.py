@@ -19,6 +19,7 @@ from torchsnow.methods.stored import SubscribedValues
 from torchsnow.source import Request, Source
 from torchsnow.train import RunFolder, TrainSettings, fit
 from torchsnow.train.batches import RunImages, run_images
+from torchsnow.train.loop import Loop
 from torchsnow.train.store import FeatureStore, SharedImages, StoreWriter, View, Wanted, sample_of, values_of, views_of
 
 CPU = torch.device("cpu")
@@ -366,6 +367,28 @@ def test_stored_features_change_nothing_but_by_rounding(
     for stored, computed in zip(*(run.history for run in runs), strict=True):
         assert stored.val_loss == pytest.approx(computed.val_loss, abs=0.02)
         assert (stored.train_loss or 0) == pytest.approx(computed.train_loss or 0, abs=0.02)
+
+
+def test_norms_have_the_statistics_of_the_weights_that_are_validated(
+    source: Source, splits: Splits, of_64: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update, seen = Loop._update_norms, []
+
+    def noting(self: Loop, epoch: int) -> None:
+        """What a norm has before and after, and the means of its inputs over the stored features."""
+        norm, inputs = self.method.model.delta.body.stem[1], list[Tensor]()
+        before = norm.running_mean.clone()
+        update(self, epoch)
+        with norm.register_forward_hook(lambda module, x, y: inputs.append(x[0])), torch.no_grad():
+            self.trained.eval()(self.train_set.values[0])
+        seen.append((before, norm.running_mean.clone(), inputs[0].mean(0)))
+
+    monkeypatch.setattr(Loop, "_update_norms", noting)
+    settings = replace(of_64, augmentation="none", lr=0.1, epochs=1, batch_size=25)
+    fit(make_snow(source, 2), splits, settings, RunFolder(tmp_path), quiet=True)
+    ((before, after, expected),) = seen
+    torch.testing.assert_close(after, expected, rtol=1e-3, atol=1e-4)
+    assert float((before - expected).abs().max()) > 0.1
 
 
 def test_the_source_sees_each_view_once(

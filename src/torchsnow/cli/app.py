@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from torchsnow import __version__
 from torchsnow.cli import (
@@ -53,6 +55,18 @@ class _Verbs(TyperGroup):
             raise typer.Exit(130) from stop
 
 
+class _Verb(TyperCommand):
+    """An option that is given has a value: `--out "$RUNS"` with a variable that is not set would be the folder here."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        options = {word for one in self.params if not getattr(one, "is_flag", True) for word in one.opts}
+        for before, word in pairwise(("", *args)):
+            name = before if not word else word.removesuffix("=") if word.endswith("=") else ""
+            if name in options:
+                raise TorchsnowError(f"{name} is empty (of a shell variable that is not set?): give it a value")
+        return super().parse_args(ctx, args)
+
+
 def _fault_of_machine(error: Exception) -> str | None:
     if isinstance(error, RecursionError):
         return "a file that was given is nested too deeply to be read"
@@ -87,11 +101,13 @@ app.command("compare")(compare.compare)
 app.command("bench")(bench.bench)
 app.command("visualize")(visualize.visualize)
 app.command("export")(export.export)
-app.add_typer(hub.app, name="hub")
 app.command("push")(push.push)
 app.command("pull")(pull.pull)
 app.command("sources")(sources.sources)
 app.command("demo")(demo.demo)
+app.add_typer(hub.app, name="hub")
+for verb in (*app.registered_commands, *hub.app.registered_commands):
+    verb.cls = _Verb
 
 
 @app.callback()
@@ -108,4 +124,5 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names can hold letters that a log's encoding lacks
             stream.reconfigure(errors="backslashreplace")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # on notes in pictures that nobody reads
     app(prog_name="torchsnow")

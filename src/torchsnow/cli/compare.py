@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from torchsnow.cli.data_options import validate_outside
 from torchsnow.cli.output import load_checked, note, percent, print_json, print_table, say
 from torchsnow.errors import ExperimentError
 
@@ -83,6 +84,8 @@ def compare(
             raise ExperimentError("--ray and --merge contradict each other: --merge trains nothing")
         validate_ray()
     chosen = _experiment(given, experiment, paper, smoke)
+    for name in chosen.data:
+        validate_outside(name, out, "--out")
     comparison = Comparison(chosen, out, lambda name: load_checked(name, quiet=json))
     _carry_out(comparison, part, ray, merge, retry_failed, json)
 

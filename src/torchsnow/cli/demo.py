@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 _DATA = "elpv:binary"
 _TASK = "solar-cells"
-_PATIENCE = 6
+_PATIENCE = 10
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for hub/ and run/; a former demo's are replaced.")],
-    epochs: Annotated[int, typer.Option(help="Most passes over the training images.")] = 20,
+    epochs: Annotated[int, typer.Option(help="Most passes over the training images.")] = 16,
     image_size: Annotated[int, typer.Option(help="Pixels.")] = 128,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")] = False,
 ) -> None:
@@ -55,7 +55,7 @@ def demo(
         if run.args.exists():  # a former demo
             run.clear()
         place = Place(hub_path, source, replace=True)
-        result = train_task(data, _TASK, run, Recipe(settings), source, place, say=None if json else note)
+        result = train_task(data, _TASK, run, Recipe(settings, auto=["lr"]), source, place, say=None if json else note)
     shown = _some_of_each(Splits.load(run.splits, data).test, len(data.classes))
     files = [example.path for example in shown]
     predictions = list(predict_images(Hub.open(hub_path, source), files, [_TASK], lambda path, why: None))

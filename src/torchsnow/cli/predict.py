@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -89,10 +90,18 @@ def _words(images: Sequence[str]) -> Iterator[str]:
     """The words of the command line, with the lines of stdin in the place of a dash."""
     for word in images:
         if word == STDIN:
-            lines = (os.fsdecode(line).rstrip("\r\n") for line in sys.stdin.buffer)
-            yield from (line for line in lines if line)
+            yield from _lines(sys.stdin.buffer.read())
         else:
             yield word
+
+
+def _lines(content: bytes) -> list[str]:
+    """The names in a list, one a line, or with null bytes between them, as `find -print0` writes them."""
+    if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):  # as PowerShell writes it
+        content = content.decode("utf-16", "surrogatepass").encode("utf-8", "surrogatepass")
+    text = os.fsdecode(content.removeprefix(BOM_UTF8))
+    names = text.split("\0") if "\0" in text else [line.removesuffix("\r") for line in text.split("\n")]
+    return [name for name in names if name]
 
 
 @dataclass(frozen=True)

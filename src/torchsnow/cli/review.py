@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from torchsnow.cli.data_options import validate_outside
 from torchsnow.cli.output import counting, load_checked, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def review(
 
     on_device, opened = torch_device(device), Hub.open(hub)
     opened.info(task)  # before the images, which take longer
+    validate_outside(data, out, "--out")
     with clear_os_errors("make the folder", out):
         out.mkdir(parents=True, exist_ok=True)
     loaded = load_checked(data, quiet=json, distinct_names=True)

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchsnow.cli.data_options import DistinctNames, FollowLinks, GroupColumn, PathColumn, SplitColumn
+from torchsnow.cli.data_options import (
+    DistinctNames,
+    FollowLinks,
+    GroupColumn,
+    PathColumn,
+    SplitColumn,
+    validate_outside,
+)
 from torchsnow.cli.output import counting, load_checked, note, percent, print_json, print_table, say
 from torchsnow.cli.train import RUN_FILE
 from torchsnow.cli.training_options import TrainingOptions, telling_how_to_resume, with_training_options
@@ -63,6 +70,9 @@ def train_many(
         validate_delta_method(recipe.method, recipe.preset)
         named = [word.partition("=")[0] for word in data if "=" in word and not Path(word).is_file()]
         validate_tasks(named, hub, out, resume=resume, replace=replace)
+        for folder in (word.partition("=")[2] for word in data if "=" in word):
+            validate_outside(folder, out, "--out")
+            validate_outside(folder, hub, "--hub")
         recipe, source = options.on_source(recipe, hub)
         columns = Columns(path_column, "", split_column, group_column)
         groups = _load(data, json, columns=columns, follow_links=follow_links, distinct_names=distinct_names)

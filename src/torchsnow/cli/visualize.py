@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from torchsnow.cli.data_options import validate_outside
 from torchsnow.cli.output import counting, load_checked, note, print_json, say
 
 
@@ -34,6 +35,8 @@ def visualize(
     on_device, opened = torch_device(device), Hub.open(hub)
     for name in task:
         opened.info(name)  # before the source, which takes longer
+    if data is not None:
+        validate_outside(data, out, "--out")
     opened.source.to(on_device)
     shown = Visualization(opened, task, out, run=run, image=image, num_channels=channels)
     loaded = None if data is None else load_checked(data, quiet=json, distinct_names=True)

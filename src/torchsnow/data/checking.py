@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torchsnow.data.images import Examined, examine_image
 from torchsnow.data.listing import Entry, Listing, Skipped
-from torchsnow.data.names import ALL, as_text, counted, first_few
+from torchsnow.data.names import ALL, NO_LABEL, as_text, counted, first_few
 from torchsnow.errors import DataError
 from torchsnow.io.files import file_stamp, write_atomically
 
@@ -127,7 +127,7 @@ def fingerprint(entries: Iterable[Entry], digests: Mapping[Path, str], root: Pat
 
 def warnings_on(entries: Sequence[Entry], checked: Checked, root: Path) -> list[str]:
     """A sentence for everything that makes results misleading and is no reason to refuse the data."""
-    return [*_on_copies(entries, checked.digests, root), *_on_groups(entries), *_on_greys(list(checked.greys.values()))]
+    return [*_on_copies(entries, checked.digests, root), *_on_groups(entries), *_on_classes(entries)]
 
 
 def _on_copies(entries: Sequence[Entry], digests: Mapping[Path, str], root: Path) -> list[str]:
@@ -166,12 +166,22 @@ def _on_groups(entries: Sequence[Entry]) -> list[str]:
     return [f"images of {counted(len(torn), 'group')} are in several splits ({first_few(torn)}): accuracy is too good"]
 
 
-def _on_greys(greys: Sequence[tuple[int, int]]) -> list[str]:
+def _on_classes(entries: Sequence[Entry]) -> list[str]:
+    counts = Counter(entry.class_name for entry in entries if entry.class_name in NO_LABEL)
+    return [
+        f"{counted(count, 'image')} {'has' if count == 1 else 'have'} the class {name!r}, which programs write where "
+        "no label is known: if it is none, leave them out"
+        for name, count in sorted(counts.items())
+    ]
+
+
+def advice_on_greys(greys: Sequence[tuple[int, int]]) -> list[str]:
+    """A sentence when the lowest and highest values of grey images of 16 bits leave half of the range empty."""
     low, high = min((low for low, _ in greys), default=0), max((high for _, high in greys), default=65_535)
     if high - low >= _NARROW_BELOW:
         return []
     return [
         f"the values of {counted(len(greys), 'grey image')} of 16 bits are {low:,} to {high:,} of 65,535, of which "
-        f"{high // 257 - low // 257 + 1} of 256 greys are left, unless --grey-range says which are black and white "
+        f"{high // 257 - low // 257 + 1} of 256 greys are left, with --grey-range more "
         f"(--grey-range {low} {max(high, low + 1)} spreads these)"
     ]

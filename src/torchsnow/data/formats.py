@@ -83,6 +83,13 @@ def _heif_reader() -> type[ImageFile.ImageFile]:
 class _Tiff(TiffImagePlugin.TiffImageFile):
     """TIFF as Pillow has it, but for greys deeper than 8 bits, samples in separate planes, and signed samples."""
 
+    def _open(self) -> None:
+        assert self.fp is not None
+        if self.fp.read(4) == b"MM\0+":  # which Pillow reads as an ordinary TIFF
+            raise DataError("it is a BigTIFF in big-endian order, which is not supported; save it as TIFF")
+        self.fp.seek(0)
+        super()._open()
+
     def _setup(self) -> None:
         tags = self.tag_v2
         if _first(tags.get(254, 0)) & 1:

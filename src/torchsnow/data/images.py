@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -114,7 +115,7 @@ def _read(file: Path | BinaryIO, max_pixels: int) -> Image.Image:
 
 
 def _unreadable(error: Exception) -> str:
-    match error:
+    match error.__cause__ if isinstance(error, SyntaxError) and error.__cause__ else error:  # Pillow makes it of others
         case FileNotFoundError():
             return "there is no such file"
         case IsADirectoryError():
@@ -125,6 +126,8 @@ def _unreadable(error: Exception) -> str:
             return f"the system cannot read it ({os.strerror(number)})"
         case MemoryError():
             return "there is not enough memory to decode it"
+        case UnicodeError() | LookupError() | TypeError() | struct.error():  # of a reader that expects more
+            return "damaged or truncated"
     return f"damaged or truncated ({error or type(error).__name__})"
 
 

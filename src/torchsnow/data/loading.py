@@ -55,7 +55,8 @@ class LoadedData:
     "train" among them if it was loaded for training. `skipped` are the files that cannot be used. `fingerprint` is a
     SHA-256 over the relative paths, class names and contents of all examples; where the data lies does not change it.
     `notes` say what a person should know of the data, a sentence each. `groups` has the images that belong into one
-    split with others, and the name of their group; `digests` a hash of the content of every image.
+    split with others, and the name of their group; `digests` a hash of the content of every image; `greys` the lowest
+    and the highest value of those of 16-bit grey.
     """
 
     name: str
@@ -67,6 +68,7 @@ class LoadedData:
     notes: tuple[str, ...] = ()
     groups: Mapping[Path, str] = field(default_factory=dict)
     digests: Mapping[Path, str] = field(default_factory=dict)
+    greys: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def examples(self) -> list[Example]:
@@ -110,7 +112,7 @@ def load_data(
         how = {"follow_links": follow_links, "distinct_names": distinct_names, "for_training": for_training}
         listing = _list(str(data), columns, how)
     except OSError as error:
-        raise DataError(f"cannot read the data {data}: {error}") from error
+        raise DataError(f"cannot read the data {data}: {error.filename}: {error.strerror or error}") from error
     validate_classes(listing, for_training)
     validate_unique(listing.entries)
     return loaded(listing, check_images(listing.entries, progress, listing.checked), max_bad_share)
@@ -146,6 +148,7 @@ def loaded(listing: Listing, checked: Checked, max_bad_share: float) -> LoadedDa
         (*listing.notes, *warnings_on(good, checked, listing.root)),
         {entry.path: entry.group for entry in good if entry.group},
         {entry.path: checked.digests[entry.path] for entry in good},
+        {entry.path: checked.greys[entry.path] for entry in good if entry.path in checked.greys},
     )
 
 

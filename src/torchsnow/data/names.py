@@ -26,12 +26,24 @@ _FILLERS = (
 )
 _FILLER = re.compile(f"({_FILLERS}|partition|fold|cropped|resized|[0-9]+)")
 _GLUED = re.compile(f"({'|'.join(sorted(_SPLIT_WORDS, key=len, reverse=True))})(?:{_FILLERS})")
+NO_LABEL = frozenset({"nan", "-nan", "NaN", "NAN", "null", "NULL", "<NA>", "#N/A", "None", "NA", "N/A", "n/a"})
+"""What programs write for a cell that is empty; some of it may be meant as the name of a class."""
 # Written by operating systems, network stores, photo programs and archivers, never by hand.
 _JUNK = frozenset(
     {
         *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharebin", "#recycle", "#snapshot", "~snapshot"),
         *("$recycle.bin", "recycler", "recycled", "system volume information", "found.000", "lost+found", "lost.dir"),
-        *("thumbnails", "thumbs", "thumbs.db", "thumbs.db:encryptable", "ehthumbs.db", "desktop.ini", "folder.htt"),
+        *(
+            "thumbnails",
+            "thumbnail",
+            "thumbs",
+            "@__thumb",
+            "thumbs.db",
+            "thumbs.db:encryptable",
+            "ehthumbs.db",
+            "desktop.ini",
+            "folder.htt",
+        ),
         *("__macosx", "icon\r", "network trash folder", "temporary items", "picasa.ini", "picasaoriginals"),
         *("__pycache__", "_gsdata_", "zbthumbnail.info", "albumartsmall.jpg"),
     }
@@ -75,6 +87,11 @@ def _tokens(name: str) -> list[str]:
     ):
         apart = re.sub(pattern, word, apart, flags=re.IGNORECASE)
     return re.findall(r"[^\W\d_]+|\d+", apart.casefold())
+
+
+def is_no_label(cell: str) -> bool:
+    """Whether a cell holds no name of a class: nothing, or what programs write for nothing and people never do."""
+    return cell.strip().casefold() in ("", "nan", "-nan", "null", "<na>", "#n/a")
 
 
 def as_text(name: str) -> str:

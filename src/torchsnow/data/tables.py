@@ -10,12 +10,21 @@ import re
 import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torchsnow.data.listing import Entry, Listing, lies_inside
-from torchsnow.data.names import ALL, as_text, counted, first_few, natural_sorted, splits_named, validate_distinct
+from torchsnow.data.names import (
+    ALL,
+    as_text,
+    counted,
+    first_few,
+    is_no_label,
+    natural_sorted,
+    splits_named,
+    validate_distinct,
+)
 from torchsnow.errors import DataError
 
 TABLE_SUFFIXES = (".csv", ".tsv")
@@ -27,6 +36,10 @@ _LIKE_A_SPLIT = re.compile(
     r"(^|[ _-])(train(ing)?|test(ing)?|val(id|idation)?|split|fold|set|subset|partition|holdout)($|[ _-])",
     re.IGNORECASE,
 )
+_YES_OR_NO = {
+    **dict.fromkeys(("1", "1.0", "true", "t", "yes", "y"), True),
+    **dict.fromkeys(("0", "0.0", "false", "f", "no", "n"), False),
+}
 _LIKELY_GROUPS = re.compile(
     r"(patient|subject|person|participant|video|clip|scene|site|location|session|series|study|specimen|animal|camera)"
     r"([ _-]?(id|name|no|number))?s?",
@@ -73,7 +86,7 @@ class Table:
         """The images of some rows. Raises DataError for paths outside the folder, files that are missing and words
         that mean no split."""
         split, group, label = self.columns.split, self.columns.group, self.columns.label
-        means = splits_named(sorted({row[split].strip() for _, row in rows})) if split else {}
+        means = _meanings(split, [row[split].strip() for _, row in rows]) if split else {}
         entries, missing, hint = [], [], ""
         for number, row in rows:
             path = self._path(row[self.columns.path], number, follow_links)
@@ -130,7 +143,8 @@ def list_table(
 
 
 def read_table(file: Path, columns: Columns, *, needs_label: bool) -> Table:
-    """The rows of a file, and its columns. No cell of a path, a label that is needed or a split is empty.
+    """The rows of a file, and its columns. No cell of a path or of a label that is needed is empty, nor holds what
+    programs write for no label.
 
     The delimiter may be a comma, a semicolon, a tab or a bar; the text UTF-8 or UTF-16.
     """
@@ -154,11 +168,23 @@ def read_table(file: Path, columns: Columns, *, needs_label: bool) -> Table:
     if group and not columns.group:
         note = f"images of one value of the column {group!r} of {file} stay in one split"
         table = replace(table, notes=(*table.notes, note))
-    for number, row in rows:
-        for column in filter(None, (path, label)):
-            if not (row[column] or "").strip() or "\0" in row[column]:
-                raise DataError(f"{file}, row {number}: the {column} is empty or has a null byte")
+    used = [column for column in (path, label, group, table.columns.split) if column]
+    if len(set(used)) < len(used):
+        raise DataError(
+            f"one column of {file} is named for two things: {', '.join(used)}; give each a column of its own"
+        )
+    for column in filter(None, (path, label)):
+        _validate_filled(table, column, is_no_label if column == label else lambda cell: not cell.strip())
     return table
+
+
+def _validate_filled(table: Table, column: str, is_missing: Callable[[str], bool]) -> None:
+    bad = [(number, row[column]) for number, row in table.rows if is_missing(row[column]) or "\0" in row[column]]
+    if bad:
+        cells = first_few([f"row {number}: {cell!r}" for number, cell in bad], between=", ")
+        raise DataError(
+            f"{table.file} has no {column} in {counted(len(bad), 'row')} ({cells}): fill them in, or remove them"
+        )
 
 
 def _parse(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
@@ -168,12 +194,17 @@ def _parse(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
         while line := _BEFORE_HEADER.match(text):
             text, before = text[line.end() :], before + 1
         first_line = text.split("\n", 1)[0]
+        if "\0" in first_line:
+            raise DataError(
+                f"{file} is no text: expected a table with commas, as spreadsheets save it as CSV, in UTF-8"
+            )
         delimiter = max(_DELIMITERS, key=first_line.count)
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
         rows = [(before + reader.line_num, row) for row in reader if any(map(_is_filled, row.values()))]
         header = [name.strip() for name in reader.fieldnames or []]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read the table {file}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"cannot read the table {file}: {reason}") from error
     twice = [name for name, count in Counter(header).items() if count > 1 and name]
     if twice:
         raise DataError(f"{file} has two columns {twice[0]!r}: give each one name, or remove one")
@@ -235,6 +266,17 @@ def _with_split(table: Table, given: str) -> Table:
     return replace(table, columns=replace(table.columns, split=column))
 
 
+def _meanings(column: str, cells: Sequence[str]) -> dict[str, str]:
+    """Of the cells of a column, those that mean a split, with which: also yes and no, where the column is a split's."""
+    words = sorted(set(cells))
+    asked = set(splits_named([re.sub(r"^(is|in|for|use)(?=[A-Z _-])", "", column)]).values())
+    if asked and all(word.casefold() in _YES_OR_NO for word in words):
+        named = asked.pop()
+        other = "test" if named == "train" else "train"
+        return {word: named if _YES_OR_NO[word.casefold()] else other for word in words}
+    return splits_named(words)
+
+
 def _tells_splits(name: str, cells: Sequence[str]) -> bool:
     words = set(cells)
     meant = splits_named(sorted(words))
@@ -254,10 +296,20 @@ def _unused(table: Table) -> list[str]:
             f"images of one {groups[0]!r} may be both trained on and tested with; keep them together by "
             f"--group-column {shlex.quote(groups[0])}"
         )
-    splits = [name for name in names if _LIKE_A_SPLIT.search(name)]
-    if splits and not table.columns.split:
-        notes.append(
-            f"the column {splits[0]!r} sounds like a split and has other words than train, val and test: images for "
-            "the test may be trained on; write these words, and name the column by --split-column"
-        )
-    return notes
+    return notes + notes_on_splits(table)
+
+
+def notes_on_splits(table: Table) -> list[str]:
+    """What to do with a column that sounds like a split and is not used."""
+    splits = [name for name in table.others if _LIKE_A_SPLIT.search(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))]
+    if not splits or table.columns.split:
+        return []
+    column, quoted = splits[0], shlex.quote(splits[0])
+    cells = [row[column].strip() for _, row in table.rows]
+    how = (
+        f"use it by --split-column {quoted}"
+        if set(cells) <= _meanings(column, cells).keys()
+        else f"write train, val and test there, and name it by --split-column {quoted}; or keep the images of one "
+        f"value in one split by --group-column {quoted}"
+    )
+    return [f"the column {column!r} sounds like a split and is not used: images for the test may be trained on; {how}"]

@@ -13,9 +13,9 @@ import numpy as np
 from torchsnow.data.checking import Progress, check_images, validate_classes, validate_unique
 from torchsnow.data.listing import Entry, Listing
 from torchsnow.data.loading import Example, LoadedData, loaded
-from torchsnow.data.names import ALL, as_text, natural_sorted, validate_distinct
+from torchsnow.data.names import ALL, as_text, is_no_label, natural_sorted, validate_distinct
 from torchsnow.data.splits import NAMES, NO_TEST_NOTE, Splits, draw_groups
-from torchsnow.data.tables import Columns, Table, read_table
+from torchsnow.data.tables import Columns, Table, notes_on_splits, read_table
 from torchsnow.errors import DataError
 
 
@@ -43,9 +43,10 @@ def load_task_table(
 ) -> TaskTable:
     """Read a CSV with the columns `path` and, where there are any, `split` and `group`; every other one is a task.
 
-    The header of a column is the task's name, a cell the name of a class, and an empty cell no label; images without
-    any label are left out. Paths are relative to the table's folder. Every image is decoded once, as by `load_data`,
-    and `progress` called as there. Raises DataError for what `load_data` refuses, in the table or in a task of it.
+    The header of a column is the task's name, a cell the name of a class, and an empty cell (or `nan`, `null`) no
+    label; images without any label are left out. Paths are relative to the table's folder. Every image is decoded once,
+    as by `load_data`, and `progress` called as there. Raises DataError for what `load_data` refuses, in the table or in
+    a task of it.
     """
     table = read_table(file, columns, needs_label=False)
     names = _task_names(table)
@@ -59,7 +60,9 @@ def load_task_table(
         validate_classes(listing)
     checked = check_images(entries, progress)
     tasks = {name: loaded(listing, checked, max_bad_share) for name, listing in listings.items()}
-    notes = dict.fromkeys([*table.notes, *(note for data in tasks.values() for note in data.notes)])
+    notes = dict.fromkeys(
+        [*table.notes, *notes_on_splits(table), *(note for data in tasks.values() for note in data.notes)]
+    )
     usable = {entry.path: entry.split for entry in entries if entry.path in checked.digests}
     return TaskTable(file, tasks, usable, tuple(notes))
 
@@ -96,7 +99,7 @@ def _task_names(table: Table) -> list[str]:
 
 
 def _label(row: Mapping[str, str], name: str) -> str:
-    return as_text(row[name])
+    return "" if is_no_label(row[name]) else as_text(row[name])
 
 
 def _listing(

@@ -35,6 +35,7 @@ def locked(
     """
     lock = FileLock(path, timeout=timeout_s)
     with clear_os_errors("lock", path, error):
+        path.parent.stat()  # the library would make the folder of a hub that is gone
         try:
             lock.acquire(poll_interval=_POLL_S)
         except Timeout:  # an OSError too

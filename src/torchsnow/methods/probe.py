@@ -28,7 +28,7 @@ _FEWEST = 100  # images: fewer cannot tell how many values are worth reading
 _MANY = 1_000  # images: from here on the group lasso was never worse
 _ENOUGH = 400  # images held out in all: more hardly tell penalties apart any better
 _MOST_IN_LASSO = 8_192  # values: its time grows with their number, and what tells little alone is hardly ever read
-_MAX_STEPS, _TOLERANCE = 100, 1e-3
+_MAX_STEPS, _TOLERANCE = 30, 1e-3
 _JITTER = 1e-5  # of the mean squared length: equal images make a Gram matrix singular
 _UNSEEN = -20.0  # the bias of a class without images
 

@@ -307,12 +307,12 @@ def start_as_probe(
 def best_mixing_weights(probe: Tensor, body: Tensor, labels: Tensor) -> tuple[float, float]:
     """How much a probe and a body count, (a, s), in the logits `a * probe + s * body`, (n, num_classes) each.
 
-    A body counts if some sum has a lower cross-entropy than the probe alone, by more than twice the standard error of
-    the difference, and in all by more than 1: the price of a number that is chosen (Akaike, "A new look at the
-    statistical model identification", 1974). Then it counts alone, unless the best sum is clearly better in the same
-    sense: a task without a probe reads less of the source, and is smaller. Each is taken at the temperature that suits
-    it best, since over-confidence is no reason for or against, and a body's logits count at that temperature (Guo et
-    al., "On Calibration of Modern Neural Networks", ICML 2017).
+    A body counts if some sum has a lower cross-entropy than the probe alone, by more than the standard error of the
+    difference (Breiman et al., "Classification and Regression Trees", 1984), and in all by more than 1: the price of a
+    number that is chosen (Akaike, "A new look at the statistical model identification", 1974). Then it counts alone,
+    unless the best sum is better in the same sense: a task without a probe reads less of the source, and is smaller.
+    Each is taken at the temperature that suits it best, since over-confidence is no reason for or against, and a body's
+    logits count at that temperature (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
     """
 
     def at_best(logits: Tensor) -> tuple[Tensor, float]:
@@ -324,16 +324,16 @@ def best_mixing_weights(probe: Tensor, body: Tensor, labels: Tensor) -> tuple[fl
     share = min(_MIXING_WEIGHTS, key=lambda share: float(sums[share][0].mean()))
     (alone, heat_alone), (joint, heat) = at_best(body), sums[share]
     counts = 1 / heat, share / heat
-    if not _clearly_better(joint, alone, 2):
+    if not clearly_better(joint, alone):
         joint, counts = alone, (0.0, 1 / heat_alone)
-    return counts if _clearly_better(joint, sums[0.0][0], 2) else (1.0, 0.0)
+    return counts if clearly_better(joint, sums[0.0][0]) else (1.0, 0.0)
 
 
-def _clearly_better(losses: Tensor, others: Tensor, num_errors: float) -> bool:
-    """Whether losses (n,) are below others by more than so many standard errors, and in sum by more than 1."""
+def clearly_better(losses: Tensor, others: Tensor) -> bool:
+    """Whether losses (n,) are below others by more than a standard error, and in sum by more than 1."""
     gain = others - losses
     error = float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else math.inf
-    return float(gain.mean()) > num_errors * error and float(gain.sum()) > 1
+    return float(gain.mean()) > error and float(gain.sum()) > 1
 
 
 def still_changing(pool: ChannelPooling) -> float:

@@ -60,6 +60,8 @@ class Guard:
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
+        if "transfer-encoding" in headers and "content-length" in headers:  # a proxy may have believed the other one
+            raise ApiError(400, "bad_http", "a body has a Content-Length or a Transfer-Encoding, not both")
         if scope["path"].startswith(ADMIN_PATHS) or f"{scope['path']}/" in ADMIN_PATHS:
             self._validate_caller(headers, scope["scheme"])
         token = self._settings.token

@@ -48,12 +48,14 @@ def bind(host: str, port: int) -> socket.socket:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
+            listener.listen()  # of two that have bound one port at a time, the second learns it here
         except OSError:
             listener.close()
             raise
         return listener
     except OSError as error:
-        raise ServingError(f"cannot listen on {host} port {port}: {error}; choose another --host or --port") from error
+        reason = error.strerror or error
+        raise ServingError(f"cannot listen on {host} port {port}: {reason}; choose another --host or --port") from error
 
 
 @dataclass

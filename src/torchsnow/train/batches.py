@@ -15,6 +15,7 @@ from torchsnow.data import ImageSet, Splits, eval_transform, prepare, train_tran
 from torchsnow.data.datasets import CACHE_BYTES
 from torchsnow.errors import TrainingError
 from torchsnow.source.config import Framing, InputConfig
+from torchsnow.train.loader import Batches
 from torchsnow.train.settings import TrainSettings
 from torchsnow.train.store import FeatureStore
 
@@ -90,7 +91,7 @@ def train_loader(images: ImageSet | FeatureStore, settings: TrainSettings, epoch
     batches = shuffled_batches(len(images), settings.batch_size, generator)
     if isinstance(images, FeatureStore):  # nothing is left to be done by workers
         return DataLoader(images, batch_sampler=batches, generator=generator, collate_fn=images.collate)
-    return DataLoader(
+    return Batches(
         images,
         batch_sampler=batches,
         generator=generator,

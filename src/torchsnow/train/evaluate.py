@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from torchsnow.errors import DivergedError, TrainingError
+from torchsnow.train.loader import Batches
 
 MATRIX_CLASSES = 1_000
 """With more classes there is no confusion matrix: it has as many entries as there are pairs of classes."""
@@ -134,7 +135,7 @@ def predict(
     try:
         with torch.no_grad():
             collate = getattr(dataset, "collate", None)
-            for images, labels in DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate):
+            for images, labels in Batches(dataset, batch_size, num_workers=num_workers, collate_fn=collate):
                 all_logits.append(model(images.to(device)).float().cpu())
                 all_labels.append(labels)
     finally:

@@ -9,10 +9,12 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from torchsnow.data import ImageSet, Splits
 from torchsnow.errors import DivergedError, TrainingError
@@ -30,6 +32,7 @@ from torchsnow.train.step import Stepper
 from torchsnow.train.store import MOST_VIEWS, FeatureStore, Wanted, sample_of
 
 CHECK_EVERY = 10  # steps: looking at the loss makes the CPU wait for an accelerator
+_NORM_BATCHES = 32  # of training images, which tell the statistics of a norm well enough
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,7 @@ class Loop:
         bar.start_epoch(epoch)
         start_s = time.perf_counter()
         loss, accuracy = self._train(epoch, bar)
+        self._update_norms(epoch)
         trained_s = time.perf_counter() - start_s
         body_val_accuracy = self.method.tune(self.trained, plain_loader(self.val_set, self.settings), self.device)
         val = self._validate(self.trained, self.val_set)
@@ -220,6 +224,14 @@ class Loop:
                 self._require_finite(totals[0], epoch)
                 bar.show(loss, accuracy)
         return loss, accuracy
+
+    def _update_norms(self, epoch: int) -> None:
+        """Take the statistics of batch norms with the weights of the epoch's end, where stored features make that
+        cheap: those that were gathered on the way are of other weights, and can be far off while the learning rate is
+        high (Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3)."""
+        if isinstance(self.train_set, FeatureStore):
+            batches = train_loader(self.train_set, self.settings, epoch, self.device)
+            update_bn(islice(batches, _NORM_BATCHES), self.trained, self.device)
 
     def _step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
         """One step of the optimiser; (sum of the loss, right ones, images)."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _SHARED_MEMORY = Path("/dev/shm")  # where worker processes lay down batches on Linux
 _BATCHES_PER_WORKER = 3  # two that wait, and one that is made
+MORE_ROOM = "give fewer workers (--num-workers 0 needs none) or, in a container, more room (docker run --shm-size=2g)"
 _CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": ("adamw", "sgd"),
     "class_weights": ("none", "balanced"),
@@ -143,9 +144,8 @@ class TrainSettings:
             free = shutil.disk_usage(_SHARED_MEMORY).free
             if free < needed:
                 raise TrainingError(
-                    f"{self.num_workers} workers need {needed / 1e6:,.0f} MB of shared memory, and {_SHARED_MEMORY} "
-                    f"has {free / 1e6:,.0f} MB left; give fewer (--num-workers 0 needs none) or, in a container, more "
-                    "room (docker run --shm-size=2g)"
+                    f"with --num-workers {self.num_workers}, batches need {needed / 1e6:,.1f} MB of shared memory, and "
+                    f"{_SHARED_MEMORY} has {free / 1e6:,.1f} MB left; {MORE_ROOM}"
                 )
 
     def torch_device(self) -> torch.device:

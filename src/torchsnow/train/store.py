@@ -20,13 +20,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from torchsnow.data import Example, ImageSet
 from torchsnow.errors import TrainingError
 from torchsnow.io.files import clear_os_errors, write_atomically
 from torchsnow.source.features import FeatureMaps, Request
 from torchsnow.source.source import Source
+from torchsnow.train.loader import Batches
 
 IN_MEMORY_BYTES = 4 * 2**30
 """More goes into a file."""
@@ -225,7 +226,7 @@ class StoreWriter:
     ) -> Iterator[tuple[Tensor, FeatureMaps]]:
         parts = [self.wanted[task].part for task in tasks]
         request = Request.together([part.request() for part in parts])
-        for shown, numbers in DataLoader(images, self.batch_size, num_workers=num_workers):
+        for shown, numbers in Batches(images, self.batch_size, num_workers=num_workers):
             shown = shown.to(self.device)
             yield numbers, parts[0].source(shown.flip(3) if view.mirrored else shown, request)
 

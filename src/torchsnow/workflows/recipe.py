@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torchsnow.data import Splits
-from torchsnow.methods import make_method
+from torchsnow.methods import METHODS, make_method
 from torchsnow.source import Source
 from torchsnow.train import Method, RunFolder, TrainSettings
 from torchsnow.train.auto import auto_sizes
@@ -21,7 +21,7 @@ class Recipe:
     """A method and its preset by name, with settings.
 
     What `auto` names of the settings (some of `torchsnow.train.AUTO`) is still to be chosen, the learning rate around
-    the given one; `chosen` says why others were chosen. No epoch shall continue after `time_s` seconds.
+    the method's own; `chosen` says why others were chosen. No epoch shall continue after `time_s` seconds.
     """
 
     settings: TrainSettings
@@ -68,11 +68,13 @@ class Recipe:
         if stored and "epochs" in self.auto and settings.patience is None:
             settings = replace(settings, patience=max(LEAST_PATIENCE, settings.epochs // 3))
             chosen["patience"] = "training stops when so many epochs bring nothing better"
-        if "lr" in self.auto and not stored:  # a grid delta's rate fits all: its features are standardised
-            images = run_images(splits, config, settings)
-            lr, chosen["lr"] = auto_lr(lambda: self.learner(source, len(splits.classes)), images, settings)
-            settings = replace(settings, lr=lr)
-            say(f"lr {lr:g}: {chosen['lr']}")
+        if "lr" in self.auto:
+            settings, chosen["lr"] = replace(settings, lr=METHODS[self.method].lr), "the method's own"
+            if not stored:  # a grid delta's rate fits all: its features are standardised
+                images = run_images(splits, config, settings)
+                lr, chosen["lr"] = auto_lr(lambda: self.learner(source, len(splits.classes)), images, settings)
+                settings = replace(settings, lr=lr)
+            say(f"lr {settings.lr:g}: {chosen['lr']}")
         return replace(self, settings=settings, auto=(), chosen={**self.chosen, **chosen})
 
     def as_started(self, run: RunFolder) -> Recipe:

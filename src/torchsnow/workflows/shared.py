@@ -24,7 +24,7 @@ from torchsnow.train.fit import fit_tasks
 from torchsnow.workflows.near_duplicates import warn_of_duplicates
 from torchsnow.workflows.place import Place, Training
 from torchsnow.workflows.recipe import Recipe
-from torchsnow.workflows.training import TrainedTask, complete, prepared, silent, validate_run
+from torchsnow.workflows.training import TrainedTask, complete, grey_warnings, prepared, silent, validate_run
 
 Say = Callable[[str], None]
 
@@ -180,7 +180,7 @@ def _train(
 ) -> tuple[dict[str, TrainedTask], dict[str, DivergedError]]:
     start_s = time.monotonic()
     splits = [group.splits(recipe.settings.seed) for group in groups]
-    data = {name: loaded.name for group in groups for name, loaded in group.tasks.items()}
+    data = {name: loaded for group in groups for name, loaded in group.tasks.items()}
     done: dict[str, TrainedTask] = {}
     failed: dict[str, DivergedError] = {}
 
@@ -189,7 +189,7 @@ def _train(
             say(f"{name}: {line}" if name else line)
 
     for name, own in ((name, own) for group in splits for name, own in group.items()):
-        for sentence in own.warnings():
+        for sentence in (*own.warnings(), *grey_warnings(data[name], recipe.settings)):
             tell("", f"warning: {name}: {sentence}")
     with _owned(runs, data) as folders:
         planned = [
@@ -212,7 +212,7 @@ def _train(
                     failed[task.name] = result
                     continue
                 own_recipe = replaced(recipe, settings=task.settings)
-                training = Training(task.name, data[task.name], task.splits, task.run, own_recipe, pool)
+                training = Training(task.name, data[task.name].name, task.splits, task.run, own_recipe, pool)
                 done[task.name] = complete(training, task.method, result, hub, start_s)
     return done, failed
 

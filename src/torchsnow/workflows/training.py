@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare
+from torchsnow.data.checking import advice_on_greys
 from torchsnow.data.splits import reduced
 from torchsnow.errors import DivergedError, HubError, TrainingError
 from torchsnow.hub import Hub, is_hub, validate_local
@@ -20,8 +21,9 @@ from torchsnow.methods.advice import below_probe
 from torchsnow.methods.head import probe_metrics
 from torchsnow.model import SnowModel
 from torchsnow.source import Framing, InputConfig, Source
+from torchsnow.source.config import GREYS
 from torchsnow.task_file import stored_bytes, validate_task_name, validate_task_size
-from torchsnow.train import FitResult, Method, Metrics, RunFolder, Stopped, TaskRun, fit_tasks
+from torchsnow.train import FitResult, Method, Metrics, RunFolder, Stopped, TaskRun, TrainSettings, fit_tasks
 from torchsnow.train.batches import plain_images, run_images
 from torchsnow.train.evaluate import compute_metrics, predict
 from torchsnow.workflows.evaluation import Change
@@ -164,7 +166,7 @@ def train_task(
         task = prepared(name, splits, run, recipe, source, resume=resume, say=tell)
         pool = plain_images(source.input_config, task.settings.framing)
         training = Training(name, data.name, splits, run, replaced(recipe, settings=task.settings), pool)
-        warnings = splits.warnings()
+        warnings = [*splits.warnings(), *grey_warnings(data, recipe.settings)]
         if not is_drawn:
             source.to(task.settings.torch_device())
             warnings += warn_of_duplicates([splits], [run], source, pool)
@@ -209,6 +211,11 @@ def prepared(
     goes_on = resume and run.args.exists() and bool(recipe.auto or recipe.chosen)
     recipe = recipe.as_started(run) if goes_on else recipe.for_task(splits, source, say)
     return TaskRun(learner, splits, recipe.settings, run, chosen=recipe.chosen, name=name)
+
+
+def grey_warnings(data: LoadedData, settings: TrainSettings) -> list[str]:
+    """What to say when images of 16-bit grey use little of that range, and none was given."""
+    return advice_on_greys(list(data.greys.values())) if tuple(settings.grey_range) == GREYS else []
 
 
 def silent(line: str) -> None:
