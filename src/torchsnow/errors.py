@@ -41,5 +41,9 @@ class ExperimentError(TorchsnowError):
     """A comparison, a benchmark or a report cannot be made of what was given."""
 
 
+class ClusterError(TorchsnowError):
+    """A Ray cluster cannot be reached, or does not do what it was given."""
+
+
 class ServingError(TorchsnowError):
     """A server cannot start with these settings, or a client cannot reach one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import importlib
 import json
 import os
 import re
@@ -65,7 +66,8 @@ def test_the_image_holds_no_data_set() -> None:
 def test_releases_with_known_faults_are_left_out() -> None:
     project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]
     packages = [*project["dependencies"], *(p for extra in project["optional-dependencies"].values() for p in extra)]
-    bounds = dict(re.match(r"([\w.-]+)>=([\d.]+)$", p).groups() for p in packages if not p.startswith("torchsnow["))  # type: ignore[union-attr]
+    own = [package for package in packages if not package.startswith("torchsnow[")]
+    bounds = dict(re.match(r"([\w.-]+)(?:\[\w+\])?>=([\d.]+)$", package).groups() for package in own)  # type: ignore[union-attr]
     mended = {"h11": "0.16", "pillow": "12.2", "torch": "2.10", "onnx": "1.21", "python-multipart": "0.0.30"}
     for name, version in {**mended, "scikit-learn": "1.5", "starlette": "1.0", "filelock": "3.20.3"}.items():
         assert [*map(int, bounds[name].split("."))] >= [*map(int, version.split("."))], name
@@ -137,15 +139,27 @@ def test_the_dockerfile_passes_hadolint() -> None:
 
 
 def test_the_manifests_are_of_kubernetes_schemas() -> None:
-    """A predictor of KServe is a pod, but for the numbers of replicas."""
+    """A predictor of KServe is a pod, but for the numbers of replicas, and a cluster of KubeRay is made of pods."""
     schemas = pytest.importorskip("kubernetes_validate")
     predictor = yaml.safe_load((DEPLOY / "kserve.yaml").read_text())["spec"]["predictor"]
     pod = {key: value for key, value in predictor.items() if key not in ("minReplicas", "maxReplicas")}
     resources = [*yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())]
-    for resource in (*resources, {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": pod}):
+    cluster = yaml.safe_load((DEPLOY / "kuberay.yaml").read_text())["spec"]["rayClusterConfig"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    pods = [pod, *(group["template"]["spec"] for group in groups)]
+    resources += [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec} for spec in pods]
+    for resource in resources:
         schemas.validate(resource, schemas.latest_version(), strict=True)
     with pytest.raises(schemas.ValidationError):
         schemas.validate({**resources[0], "spec": {"replica": 1}}, schemas.latest_version(), strict=True)
+
+
+def test_the_service_of_kuberay_is_told_what_an_application_takes() -> None:
+    told = yaml.safe_load(yaml.safe_load((DEPLOY / "kuberay.yaml").read_text())["spec"]["serveConfigV2"])
+    (application,) = told["applications"]
+    module, name = application["import_path"].split(":")
+    assert callable(getattr(importlib.import_module(module), name))
+    assert set(application["args"]) <= {"hub", "replicas", "gpus", "device", *ServeSettings().to_dict()}
 
 
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:

@@ -19,19 +19,6 @@ from torchsnow.source import Source, load_source
 NAME = "me/parts"
 
 
-@pytest.fixture(scope="session")
-def source() -> Source:
-    return load_source("test_resnet", weights="random")
-
-
-@pytest.fixture
-def hub(tmp_path: Path, source: Source) -> Hub:
-    hub = Hub.create(tmp_path / "hub", source)
-    for name, seed in (("a", 1), ("b", 2)):
-        hub.add(sample_task(source, name, seed=seed))
-    return hub
-
-
 @pytest.fixture
 def remote(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     constants = pytest.importorskip("huggingface_hub").constants

@@ -55,6 +55,9 @@ def compare(
     device: Annotated[str | None, typer.Option(help="'auto', 'cpu', 'cuda' or 'cuda:1'.")] = None,
     shard: Annotated[str | None, typer.Option(help="I/N: do the I-th of N parts alone; others do the rest.")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Train nothing: write the results of the shards.")] = False,
+    ray: Annotated[
+        str | None, typer.Option(help="Ray cluster: HOST:PORT, 'auto' or 'local'; each cell is one of its tasks.")
+    ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells that failed once more.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")] = False,
 ) -> None:
@@ -69,16 +72,22 @@ def compare(
     Example: torchsnow compare photos/ --methods full,head,snow --out comparison
     """
     given = _given(locals())
+    from torchsnow.cluster import validate_ray
     from torchsnow.experiments.compare import Comparison
     from torchsnow.train import torch_device
 
     torch_device(device or "auto")
-    part = _shard(shard, [name for name, given in (("--merge", merge), ("--retry-failed", retry_failed)) if given])
+    others = ("--merge", merge), ("--retry-failed", retry_failed), ("--ray", ray)
+    part = _shard(shard, [name for name, given in others if given])
+    if ray is not None:
+        if merge:
+            raise ExperimentError("--ray and --merge contradict each other: --merge trains nothing")
+        validate_ray()
     chosen = _experiment(given, experiment, paper, smoke)
     for name in chosen.data:
         validate_outside(name, out, "--out")
     comparison = Comparison(chosen, out, lambda name: load_checked(name, quiet=json))
-    _carry_out(comparison, part, merge, retry_failed, json)
+    _carry_out(comparison, part, ray, merge, retry_failed, json)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
@@ -97,7 +106,12 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _carry_out(
-    comparison: Comparison, part: tuple[int, int] | None, merge: bool, retry_failed: bool, json: bool
+    comparison: Comparison,
+    part: tuple[int, int] | None,
+    ray: str | None,
+    merge: bool,
+    retry_failed: bool,
+    json: bool,
 ) -> None:
     cells = comparison.experiment.cells()
     if not (json or merge):
@@ -115,7 +129,7 @@ def _carry_out(
         if retry_failed:
             comparison.forget_failed()
         if not merge:
-            comparison.run(report, note)
+            comparison.run(report, note, part, ray)
         report(None, len(cells), len(cells) + 1)  # the costs are the last piece of work
         results, missing = comparison.finish(note), comparison.missing()
     if json:

@@ -44,6 +44,11 @@ def serve(
         typer.Option(help="Address or network of a proxy, which says who calls (X-Forwarded-For); may be repeated."),
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes that answer on the port, each with its own source.")] = 1,
+    ray: Annotated[
+        str | None, typer.Option(help="Ray cluster to answer on: HOST:PORT, 'auto' or 'local'; needs the extra 'ray'.")
+    ] = None,
+    replicas: Annotated[str, typer.Option(help="On Ray: processes that answer; 1-4 is as many as are needed.")] = "1",
+    gpus: Annotated[float, typer.Option(help="On Ray: GPUs of each replica; 0.25 is four replicas on one.")] = 0.0,
     batch_size: Annotated[int, typer.Option(help="Images of one source pass, at most.")] = 16,
     wait_ms: Annotated[float, typer.Option(help="How long an image waits for others.")] = 5.0,
     queue: Annotated[int, typer.Option(help="Images that may wait; more get status 429.")] = 256,
@@ -98,6 +103,14 @@ def serve(
         tls_key=tls_key,
         hosts=(*ServeSettings.hosts, *(name.lower() for name in (_in_header(host), *(allow_host or ())))),
     )
+    if ray is not None:
+        from torchsnow.errors import ServingError
+        from torchsnow.serving.ray import application, serve_on
+
+        if workers > 1 or proxy:
+            raise ServingError(f"{'--workers' if workers > 1 else '--proxy'} is not for --ray: see --replicas")
+        serve_on(ray, application(hub, device, settings, replicas, gpus), host, port, settings)
+        return
     opened = Hub.open(hub)
     with bind(host, port) as listener:
         write_logs()

@@ -41,6 +41,9 @@ def train_many(
     out: Annotated[Path, typer.Option(help="Folder of the run folders, one per task.")] = Path("runs"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the tasks' runs.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Replace tasks of these names.")] = False,
+    ray: Annotated[
+        str | None, typer.Option(help="Ray cluster: HOST:PORT, 'auto' or 'local'; its processes share the tasks.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")] = False,
 ) -> None:
     """Train several tasks in one run and add them to a hub.
@@ -55,10 +58,14 @@ def train_many(
     with telling_how_to_resume(lambda: any(out.glob(f"*/{RUN_FILE}"))):
         options.settings()  # what can be refused is refused before torch is loaded, and before anything slow
 
+        from torchsnow.cluster import validate_ray
         from torchsnow.data import Columns
         from torchsnow.errors import TrainingError
         from torchsnow.workflows.place import Place
-        from torchsnow.workflows.shared import train_tasks, validate_delta_method, validate_tasks
+        from torchsnow.workflows.shared import spread_tasks, train_tasks, validate_delta_method, validate_tasks
+
+        if ray is not None:
+            validate_ray()
 
         recipe = options.recipe()
         validate_delta_method(recipe.method, recipe.preset)
@@ -71,13 +78,17 @@ def train_many(
         columns = Columns(path_column, "", split_column, group_column)
         groups = _load(data, json, columns=columns, follow_links=follow_links, distinct_names=distinct_names)
         place = Place(hub, source, replace=replace)
-        done, failed = train_tasks(groups, out, recipe, source, place, resume=resume, say=None if json else note)
-    summaries = [task.summary() for task in done.values()]
+        given, tell = (groups, out, recipe, source, place), None if json else note
+        if ray is None:
+            done, failed = train_tasks(*given, resume=resume, say=tell)
+            summaries = [task.summary() for task in done.values()]
+        else:
+            summaries, failed = spread_tasks(*given, ray, resume=resume, say=tell)
     if json:
         print_json(summaries)
     else:
         _show(summaries)
-        say(f"{len(done)} tasks are in the hub {hub}; their runs are in {out}")
+        say(f"{len(summaries)} tasks are in the hub {hub}; their runs are in {out}")
         for one in summaries:
             if one["warning"] is not None:
                 note(f"warning: {one['task']}: {one['warning']}")

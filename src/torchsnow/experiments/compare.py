@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 import yaml
 
+from torchsnow.cluster import Call, cluster
 from torchsnow.data import LoadedData, load_data
 from torchsnow.errors import ExperimentError, TorchsnowError
 from torchsnow.experiments.cell import run_cell
@@ -31,6 +33,7 @@ from torchsnow.report.results import SCHEMA, Results
 from torchsnow.report.tables import write_cells
 
 Say = Callable[[str], None]
+Report = Callable[[PlannedCell, int, int], None]
 _OF_COSTS = ("weights", "image_size", "batch_size", "device", "precision")  # settings of an experiment
 _ADVICE = "remove the file, and the cell is done again"
 
@@ -60,10 +63,8 @@ class Comparison:
         with self._lock.held():
             yield
 
-    def run(
-        self, report: Callable[[PlannedCell, int, int], None], say: Say, shard: tuple[int, int] | None = None
-    ) -> None:
-        """Do the cells that are missing, or those of one shard, (number, count).
+    def run(self, report: Report, say: Say, shard: tuple[int, int] | None = None, ray: str | None = None) -> None:
+        """Do the cells that are missing, or those of one shard, (number, count); or on the Ray cluster at an address.
 
         `report` is called before each cell with it, the number of cells done, and that of all; `say` with what went
         wrong. A cell that fails is noted, and the others continue. Several processes may do shards in one folder; what
@@ -78,24 +79,47 @@ class Comparison:
             self.validate_cells()
             self.num_kept = sum(self.read(cell) is not None for cell in cells)
             self._say_of_others(say)
+            if ray is not None:
+                self._spread(ray, report, say)
+                return
             for done, cell in enumerate(cells):
                 report(cell, done, len(cells))
                 if self.read(cell) is None:
-                    self._claim(cell, say)
+                    self.claim(cell, say)
                     self.num_kept += self.read(cell) is not None
 
-    def _claim(self, cell: PlannedCell, say: Say) -> None:
+    def _spread(self, address: str, report: Report, say: Say) -> None:
+        """Each missing cell is a call on a cluster, after the one that searches for its learning rate."""
+        cells = self.experiment.cells()
+        missing = [cell for cell in cells if self.read(cell) is None]
+        numbers = {str(cell): number for number, cell in enumerate(missing)}
+        told = json.dumps(self.experiment.to_dict(), allow_nan=False)
+        calls = []
+        for number, cell in enumerate(missing):
+            first = numbers.get(str(replace(cell, seed=self.experiment.seeds[0])), number)
+            calls.append(Call((told, self.path, cell), after=first if first < number else None))
+        with cluster(address) as machines:
+            for ended, (number, lines) in enumerate(machines.spread(_claim, calls, self.experiment.device), 1):
+                for line in [f"{missing[number]}: {lines}"] if isinstance(lines, TorchsnowError) else lines:
+                    say(line)
+                self.num_kept += self.read(missing[number]) is not None
+                report(missing[number], len(cells) - len(missing) + ended, len(cells))
+
+    def claim(self, cell: PlannedCell, say: Say) -> None:
         """Do a cell, and before it the one that searches for its learning rate, unless another process does."""
         first = replace(cell, seed=self.experiment.seeds[0])
+        if cell != first and self.read(first) is None:
+            self.claim(first, say)
+            if self.read(first) is None:
+                return
         with ExitStack() as claimed:
             try:
-                claimed.enter_context(FolderLock(self._runs(first), ExperimentError).held())
+                claimed.enter_context(FolderLock(self._runs(cell), ExperimentError).held())
             except ExperimentError as error:
                 say(f"{cell} is left to another process: {error}")
                 return
-            for one in (first, cell):
-                if self.read(one) is None:  # looked at again: another process may have done it meanwhile
-                    self._do(one, say)
+            if self.read(cell) is None:  # looked at again: another process may have done it meanwhile
+                self._do(cell, say)
 
     def missing(self) -> list[PlannedCell]:
         """The cells that are neither finished nor failed."""
@@ -241,6 +265,19 @@ class Comparison:
     def _write(self, cell: PlannedCell, content: Mapping[str, Any]) -> None:
         text = json.dumps({"key": self.key(cell), **content}, indent=1, allow_nan=False) + "\n"
         write_atomically(self._path(cell), text, ExperimentError)
+
+
+def _claim(told: str, path: Path, cell: PlannedCell) -> list[str]:
+    """Do a cell in a process of a cluster; returns what is to be said."""
+    lines: list[str] = []
+    _comparison(told, path).claim(cell, lines.append)
+    return lines
+
+
+@lru_cache(1)
+def _comparison(told: str, path: Path) -> Comparison:
+    """Kept with its source and images for the next cell."""
+    return Comparison(Experiment.from_dict(json.loads(told)), path)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

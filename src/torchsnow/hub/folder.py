@@ -109,15 +109,18 @@ class IndexFile:
 
     def write(self, index: Index) -> None:
         """Replace the index as a whole; the hub's lock must be held."""
-        tasks = {name: vars(entry) for name, entry in index.tasks.items()}
-        former = {name: [vars(entry) for entry in entries] for name, entries in index.former.items()}
-        _write(self.path, INDEX_VERSION, {"generation": index.generation, "tasks": tasks, "former": former})
+        write_atomically(self.path, encode_index(index), HubError)
 
 
 def read_source_info(path: Path) -> SourceInfo:
     """Raises HubError for a description that is missing, damaged or of another version."""
     with clear_os_errors("read", path, HubError):
         content = path.read_bytes()
+    return decode_source_info(content, path)
+
+
+def decode_source_info(content: bytes, path: Path | str) -> SourceInfo:
+    """The source that a file of this path describes. Raises HubError for one that is damaged or of another version."""
     try:
         values = parse_json(content)
         validate_version(values, SOURCE_VERSION)
@@ -128,7 +131,19 @@ def read_source_info(path: Path) -> SourceInfo:
 
 def write_source_info(path: Path, info: SourceInfo) -> None:
     """Describe the source of a new hub."""
-    _write(path, SOURCE_VERSION, info.to_dict())
+    write_atomically(path, encode_source_info(info), HubError)
+
+
+def encode_source_info(info: SourceInfo) -> bytes:
+    """What the file says that describes a source."""
+    return _encode(SOURCE_VERSION, info.to_dict())
+
+
+def encode_index(index: Index) -> bytes:
+    """What the file of an index says."""
+    tasks = {name: vars(entry) for name, entry in index.tasks.items()}
+    former = {name: [vars(entry) for entry in entries] for name, entries in index.former.items()}
+    return _encode(INDEX_VERSION, {"generation": index.generation, "tasks": tasks, "former": former})
 
 
 def decode_index(content: bytes, path: Path | str) -> Index:
@@ -155,9 +170,9 @@ def _entry(where: str, values: dict[str, Any]) -> Entry:
     return Entry(**values)
 
 
-def _write(path: Path, version: int, values: Mapping[str, Any]) -> None:
+def _encode(version: int, values: Mapping[str, Any]) -> bytes:
     text = json.dumps({"schema_version": version, **values}, indent=2, sort_keys=True, allow_nan=False)
-    write_atomically(path, text + "\n", HubError)
+    return f"{text}\n".encode()
 
 
 SOURCE_FILE, INDEX_FILE, TASKS_FOLDER = "source.json", "index.json", "tasks"

@@ -66,7 +66,7 @@ class Copy(Folder):
     def __init__(self, path: Path, url: str) -> None:
         super().__init__(path)
         self.url = url
-        self._files, self._root = _reach(url)
+        self._files, self._root = reach(url)
         self._read_s: float | None = None  # when the index was read last, by the monotonic clock
         source_info = self._fetch(SOURCE_FILE, _MAX_JSON_BYTES)
         with clear_os_errors("make the folder", path, HubError):
@@ -130,12 +130,12 @@ class Copy(Folder):
 def _read_only(url: str) -> HubError:
     return HubError(
         f"the hub {url} can only be read: an object store does not let two writers take turns; change a hub in a "
-        f"folder and copy it there, {INDEX_FILE} last"
+        f"folder and push it there: torchsnow push {url} --hub FOLDER"
     )
 
 
-def _reach(url: str) -> tuple[Any, str]:
-    """The file system of an address, and the path on it."""
+def reach(url: str) -> tuple[Any, str]:
+    """The file system of an address, and the path on it. Raises HubError."""
     import fsspec
 
     scheme = url.partition(":")[0]

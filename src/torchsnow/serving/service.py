@@ -92,10 +92,13 @@ class Service:
         self.watcher.set_offered(name, offered)
         await self._siblings.ask(CHANGE_S, what="offer", task=name, offered=offered)
 
+    def is_alive(self) -> bool:
+        """Whether nothing in this process has stuck or failed for long."""
+        return all(loop.age_s() <= self.settings.longest_age_s for loop in self._loops) and not self.decoders.stuck
+
     def _is_ready(self) -> bool:
-        alive = all(loop.age_s() <= self.settings.longest_age_s for loop in self._loops)
         is_offered = self._is_running and not self._is_draining
-        return is_offered and self.watcher.has_polled.is_set() and alive and not self.decoders.stuck
+        return is_offered and self.watcher.has_polled.is_set() and self.is_alive()
 
     def drain(self) -> None:
         """Ask for no more requests, by readiness; those that come are answered."""

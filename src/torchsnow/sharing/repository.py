@@ -26,8 +26,9 @@ from torchsnow.hub.folder import (
     TASKS_FOLDER,
     Index,
     IndexFile,
+    encode_index,
+    encode_source_info,
     read_source_info,
-    write_source_info,
 )
 from torchsnow.hub.hub import load_described
 from torchsnow.hub.verify import validate_former
@@ -138,20 +139,18 @@ def push(
     changed or dropped (unless `replace`); when somebody else changed it meanwhile; and when the Hub refuses or cannot
     be reached. The repository is as before then.
     """
-    entries = _chosen(hub.index(), names, f"the hub {hub.folder.path}")
+    entries = chosen(hub.index(), names, f"the hub {hub.folder.path}")
     infos = {name: hub.info(name) for name in entries}
     for name, entry in entries.items():
         validate_former(hub.folder, name, entry)  # what is damaged here shall not be anybody else's
     with tempfile.TemporaryDirectory() as folder:
         there = Repository(repository, make=True, private=private)
         _validate_no_loss(there, entries, hub.source_info, Path(folder), replace=replace)
-        made = Path(tempfile.mkdtemp(dir=folder))
-        write_source_info(made / SOURCE_FILE, hub.source_info)
-        IndexFile(made / INDEX_FILE).write(Index(1, entries))
         files: dict[str, Path | bytes] = {
             CARD: model_card(repository, hub.source_info, infos, entries, licence).encode(),
-            **{name: made / name for name in (SOURCE_FILE, INDEX_FILE)},
-            **{_path(name, entry): hub.folder.task_file(name, entry) for name, entry in entries.items()},
+            SOURCE_FILE: encode_source_info(hub.source_info),
+            INDEX_FILE: encode_index(Index(1, entries)),
+            **{task_path(name, entry): hub.folder.task_file(name, entry) for name, entry in entries.items()},
         }
         what = f"{len(entries)} tasks" if len(entries) > 1 else f"the task {next(iter(entries))}"
         return Pushed(there.commit_files(files, f"Push {what}"), tuple(entries))
@@ -180,7 +179,7 @@ def pull(
     there = Repository(repository, revision)
     with tempfile.TemporaryDirectory() as folder:
         info, index = there.describe(Path(folder))
-        entries = _chosen(index, names, f"the repository {repository}")
+        entries = chosen(index, names, f"the repository {repository}")
         own = hub.infos() if hub is not None else {}
         wanted = {name: entry for name, entry in entries.items() if name not in own or own[name].sha256 != entry.sha256}
         if not replace and (taken := sorted(set(wanted) & set(own))):
@@ -202,7 +201,7 @@ def pull(
 
 
 def _read_task(there: Repository, name: str, entry: Entry, source: Source, folder: Path) -> Task:
-    path = _path(name, entry)
+    path = task_path(name, entry)
     try:
         task = load_task(there.read(path, folder, MAX_SIZE_BYTES), source, entry.sha256)
         if task.name != name:
@@ -226,15 +225,21 @@ def _validate_no_loss(
     info, index = there.describe(folder)
     if difference := info.difference(source):
         raise HubError(f"the repository {there.name} is on another source: {difference}; replace it with --replace")
+    validate_none_lost(f"the repository {there.name}", index, entries)
+
+
+def validate_none_lost(where: str, index: Index, entries: Mapping[str, Entry]) -> None:
+    """Raise HubError when these entries would change or drop tasks of an index."""
     lost = [name for name, entry in index.tasks.items() if name not in entries or entries[name].sha256 != entry.sha256]
     if lost:
         raise HubError(
-            f"the repository {there.name} has tasks that this would change or drop: {', '.join(sorted(lost))}; "
-            "replace what it holds with --replace, or choose another repository"
+            f"{where} has tasks that this would change or drop: {', '.join(sorted(lost))}; replace what it holds with "
+            "--replace, or choose another place"
         )
 
 
-def _chosen(index: Index, names: Collection[str], where: str) -> dict[str, Entry]:
+def chosen(index: Index, names: Collection[str], where: str) -> dict[str, Entry]:
+    """The named entries of an index, or all. Raises HubError for a name that there is not, or none at all."""
     unknown = sorted(set(names) - set(index.tasks))
     if unknown or not index.tasks:
         what = f"no task {unknown[0]!r}" if unknown else "no tasks yet"
@@ -242,7 +247,8 @@ def _chosen(index: Index, names: Collection[str], where: str) -> dict[str, Entry
     return {name: index.tasks[name] for name in sorted(names or index.tasks)}
 
 
-def _path(name: str, entry: Entry) -> str:
+def task_path(name: str, entry: Entry) -> str:
+    """Where the file of a task is, below the place of its hub."""
     return f"{TASKS_FOLDER}/{name}/{entry.sha256}.safetensors"
 
 

@@ -52,6 +52,11 @@ class Place:
         self.path, self.source, self.replace = path, source, replace
         self._hub = Hub.open(path, source) if is_hub(path) else None
 
+    def make(self) -> Hub:
+        """The hub, made if there is none. Raises HubError."""
+        self._hub = self._hub or Hub.create(self.path, self.source)
+        return self._hub
+
     def put(self, training: Training, result: FitResult, test: Metrics | None, limits: Limits) -> Entry:
         """Add what was trained, with what validation images say of it; it takes the place of a former stage of the same
         run. Raises HubError."""
@@ -64,8 +69,7 @@ class Place:
         delta, classes, framing = result.model.delta, training.splits.classes, recipe.settings.framing
         task = make_task(self.source, delta, training.name, classes, framing, about, metrics, limits)
         try:
-            self._hub = self._hub or Hub.create(self.path, self.source)
-            entry = self._hub.add(task, self.replace, amends=run.read_shipped())
+            entry = self.make().add(task, self.replace, amends=run.read_shipped())
         except HubError as error:
             raise HubError(f"{error}. The training is not lost: resume the run (--resume) to add its task") from error
         run.write_shipped(entry.sha256)

@@ -153,7 +153,7 @@ def train_task(
     What can be refused is refused before training starts, with a TorchsnowError, a task too large for its file among
     it; when only the hub fails in the end, resuming the run adds the task.
     """
-    start_s, tell = time.monotonic(), say or _silent
+    start_s, tell = time.monotonic(), say or silent
     path, replace = (None, False) if hub is None else (hub.path, hub.replace)
     validate_hub_choice(recipe.method, recipe.preset, path, replace=replace)
     validate_run(name, path, run, resume=resume, replace=replace)
@@ -218,7 +218,7 @@ def grey_warnings(data: LoadedData, settings: TrainSettings) -> list[str]:
     return advice_on_greys(list(data.greys.values())) if tuple(settings.grey_range) == GREYS else []
 
 
-def _silent(line: str) -> None:
+def silent(line: str) -> None:
     """For who wants to be told nothing."""
 
 
