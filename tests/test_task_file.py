@@ -296,7 +296,7 @@ def change_metadata(key: str, value: Any) -> Callable[[dict[str, torch.Tensor], 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("schema_version", 7, "schema version is 7, this torchsnow reads 6; upgrade"),
+        ("schema_version", 8, "schema version is 8, this torchsnow reads 7; upgrade"),
         ("schema_version", True, "does not say its schema version"),
         ("name", "../x", "cannot be a task's name"),
         ("name", 3, "metadata.name is 3; expected a text"),

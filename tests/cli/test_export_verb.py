@@ -65,6 +65,7 @@ def test_json_says_what_was_written(pristine: Trained, tmp_path: Path) -> None:
         "format": "torch",
         "image_size": 48,
         "outputs": {"colours": "colours"},
+        "unknown_outputs": {},
         "fp16": False,
         "int8": [],
     }

@@ -82,7 +82,9 @@ def test_a_picture_for_every_prediction(source: Source, tmp_path: Path) -> None:
         Image.fromarray(np.full((30, 40, 3), 90, np.uint8)).save(tmp_path / name)
         files.append(tmp_path / name)
     found = list(predict_images(hub, files, None, lambda path, why: None))
-    written, refused = write_heat_maps(hub, found, tmp_path / "heat", lambda done, total: None)
+    written, refused = write_heat_maps(
+        hub, [(one.image, one.task, one.label) for one in found], tmp_path / "heat", lambda done, total: None
+    )
     assert [file.name for file in written] == ["0001-x.grid.png", "0002-x.grid.png"]
     assert sorted((tmp_path / "heat").iterdir()) == sorted(written)
     assert list(refused) == ["copy"]

@@ -39,6 +39,9 @@ def predict(
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write a table, a row per image and task.")] = None,
     jsonl: Annotated[Path | None, typer.Option(help="Write lines of JSON, one per image and task.")] = None,
+    explain: Annotated[
+        Path | None, typer.Option(help="With a hub: write heat maps over the images into this folder.")
+    ] = None,
     device: Annotated[str, typer.Option(help="With a hub: 'auto', 'cpu', 'cuda' or 'cuda:1'.")] = "auto",
     token_file: Annotated[
         Path | None, typer.Option(help=f"File with the server's token; or set {TOKEN_VARIABLE}.")
@@ -61,6 +64,8 @@ def predict(
 
     if hub is not None and server is not None:
         raise ServingError("name either the folder of a hub (--hub) or the address of a server (--server)")
+    if explain is not None and server is not None:
+        raise ServingError("heat maps (--explain) are made with a hub (--hub); a server has none")
     for file in filter(None, (csv, jsonl)):
         validate_writable(file)
     if csv is not None and csv == jsonl:
@@ -80,6 +85,8 @@ def predict(
         say(f"{len(predictions)} answers are in {' and '.join(map(str, written))}")
     elif predictions:
         _show(predictions, top or 1)
+    if explain is not None:
+        _explain(hub or HUB, device, predictions, explain, quiet=json)
     for _, why in bad:
         note(f"torchsnow: {why}")
     if bad:
@@ -163,6 +170,22 @@ class _Question:
         except ServingError as error:
             self.on_bad(file, f"{file}: {error}")
             return []
+
+
+def _explain(hub: Path, device: str, predictions: Sequence[dict[str, Any]], folder: Path, quiet: bool) -> None:
+    """A heat map for every answer that has one."""
+    from torchsnow.explain.heat import write_heat_maps
+    from torchsnow.hub import Hub
+    from torchsnow.train import torch_device
+
+    opened = Hub.open(hub)
+    opened.source.to(torch_device(device))
+    answers = [(one["image"], one["task"], one["label"]) for one in predictions]
+    with counting("drawing heat maps", quiet=quiet) as progress:
+        written, refused = write_heat_maps(opened, answers, folder, progress)
+    note(f"{len(written)} heat maps are in {folder}")
+    for name, why in refused.items():
+        note(f"the task {name!r} has no heat map: {why}")
 
 
 def _show(predictions: Sequence[dict[str, Any]], top: int) -> None:

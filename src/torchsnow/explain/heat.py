@@ -18,7 +18,6 @@ from torchsnow.hub import Hub
 from torchsnow.io.files import clear_os_errors
 from torchsnow.source import FeatureMaps, InputConfig, Source
 from torchsnow.source.grid import Grid
-from torchsnow.workflows.predictions import Prediction
 
 _SIDE = 448  # pixels of a picture, at least
 _FOR, _AGAINST = (0.85, 0.1, 0.1), (0.1, 0.25, 0.85)  # red and blue
@@ -64,29 +63,29 @@ def over_photograph(image: Tensor, heat: Tensor, config: InputConfig) -> Image.I
 
 
 def write_heat_maps(
-    hub: Hub, predictions: Sequence[Prediction], folder: Path, progress: Callable[[int, int], None]
+    hub: Hub, answers: Sequence[tuple[str, str, str]], folder: Path, progress: Callable[[int, int], None]
 ) -> tuple[list[Path], dict[str, str]]:
-    """A picture for every prediction, of its likeliest class: "NUMBER-IMAGE.TASK.png" in a folder, which is made.
+    """A picture for every answer, (image, task, class): "NUMBER-IMAGE.TASK.png" in a folder, which is made.
 
-    Returns the files, and why tasks have none. `progress` is called with (predictions done, predictions in all). Raises
+    Returns the files, and why tasks have none. `progress` is called with (answers done, answers in all). Raises
     DataError for an image that cannot be read any more.
     """
     written: list[Path] = []
     refused: dict[str, str] = {}
     config, device = hub.source.input_config, next(hub.source.parameters()).device
-    numbers = {image: number for number, image in enumerate(dict.fromkeys(one.image for one in predictions), 1)}
+    numbers = {path: number for number, path in enumerate(dict.fromkeys(path for path, _, _ in answers), 1)}
     with clear_os_errors("write heat maps into", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for done, one in enumerate(predictions, 1):
-            task, picture = hub.task(one.task), read_image(Path(one.image))
+        for done, (path, name, label) in enumerate(answers, 1):
+            task, picture = hub.task(name), read_image(Path(path))
             pixels = eval_transform(config, task.framing)(picture)[None].to(device)
             try:
-                heat = heat_map(hub.source, task.delta, pixels, task.classes.index(one.label))
+                heat = heat_map(hub.source, task.delta, pixels, task.classes.index(label))
             except DeltaError as error:
-                refused[one.task] = str(error)
+                refused[name] = str(error)
                 continue
-            file = folder / f"{numbers[one.image]:04}-{Path(one.image).stem}.{one.task}.png"
+            file = folder / f"{numbers[path]:04}-{Path(path).stem}.{name}.png"
             over_photograph(pixels, heat, config).save(file)
             written.append(file)
-            progress(done, len(predictions))
+            progress(done, len(answers))
     return written, refused

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # lists of a hub need none
+    from torch import Tensor
 
 Thresholds = tuple[float, ...] | None
 """Of a task's labels: the probabilities from which on an image has them. None where an image has one class."""
