@@ -108,7 +108,7 @@ def test_what_is_not_given_is_chosen_as_for_a_task_alone(table: Path, photos: Pa
     ]
 
 
-@pytest.mark.parametrize("preset", ["default", "paper"])
+@pytest.mark.parametrize("preset", ["default", pytest.param("paper", marks=pytest.mark.slow)])
 def test_ctrl_c_and_resume(table: Path, monkeypatch: pytest.MonkeyPatch, preset: str) -> None:
     words = (*TINY, "--epochs", "2", "--preset", preset)
     whole = torchsnow("train-many", table, "--hub", "whole", "--out", "whole-runs", *words)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from running_server import TOKEN, Running, running
+from running_server import TOKEN, Running, make_hub, running
 
-from sample_tasks import sample_task
 from torchsnow.hub import Hub
 from torchsnow.hub.live import LiveHub
 from torchsnow.source import Source, load_source
@@ -53,11 +51,3 @@ def sealed(tmp_path_factory: pytest.TempPathFactory, source: Source) -> Iterator
     """A server with a token, for a hub that no test changes."""
     with running(LiveHub(make_hub(tmp_path_factory.mktemp("sealed") / "hub", source)), token=TOKEN) as started:
         yield started
-
-
-def make_hub(path: Path, source: Source) -> Hub:
-    hub = Hub.create(path, source)
-    for seed, name in enumerate("abc"):
-        task = sample_task(source, name, seed=seed, num_classes=seed + 2)
-        hub.add(replace(task, metrics={"test": {"accuracy": 0.75}}, unknown_above=1e-3 if name == "b" else None))
-    return hub

@@ -10,8 +10,9 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -20,6 +21,8 @@ import numpy as np
 from PIL import Image
 from starlette.routing import compile_path
 
+from sample_tasks import sample_task
+from torchsnow.hub import Hub
 from torchsnow.hub.live import LiveHub
 from torchsnow.serving.app import routes
 from torchsnow.serving.guard import OPEN_PATHS
@@ -30,9 +33,19 @@ from torchsnow.serving.settings import ServeSettings
 from torchsnow.serving.siblings import Place
 from torchsnow.serving.starting import Starting
 from torchsnow.serving.workers import bind
+from torchsnow.source import Source
 
 TOKEN = "a-token-for-these-tests"
 BEARER = {"authorization": f"Bearer {TOKEN}"}
+
+
+def make_hub(path: Path, source: Source) -> Hub:
+    """A hub with the tasks "a", "b" and "c", of 2, 3 and 4 classes."""
+    hub = Hub.create(path, source)
+    for seed, name in enumerate("abc"):
+        task = sample_task(source, name, seed=seed, num_classes=seed + 2)
+        hub.add(replace(task, metrics={"test": {"accuracy": 0.75}}, unknown_above=1e-3 if name == "b" else None))
+    return hub
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from running_server import BEARER, TOKEN, Reply, Running, picture
+from running_server import BEARER, TOKEN, Reply, Running, make_hub, picture
 from test_open_inference import (  # noqa: F401 # run here again, on the fixtures below
     test_an_output_can_be_the_likeliest_classes,
     test_bytes_go_in_and_come_out_raw,
@@ -34,7 +34,6 @@ from test_serving_predict import (  # noqa: F401
     test_what_is_no_request_is_told_why,
 )
 
-from conftest import make_hub
 from local_ray import Ray
 from torchsnow.errors import TorchsnowError
 from torchsnow.hub import Hub

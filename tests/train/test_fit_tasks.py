@@ -128,7 +128,7 @@ def stop_after(method: Any, steps: int, error: BaseException) -> None:
     method.set_progress = counted
 
 
-@pytest.mark.parametrize("preset", ["paper", "default"])
+@pytest.mark.parametrize("preset", [pytest.param("paper", marks=pytest.mark.slow), "default"])
 @pytest.mark.parametrize(("stopped_task", "steps"), [pytest.param(0, 4, marks=pytest.mark.slow), (1, 0), (1, 5)])
 def test_an_interrupted_run_goes_on_to_the_same_end(
     source: Source,
