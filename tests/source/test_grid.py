@@ -23,6 +23,7 @@ from torchsnow.source.grid import (
     join_channels,
     join_images,
     moments,
+    places_in,
     to_grid,
 )
 
@@ -308,6 +309,13 @@ def test_deviations_come_where_they_are_asked_for() -> None:
     with pytest.raises(SourceError, match="asked for no deviations"):
         source(image(64), plain).deviations(32, index)
     assert source(image(64), Request.together([plain, with_std])).deviations(32, index).shape == (2, 2)
+
+
+def test_places_are_those_of_the_channels_as_they_are_now() -> None:
+    channels, index = torch.tensor([2, 5, 9]), torch.tensor([9, 2])
+    assert places_in(channels, index).tolist() == [2, 0]
+    channels.copy_(torch.tensor([1, 2, 9]))
+    assert places_in(channels, index).tolist() == [2, 1]
 
 
 def test_a_span_is_a_view_of_the_same_images() -> None:

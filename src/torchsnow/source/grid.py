@@ -63,11 +63,13 @@ def sorted_union(indices: Sequence[Tensor]) -> Tensor:
 
 def places_in(channels: Tensor, index: Tensor) -> Tensor:
     """Where the channels `index` (n,) stand among `channels` (M,), all of which differ."""
-    return _places(channels).index_select(0, index)
+    return _places(channels, channels._version).index_select(0, index)
 
 
 @lru_cache(8)  # by identity: all tasks of a pass look up in the same
-def _places(channels: Tensor) -> Tensor:
+def _places(channels: Tensor, version: int) -> Tensor:
+    """`version` changes when a subscription is written to in place, and what was found before no longer holds."""
+    del version
     places = torch.zeros(int(channels.max()) + 1 if len(channels) else 0, dtype=torch.int64, device=channels.device)
     places[channels] = torch.arange(len(channels), device=channels.device)
     return places
