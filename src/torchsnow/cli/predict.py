@@ -62,14 +62,7 @@ def predict(
     def on_bad(path: Path, why: str) -> None:
         bad.append((str(path), why))
 
-    if hub is not None and server is not None:
-        raise ServingError("name either the folder of a hub (--hub) or the address of a server (--server)")
-    if explain is not None and server is not None:
-        raise ServingError("heat maps (--explain) are made with a hub (--hub); a server has none")
-    for file in filter(None, (csv, jsonl)):
-        validate_writable(file)
-    if csv is not None and csv == jsonl:
-        raise TorchsnowError(f"--csv and --jsonl are both {csv}: give each a file of its own")
+    _validate(hub, server, explain, csv, jsonl)
     files = find_images(_words(images), on_bad)
     num_classes = top if top is not None or json or jsonl is not None else 1
     with counting("classifying images", quiet=json) as progress:
@@ -91,6 +84,18 @@ def predict(
         note(f"torchsnow: {why}")
     if bad:
         raise typer.Exit(2)
+
+
+def _validate(hub: Path | None, server: str | None, explain: Path | None, csv: Path | None, jsonl: Path | None) -> None:
+    """Refuse options that do not go together, and files that cannot be written."""
+    if hub is not None and server is not None:
+        raise ServingError("name either the folder of a hub (--hub) or the address of a server (--server)")
+    if explain is not None and server is not None:
+        raise ServingError("heat maps (--explain) are made with a hub (--hub); a server has none")
+    for file in filter(None, (csv, jsonl)):
+        validate_writable(file)
+    if csv is not None and csv == jsonl:
+        raise TorchsnowError(f"--csv and --jsonl are both {csv}: give each a file of its own")
 
 
 def _words(images: Sequence[str]) -> Iterator[str]:
