@@ -62,12 +62,19 @@ def test_any_inference(sealed: Running, body: Any, tail: bytes, length: int | No
 
 
 @EXAMPLES
-@given(cut=st.integers(0, 400), place=st.integers(0, 400), noise=st.binary(max_size=6))
-def test_any_damage_to_a_form(sealed: Running, cut: int, place: int, noise: bytes) -> None:
+@given(
+    cut=st.integers(0, 400),
+    place=st.integers(0, 400),
+    noise=st.binary(max_size=6),
+    boundary=st.sampled_from(["", "", "", "a", "a" * 400, "%", ";", "=" * 4_000]),
+)
+def test_any_damage_to_a_form(sealed: Running, cut: int, place: int, noise: bytes, boundary: str) -> None:
+    """Or to the boundary that its kind names."""
     content, kind = form([("image", IMAGE[:200], "x.png"), ("task", b"a", None)])
     content = content[: len(content) - cut]
     content = content[:place] + noise + content[place:]
-    alive(sealed, sealed.call("POST", "/predict", content, {**BEARER, "content-type": kind}).status)
+    content = content.replace(b"limit", b"limit" + boundary.encode())
+    alive(sealed, sealed.call("POST", "/predict", content, {**BEARER, "content-type": kind + boundary}).status)
 
 
 @EXAMPLES

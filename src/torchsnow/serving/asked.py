@@ -179,8 +179,8 @@ def read_form(content: bytes, boundary: bytes, max_parts: int) -> Iterator[Part]
 
     Raises ApiError: 400 for a body that is none, 413 for one of more parts.
     """
-    parser = _Parser(boundary, max_parts)
     try:
+        parser = _Parser(boundary, max_parts)  # refuses a boundary that is too long
         parser.parse(_trimmed(content, boundary))
     except FormParserError as error:
         raise ApiError(400, "bad_form", "the body is not a valid multipart form") from error
