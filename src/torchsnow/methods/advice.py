@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torchsnow.methods.table import METHODS
 from torchsnow.train import FitResult, TrainSettings
+from torchsnow.train.history import highest_epoch
 
-_LATE = 0.8  # of the epochs: a best one after that says that training was not done
+_LATE = 0.8  # of the epochs: the highest accuracy after that says that training was not done
 
 
 def below_probe(
@@ -27,7 +28,7 @@ def _changes(result: FitResult, settings: TrainSettings, method: str, preset: st
     changes = []
     if METHODS[method].is_delta and (method, preset) != ("snow", "default"):
         changes.append("--method snow --preset default, which starts as a probe,")
-    if result.best.epoch >= _LATE * settings.epochs:
+    if highest_epoch(result.history).epoch >= _LATE * settings.epochs:
         changes.append(f"--epochs {2 * settings.epochs}")
     else:
         changes.append(f"--lr {settings.lr / 5:.2g}")

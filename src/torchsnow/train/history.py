@@ -31,7 +31,20 @@ def epochs_done(history: Sequence[Epoch]) -> int:
     return history[-1].epoch if history else 0
 
 
-def best_epoch(history: Sequence[Epoch]) -> Epoch:
+def best_epoch(history: Sequence[Epoch], num_images: int) -> Epoch:
+    """The last epoch whose validation accuracy, over so many images, is within one standard error of the highest
+    (Breiman et al., "Classification and Regression Trees", 1984, section 3.4.3), and not below the start's.
+
+    The highest of many is mostly luck, and while the learning rate falls a later epoch generalises better than an
+    earlier one of the same accuracy.
+    """
+    highest = max(row.val_accuracy for row in history)
+    error = (highest * (1 - highest) / num_images) ** 0.5
+    least = max([highest - error, *(row.val_accuracy for row in history if row.epoch == 0)])
+    return max((row for row in history if row.val_accuracy >= least), key=lambda row: row.epoch)
+
+
+def highest_epoch(history: Sequence[Epoch]) -> Epoch:
     """The epoch with the highest validation accuracy; of equal ones that with the lowest loss, then the first."""
     return min(history, key=lambda row: (-row.val_accuracy, row.val_loss, row.epoch))
 
@@ -44,4 +57,4 @@ def is_finished(history: Sequence[Epoch], epochs: int, patience: int | None) -> 
     done, trained = epochs_done(history), [row for row in history if row.epoch > 0]
     if not trained or done >= epochs:
         return done >= epochs
-    return patience is not None and done - best_epoch(trained).epoch >= patience
+    return patience is not None and done - highest_epoch(trained).epoch >= patience

@@ -153,7 +153,7 @@ class Loop:
     def _repair(self, last: Checkpoint) -> None:
         """Do what a run that was killed right after saving `last` did not come to."""
         self.run.write_tables(self.history, self.selection)
-        if best_epoch(self.history) is self.history[-1]:
+        if self._last_is_best():
             self._save_best(last.model)
 
     def train(self, bar: TrainingBar) -> None:
@@ -262,9 +262,12 @@ class Loop:
         state = self.method.trainable_state()
         memory = optimizer_tensors(self.stepper.optimizer)
         Checkpoint(self.config, state, memory, self.history, self.selection).save(self.run.last)
-        if best_epoch(self.history) is self.history[-1]:
+        if self._last_is_best():
             self._save_best(state)
         self.run.write_tables(self.history, self.selection)
+
+    def _last_is_best(self) -> bool:
+        return best_epoch(self.history, len(self.images.val)) is self.history[-1]
 
     def _save_best(self, state: dict[str, Tensor]) -> None:
         Checkpoint(self.config, state, history=self.history).save(self.run.best)
@@ -289,10 +292,12 @@ class Loop:
 
     def best_so_far(self) -> FitResult:
         """The same before the end, once the start is validated."""
-        self.method.load_trainable_state(Checkpoint.load(self.run.best).model)
+        best = Checkpoint.load(self.run.best)
+        self.method.load_trainable_state(best.model)
         model = self.method.finish()
         self.run.write_subscription(self.method.subscription())
-        return FitResult(model, self._validate(model, self.images.val), best_epoch(self.history), tuple(self.history))
+        (row,) = (row for row in self.history if row.epoch == epochs_done(best.history))
+        return FitResult(model, self._validate(model, self.images.val), row, tuple(self.history))
 
     def _say(self, bar: TrainingBar, line: str) -> None:
         self.run.log(line)
