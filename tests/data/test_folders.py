@@ -83,6 +83,12 @@ def test_splits_by_unknown_words_are_a_question(image_folder: Folder, names: tup
         load_data(root)
 
 
+def test_a_folder_without_classes_next_to_splits_by_unknown_words(image_folder: Folder) -> None:
+    root = image_folder({"learn/cat": 2, "learn/dog": 2, "check/cat": 2, "check/dog": 2, "unlabelled": 2})
+    with pytest.raises(DataError, match=r"each of the folders check, learn in .* holds the folders cat, dog"):
+        load_data(root)
+
+
 @pytest.mark.parametrize(
     "names",
     [
@@ -175,6 +181,11 @@ def test_images_beside_the_folders_of_splits_are_named(image_folder: Folder) -> 
         ("2,5", "2.50"),
         (NFC, NFD),
         ("ﬁsh", "fish"),
+        ("x-ray", "x\u2013ray"),
+        ("-1", "\u22121"),
+        ("crow's feet", "crow\u2019s feet"),
+        ("\u2764", "\u2764\ufe0f"),
+        ("light red", "light\tred"),
     ],
 )
 def test_names_that_look_alike_are_a_question(image_folder: Folder, names: tuple[str, str]) -> None:

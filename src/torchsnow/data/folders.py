@@ -158,13 +158,14 @@ def _split_folders(root: Path, for_training: bool, found: _Found) -> dict[str, P
 
 def _validate_split_names(root: Path, folders: Sequence[Path]) -> None:
     """Raise DataError when the folders look like splits with the same classes in each, or like classes with splits."""
-    inside = [{as_text(one.name) for one in _visible_folders(folder, _Found())} for folder in folders]
-    if len(inside) < 2 or not all(inside):
+    found = [{as_text(one.name) for one in _visible_folders(folder, _Found())} for folder in folders]
+    inside = [names for names in found if names]  # one without, among others, may be what has no labels
+    if len(inside) < 2 or 2 * len(inside) <= len(found):
         return
     common, together = set.intersection(*inside), set.union(*inside)
     split_inside = bool(splits_named(sorted(common)))
     if split_inside or (len(together) > 1 and 2 * len(common) >= len(together)):
-        outer = first_few([as_text(folder.name) for folder in folders], 3, ", ")
+        outer = first_few([as_text(one.name) for one, names in zip(folders, found, strict=True) if names], 3, ", ")
         inner = first_few(natural_sorted(common), 3, ", ")
         raise DataError(
             f"each of the folders {outer} in {root} holds the folders {inner}: the classes must be the inner ones, in "
