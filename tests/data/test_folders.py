@@ -13,6 +13,7 @@ from PIL import Image
 from conftest import Folder
 from torchsnow.data import LoadedData, find_images, load_data, load_task_table, make_splits
 from torchsnow.data.checking import advice_on_greys
+from torchsnow.data.listing import Skipped
 from torchsnow.data.names import is_junk, likeness, splits_named
 from torchsnow.errors import DataError
 
@@ -137,7 +138,7 @@ def test_folders_of_systems_are_no_classes_and_no_data(image_folder: Folder, jun
     assert junk in note
 
 
-@pytest.mark.parametrize("name", ["Thumbs.db", "desktop.ini", ".DS_Store", "._img0.png", "~$notes.docx"])
+@pytest.mark.parametrize("name", ["Thumbs.db", "desktop.ini", ".DS_Store", "._img0.png", "~$notes.docx", "FOUND.012"])
 def test_files_of_systems(name: str) -> None:
     assert is_junk(name)
 
@@ -259,6 +260,13 @@ def linked(image_folder: Folder, tmp_path: Path) -> Path:
     (outside / "more").mkdir()
     (root / "a" / "img1.png").rename(outside / "more" / "img1.png")
     return root
+
+
+@pytest.mark.parametrize("name", ["c", "test"])
+def test_a_link_to_a_class_or_split_that_is_not_there_is_named(image_folder: Folder, name: str) -> None:
+    root = image_folder({f"train/{one}" if name == "test" else one: 12 for one in "ab"})
+    (root / name).symlink_to(root / "nowhere")
+    assert load_data(root).skipped == (Skipped(root / name, "a broken link, or not a regular file"),)
 
 
 def test_links_are_followed_by_wish(linked: Path) -> None:

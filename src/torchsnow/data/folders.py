@@ -36,6 +36,7 @@ _DRAWN = frozenset({
     *("mask", "label", "annotation", "annot", "segmentation", "segmentationclas", "segmentationobject", "seg"),
     *("bbox", "bboxe", "groundtruth", "gt", "xml", "json"),
 })  # fmt: skip
+_NO_FILE = "a broken link, or not a regular file"
 
 
 @dataclass
@@ -206,9 +207,12 @@ def _visible_folders(folder: Path, found: _Found) -> list[Path]:
 
 
 def _files_in(folder: Path, found: _Found) -> list[Path]:
-    names = natural_sorted(path.name for path in folder.iterdir() if path.is_file())
+    """The files in a folder. What is neither file nor folder is skipped, as is a link to a class that is not there."""
+    names = natural_sorted(path.name for path in folder.iterdir() if not path.is_dir())
     found.junk += [folder / name for name in names if is_junk(name)]
-    return [folder / name for name in names if not is_junk(name)]
+    paths = [folder / name for name in names if not is_junk(name)]
+    found.skipped += [Skipped(path, _NO_FILE) for path in paths if not path.is_file()]
+    return [path for path in paths if path.is_file()]
 
 
 def _images_below(folder: Path, root: Path, follow_links: bool, found: _Found) -> list[Path]:
@@ -231,7 +235,7 @@ def _skip_reason(path: Path, root: Path, follow_links: bool) -> str | None:
         return "a link to a folder, which is not followed (--follow-links does)"
     if not follow_links and not Path(os.path.realpath(path)).is_relative_to(root):  # `root` is resolved already
         return f"a link to a file outside {root} (--follow-links follows it)"
-    return None if path.is_file() else "a broken link, or not a regular file"
+    return None if path.is_file() else _NO_FILE
 
 
 def _is_image(path: Path, found: _Found) -> bool:

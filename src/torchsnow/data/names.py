@@ -32,7 +32,7 @@ NO_LABEL = frozenset({"nan", "-nan", "NaN", "NAN", "null", "NULL", "<NA>", "#N/A
 _JUNK = frozenset(
     {
         *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharebin", "#recycle", "#snapshot", "~snapshot"),
-        *("$recycle.bin", "recycler", "recycled", "system volume information", "found.000", "lost+found", "lost.dir"),
+        *("$recycle.bin", "recycler", "recycled", "system volume information", "lost+found", "lost.dir"),
         *(
             "thumbnails",
             "thumbnail",
@@ -45,9 +45,10 @@ _JUNK = frozenset(
             "folder.htt",
         ),
         *("__macosx", "icon\r", "network trash folder", "temporary items", "picasa.ini", "picasaoriginals"),
-        *("__pycache__", "_gsdata_", "zbthumbnail.info", "albumartsmall.jpg"),
+        *("__pycache__", "_gsdata_", "_vti_cnf", "@sharesnap", "zbthumbnail.info", "albumartsmall.jpg"),
     }
 )
+_OF_DISK_CHECKS = re.compile(r"found\.[0-9]{3}")
 # What spreadsheets and phones write for - and ', and letters that only choose how the one before them is drawn.
 _TYPESET = str.maketrans({
     **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-"),
@@ -59,7 +60,8 @@ _TYPESET = str.maketrans({
 
 def is_junk(name: str) -> bool:
     """Whether a file or folder is hidden, or was put there by a system and not by a person."""
-    return name.startswith((".", "~$")) or name.casefold() in _JUNK
+    small = name.casefold()
+    return small.startswith((".", "~$", "synophoto_thumb_")) or small in _JUNK or bool(_OF_DISK_CHECKS.fullmatch(small))
 
 
 def splits_named(names: Sequence[str]) -> dict[str, str]:

@@ -118,12 +118,14 @@ class Table:
         if os.path.isabs(path) and not path.is_relative_to(self.root):
             path = self.root / os.path.relpath(os.path.realpath(path.parent), self.root) / path.name
         plain = Path(os.path.normpath(path))
-        inside = plain.is_relative_to(self.root) if follow_links else lies_inside(path, self.root)
-        if not inside or not plain.is_relative_to(self.root):
-            raise DataError(
-                f"{self.file}, row {number}: the path {cell!r} leaves the folder {self.root}; images must lie in the "
-                f"folder of the table, and paths are relative to it{self._meant(cell)}"
+        inside = plain.is_relative_to(self.root) and (follow_links or lies_inside(path, self.root))
+        if not inside:
+            how = (
+                "--follow-links follows links out of it"
+                if plain.is_relative_to(self.root)
+                else f"images must lie in the folder of the table, and paths are relative to it{self._meant(cell)}"
             )
+            raise DataError(f"{self.file}, row {number}: the path {cell!r} leaves the folder {self.root}; {how}")
         return plain
 
     def _meant(self, cell: str) -> str:
@@ -135,7 +137,9 @@ class Table:
         if ".." not in plain.parts and not plain.is_absolute() and folder.is_dir():
             names = sorted(os.listdir(folder))
             likely += [
-                plain.parent / one for one in names if f"{one}.".casefold().startswith(f"{plain.name}.".casefold())
+                plain.parent / one
+                for one in names
+                if one != plain.name and f"{one}.".casefold().startswith(f"{plain.name}.".casefold())
             ]
         found = next((one for one in likely if os.path.isfile(self.root / one)), None)
         return f"; is {found} meant?" if found else ""
