@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import unicodedata
 from pathlib import Path
@@ -422,3 +423,18 @@ def test_what_names_nothing_is_said() -> None:
         (Path("bare"), "the folder bare holds no images"),
         (Path("x*.png"), "no file fits the pattern x*.png"),
     ]
+
+
+@pytest.mark.usefixtures("unlabelled")
+def test_a_folder_that_cannot_be_listed_does_not_cost_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    list_one = os.scandir
+
+    def refuse(path: str) -> object:
+        if path.endswith("deep"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return list_one(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    bad: list[tuple[Path, str]] = []
+    assert find_images(["a", "a/deep"], lambda *what: bad.append(what)) == [Path("a/2.JPG"), Path("a/10.jpg")]
+    assert bad == [(Path("a/deep"), "cannot list the folder a/deep: Permission denied")] * 2

@@ -100,9 +100,8 @@ def find_images(words: Iterable[str], on_bad: Callable[[Path, str], None]) -> li
 
     A word is a file, a folder (its images at any depth, in natural order, without hidden ones and what is no
     image) or a pattern (`*`, `?`, `[...]`, `**` for folders at any depth). What exists under a word is what it
-    names, even if the word looks like a pattern. A folder without images, and a pattern that nothing fits, are passed
-    to `on_bad` with the reason; whether a file can be read is not looked at. Raises DataError for a folder that
-    cannot be listed.
+    names, even if the word looks like a pattern. A folder without images or that cannot be listed, and a pattern that
+    nothing fits, are passed to `on_bad` with the reason; whether a file can be read is not looked at.
     """
     files: list[Path] = []
     for word in words:
@@ -122,10 +121,24 @@ def find_images(words: Iterable[str], on_bad: Callable[[Path, str], None]) -> li
 
 def _images_of(folder: Path, on_bad: Callable[[Path, str], None]) -> list[Path]:
     found = _Found()
-    images = [path for path in _candidates_below(folder, False, found) if path.is_file() and _is_image(path, found)]
-    if not images:
+    closed: list[Path] = []
+
+    def pass_on(error: OSError) -> None:
+        closed.append(Path(error.filename))
+        on_bad(closed[-1], f"cannot list the folder {error.filename}: {error.strerror}")
+
+    paths = _candidates_below(folder, False, found, pass_on)
+    images = [path for path in paths if _may_be_file(path) and _is_image(path, found)]
+    if not images and not closed:
         on_bad(folder, f"the folder {folder} holds no images")
     return images
+
+
+def _may_be_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # whoever opens it tells why it cannot be read
+        return True
 
 
 def _split_folders(root: Path, for_training: bool, found: _Found) -> dict[str, Path]:
@@ -251,14 +264,17 @@ def _is_image(path: Path, found: _Found) -> bool:
     return is_image
 
 
-def _candidates_below(folder: Path, follow_links: bool, found: _Found) -> Iterator[Path]:
-    """Files and links to folders, at any depth, in natural order, without those of systems."""
+def _raise_closed(error: OSError) -> None:
+    raise DataError(f"cannot list the folder {error.filename}: {error.strerror}") from error
 
-    def raise_error(error: OSError) -> None:
-        raise DataError(f"cannot list the folder {error.filename}: {error.strerror}") from error
 
+def _candidates_below(
+    folder: Path, follow_links: bool, found: _Found, on_closed: Callable[[OSError], None] = _raise_closed
+) -> Iterator[Path]:
+    """Files and links to folders, at any depth, in natural order, without those of systems. `on_closed` hears of
+    folders that cannot be listed."""
     seen = {os.path.realpath(folder)}
-    for here, folders, files in os.walk(folder, onerror=raise_error, followlinks=follow_links):
+    for here, folders, files in os.walk(folder, onerror=on_closed, followlinks=follow_links):
         if follow_links:  # which may lead in a circle
             folders[:] = [name for name in folders if os.path.realpath(os.path.join(here, name)) not in seen]
             seen.update(os.path.realpath(os.path.join(here, name)) for name in folders)
