@@ -114,7 +114,8 @@ def validate_run(
     if not is_hub(hub_path):
         return
     hub = Hub.open(hub_path)
-    validate_writable_folder(hub.folder.task_folder(name), HubError)
+    with hub.folder.locked():
+        validate_writable_folder(hub.folder.task_folder(name), HubError)
     entry = hub.index().tasks.get(name)
     if entry is not None and not replace and not (resume and entry.sha256 == run.read_shipped()):
         raise HubError(
