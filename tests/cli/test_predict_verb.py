@@ -189,3 +189,5 @@ def test_a_table_that_cannot_be_written_is_refused_first(hub: Path, images: list
     assert "it is a folder" in refused("predict", *images, "--hub", hub, "--csv", tmp_path)
     assert "are both" in refused("predict", *images, "--hub", hub, "--csv", tmp_path / "a", "--jsonl", tmp_path / "a")
     assert "there is no folder" in refused("predict", *images, "--hub", hub, "--jsonl", tmp_path / "no" / "x.jsonl")
+    os.mkfifo(tmp_path / "pipe")
+    assert "a device or a pipe; name a file" in refused("predict", *images, "--hub", hub, "--csv", tmp_path / "pipe")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import unicodedata
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from conftest import Folder
 from torchsnow.data import LoadedData, find_images, load_data, load_task_table, make_splits
 from torchsnow.data.checking import advice_on_greys
+from torchsnow.data.listing import Skipped
 from torchsnow.data.names import is_junk, likeness, splits_named
 from torchsnow.errors import DataError
 
@@ -83,6 +85,12 @@ def test_splits_by_unknown_words_are_a_question(image_folder: Folder, names: tup
         load_data(root)
 
 
+def test_a_folder_without_classes_next_to_splits_by_unknown_words(image_folder: Folder) -> None:
+    root = image_folder({"learn/cat": 2, "learn/dog": 2, "check/cat": 2, "check/dog": 2, "unlabelled": 2})
+    with pytest.raises(DataError, match=r"each of the folders check, learn in .* holds the folders cat, dog"):
+        load_data(root)
+
+
 @pytest.mark.parametrize(
     "names",
     [
@@ -131,7 +139,7 @@ def test_folders_of_systems_are_no_classes_and_no_data(image_folder: Folder, jun
     assert junk in note
 
 
-@pytest.mark.parametrize("name", ["Thumbs.db", "desktop.ini", ".DS_Store", "._img0.png", "~$notes.docx"])
+@pytest.mark.parametrize("name", ["Thumbs.db", "desktop.ini", ".DS_Store", "._img0.png", "~$notes.docx", "FOUND.012"])
 def test_files_of_systems(name: str) -> None:
     assert is_junk(name)
 
@@ -175,6 +183,11 @@ def test_images_beside_the_folders_of_splits_are_named(image_folder: Folder) -> 
         ("2,5", "2.50"),
         (NFC, NFD),
         ("ﬁsh", "fish"),
+        ("x-ray", "x\u2013ray"),
+        ("-1", "\u22121"),
+        ("crow's feet", "crow\u2019s feet"),
+        ("\u2764", "\u2764\ufe0f"),
+        ("light red", "light\tred"),
     ],
 )
 def test_names_that_look_alike_are_a_question(image_folder: Folder, names: tuple[str, str]) -> None:
@@ -248,6 +261,13 @@ def linked(image_folder: Folder, tmp_path: Path) -> Path:
     (outside / "more").mkdir()
     (root / "a" / "img1.png").rename(outside / "more" / "img1.png")
     return root
+
+
+@pytest.mark.parametrize("name", ["c", "test"])
+def test_a_link_to_a_class_or_split_that_is_not_there_is_named(image_folder: Folder, name: str) -> None:
+    root = image_folder({f"train/{one}" if name == "test" else one: 12 for one in "ab"})
+    (root / name).symlink_to(root / "nowhere")
+    assert load_data(root).skipped == (Skipped(root / name, "a broken link, or not a regular file"),)
 
 
 def test_links_are_followed_by_wish(linked: Path) -> None:
@@ -403,3 +423,18 @@ def test_what_names_nothing_is_said() -> None:
         (Path("bare"), "the folder bare holds no images"),
         (Path("x*.png"), "no file fits the pattern x*.png"),
     ]
+
+
+@pytest.mark.usefixtures("unlabelled")
+def test_a_folder_that_cannot_be_listed_does_not_cost_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    list_one = os.scandir
+
+    def refuse(path: str) -> object:
+        if path.endswith("deep"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return list_one(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    bad: list[tuple[Path, str]] = []
+    assert find_images(["a", "a/deep"], lambda *what: bad.append(what)) == [Path("a/2.JPG"), Path("a/10.jpg")]
+    assert bad == [(Path("a/deep"), "cannot list the folder a/deep: Permission denied")] * 2

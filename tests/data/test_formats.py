@@ -146,6 +146,18 @@ def test_differences_of_neighbours_are_undone(order: str) -> None:
         assert greys(content) == [0, 1, 100, 255]
 
 
+@ORDERS
+@PACKED
+@pytest.mark.parametrize("scale", [257, 1])
+def test_a_palette_of_16_bits_or_of_bytes(order: str, compression: str | None, scale: int) -> None:
+    palette = np.zeros((3, 256), "u2")
+    palette[:, 1], palette[:, 2] = (10, 20, 30), (200, 100, 50)
+    content = tiff(
+        np.array([[2, 1]], "u1"), order, photometric="palette", colormap=palette * scale, compression=compression
+    )
+    assert pixels(content) == [(200, 100, 50), (10, 20, 30)]
+
+
 def test_12_bit_grey_is_scaled_by_its_own_depth() -> None:
     packed = bytes([0xFF, 0xF0, 0x00, 0x80, 0x00, 0x00])  # 4095, 0, 2048, 0
     tags = [(256, 4), (257, 1), (258, 12), (259, 1), (262, 1), (273, 122), (277, 1), (278, 1), (279, 6)]

@@ -81,7 +81,9 @@ def test_columns_that_are_not_used_are_named(photos: Path) -> None:
     assert "--group-column patient" in group
 
 
-@pytest.mark.parametrize(("header", "quoted"), [("patient", "patient"), ("Patient ID", "'Patient ID'")])
+@pytest.mark.parametrize(
+    ("header", "quoted"), [("patient", "patient"), ("Patient ID", "'Patient ID'"), ("lesion_id", "lesion_id")]
+)
 def test_a_likely_group_is_named_as_it_is_to_be_given(photos: Path, header: str, quoted: str) -> None:
     note = load(photos, f"path,label,{header}\n" + rows(lambda n: n // 4)).notes[-1]
     assert note.endswith(f"--group-column {quoted}")
@@ -105,6 +107,12 @@ def test_a_column_that_sounds_like_a_split_is_named(photos: Path, header: str, o
     (photos / "t.csv").write_text(text.replace("label", "first"))
     if header not in ("isTest", "data split", "Test"):  # which are no names of tasks
         assert load_task_table(photos / "t.csv").notes == (note,)
+
+
+@pytest.mark.parametrize("other", ["", "unused"])
+def test_a_column_that_holds_splits_among_others_is_named(photos: Path, other: str) -> None:
+    note = load(photos, "path,label,purpose\n" + rows(lambda n: other if n == 5 else three(n))).notes[-1]
+    assert note.startswith("the column 'purpose' sounds like a split and is not used as one")
 
 
 @pytest.mark.parametrize("words", [("0", "1"), ("False", "True"), ("no", "YES"), ("0.0", "1.0"), ("f", "t")])
@@ -208,9 +216,44 @@ def test_a_composed_path_means_a_decomposed_file(photos: Path) -> None:
     assert len(data.examples) == 12
 
 
-def test_paths_without_a_suffix_are_explained(photos: Path) -> None:
-    with pytest.raises(DataError, match=r"names 12 files that do not exist: .*; there is img0\.png: write the suffix"):
-        load(photos, "path,label\n" + rows().replace(".png", ""))
+@pytest.mark.parametrize(
+    ("before", "written"),
+    [
+        (".png", ""),
+        (".png", ".PNG"),
+        ("p/", "P:\\\\photos\\\\p\\\\"),
+        ("p/", "pets/p/"),
+        ("p/", "file:///home/p/"),
+        ("p/", "/home/photos/p/"),
+        ("p/", "../photos/p/"),
+    ],
+)
+def test_paths_that_miss_a_file_are_explained(photos: Path, before: str, written: str) -> None:
+    with pytest.raises(
+        DataError, match=r"(names 12 files that do not exist|leaves the folder).*; is p/img0\.png meant\?$"
+    ):
+        load(photos, "path,label\n" + rows().replace(before, written))
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../t", "/etc/host", "q/img0.png"])
+def test_a_path_that_may_mean_nothing_here_gets_no_question(photos: Path, path: str) -> None:
+    with pytest.raises(DataError) as refused:
+        load(photos, "path,label\n" + rows().replace("p/img0.png", path))
+    assert "meant" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "broken"),
+    [("p/img3.png,b", 'p/img3.png,"b'), ("p/img3.png,b", '"p/img3.png,b'), ("img3.png,b,", 'img3.png,b,"as before')],
+)
+def test_quotes_that_are_not_closed_lose_no_rows(photos: Path, row: str, broken: str) -> None:
+    header, further = ("path,label,note\n", [" "]) if row.endswith(",") else ("path,label\n", [])
+    with pytest.raises(DataError, match=r"a cell with whole rows in it, which ends in row 13: close its quotes"):
+        load(photos, header + rows(*further).replace(row, broken))
+
+
+def test_a_cell_of_several_lines_is_one(photos: Path) -> None:
+    assert sizes(load(photos, "path,label,note\n" + rows('"blurred,\nand dark"'))) == {"all": 12}
 
 
 def test_a_cell_too_many_is_not_dropped(photos: Path) -> None:
@@ -237,7 +280,7 @@ def test_links_out_of_the_folder_by_wish(photos: Path, tmp_path: Path) -> None:
     (photos / "p").rename(tmp_path / "elsewhere")
     (photos / "p").symlink_to(tmp_path / "elsewhere")
     text = "path,label\n" + rows()
-    with pytest.raises(DataError, match="leaves the folder"):
+    with pytest.raises(DataError, match=r"leaves the folder .*; --follow-links follows links out of it"):
         load(photos, text)
     assert sizes(load(photos, text, follow_links=True)) == {"all": 12}
 

@@ -287,6 +287,8 @@ def test_what_does_not_fit_together(hub: Hub, source: Source, tmp_path: Path, mo
     (tmp_path / "folder.pt2").mkdir()
     with pytest.raises(CompileError, match="this is a folder; name a file"):
         plan_export(hub, tmp_path / "folder.pt2")
+    with pytest.raises(CompileError, match="wants a path in UTF-8; choose another"):
+        plan_export(hub, tmp_path / os.fsdecode(b"caf\xe9.onnx"))
     with pytest.raises(HubError, match="has no task 'twins'; did you mean twin"):
         plan_export(hub, tmp_path / "a.pt2", names=["twins"])
     with pytest.raises(CompileError, match="int8 exists for the formats onnx and openvino"):

@@ -89,6 +89,22 @@ def test_folders_that_cannot_be_written_into_are_known_before(tmp_path: Path, mo
         validate_writable_folder(tmp_path / "new", HubError)
 
 
+def test_a_link_to_a_folder_that_is_not_there_is_known_before(tmp_path: Path) -> None:
+    (tmp_path / "hub").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(HubError, match=r"cannot write into .*hub: no such file or folder"):
+        validate_writable_folder(tmp_path / "hub", HubError)
+
+
+def test_a_pipe_or_device_stays_what_it_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(HubError, match=rf"cannot write .*{name}: it is a device or a pipe; name a file"):
+            write_atomically(tmp_path / name, "new", HubError)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_a_folder_is_made_or_refused_before_the_work(tmp_path: Path) -> None:
     make_folder(tmp_path / "a" / "b")
     make_folder(tmp_path / "a" / "b")

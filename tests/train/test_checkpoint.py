@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,13 @@ def test_round_trip(tmp_path: Path) -> None:
     for then, now in ((saved.model, loaded.model), (saved.optimizer, loaded.optimizer)):
         assert then.keys() == now.keys()
         assert all(torch.equal(then[key], now[key]) for key in then)
+
+
+def test_a_folder_whose_name_is_not_utf_8(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    checkpoint().save(folder / "last.safetensors")
+    assert Checkpoint.load(folder / "last.safetensors").config == CONFIG
 
 
 @pytest.mark.parametrize("size_bytes", [0, 5, 60, 400, -1])

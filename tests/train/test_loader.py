@@ -77,3 +77,8 @@ def test_without_workers_an_error_is_as_it_was() -> None:
 
     with pytest.raises(DataError, match=r"^cannot read the image a\.png: it is gone$"):
         list(Batches(Broken([1])))
+
+
+def test_more_workers_than_cores_are_no_warning_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0})
+    assert Batches(range(4), num_workers=3).num_workers == 3  # type: ignore[arg-type]

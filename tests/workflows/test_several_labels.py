@@ -55,6 +55,35 @@ def test_bars_in_names_are_a_hint(table: Path) -> None:
     assert any("--multi-label takes what is between for labels of one image" in note for note in notes)
 
 
+def test_columns_that_are_no_labels_are_named(table: Path) -> None:
+    rows = [line.split(",") for line in table.with_name("flags.csv").read_text().splitlines()]
+    more = [
+        ["patient", "score", "is_test"],
+        *([number // 3, number % 3, number % 2] for number in range(len(rows) - 1)),
+    ]
+    data = load_data(
+        write(table.with_name("more.csv"), [[*a, *b] for a, b in zip(rows, more, strict=True)]), multi_label=True
+    )
+    assert data.classes == (*LABELS[:1], "is_test", *LABELS[1:])
+    unused, group, split = data.notes
+    assert unused.endswith("'patient', 'score'")
+    assert "--group-column patient" in group
+    assert split.endswith("use it by --split-column is_test")
+
+
+def test_flags_as_pandas_writes_them(table: Path) -> None:
+    flags = table.with_name("flags.csv")
+    floats = table.with_name("floats.csv")
+    floats.write_text(flags.read_text().replace(",1", ",1.0").replace(",0", ",0.0"))
+    assert load_data(floats, multi_label=True).splits == load_data(flags, multi_label=True).splits
+
+
+def test_labels_with_commas_between_are_a_hint(table: Path) -> None:
+    rows = [["path", "label"], ["0.png", "red, blue"], ["1.png", "green"]]
+    notes = load_data(write(table.with_name("commas.csv"), rows), multi_label=True).notes
+    assert any("write | between labels" in note for note in notes)
+
+
 def test_every_split_has_every_label(table: Path) -> None:
     splits = make_splits(load_data(table, multi_label=True))
     for part in (splits.train, splits.val, splits.test):

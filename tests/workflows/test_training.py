@@ -197,6 +197,16 @@ def test_a_drawing_that_fails_costs_nothing(
     )
 
 
+def test_a_task_that_cannot_be_written_into_the_hub_is_known_before(hub: Hub, tmp_path: Path) -> None:
+    (hub.folder.path / "tasks" / "b").write_text("in the way")
+    with pytest.raises(HubError, match=r"cannot write into .*/b: a part of this path is a file"):
+        validate_run("b", hub.folder.path, RunFolder(tmp_path / "run"))
+    (hub.folder.path / ".lock").unlink()
+    (hub.folder.path / ".lock").mkdir()
+    with pytest.raises(HubError, match=r"cannot lock .*/\.lock: "):
+        validate_run("c", hub.folder.path, RunFolder(tmp_path / "run"))
+
+
 @pytest.mark.parametrize("which", ["hub", "run"])
 def test_a_folder_that_cannot_be_written_into_is_known_before(
     tmp_path: Path, which: str, monkeypatch: pytest.MonkeyPatch

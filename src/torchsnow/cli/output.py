@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from torchsnow.errors import TorchsnowError
-from torchsnow.io.files import validate_writable_folder
+from torchsnow.io.files import validate_file, validate_writable_folder
 
 if TYPE_CHECKING:
     from torchsnow.data import LoadedData
@@ -58,6 +58,7 @@ def validate_writable(file: Path) -> None:
     if file.is_dir() or not file.parent.is_dir():
         reason = "it is a folder" if file.is_dir() else f"there is no folder {file.parent}"
         raise TorchsnowError(f"cannot write {file}: {reason}; name a file in a folder that exists")
+    validate_file(file)
     validate_writable_folder(file.parent)
 
 

@@ -36,6 +36,7 @@ _DRAWN = frozenset({
     *("mask", "label", "annotation", "annot", "segmentation", "segmentationclas", "segmentationobject", "seg"),
     *("bbox", "bboxe", "groundtruth", "gt", "xml", "json"),
 })  # fmt: skip
+_NO_FILE = "a broken link, or not a regular file"
 
 
 @dataclass
@@ -99,9 +100,8 @@ def find_images(words: Iterable[str], on_bad: Callable[[Path, str], None]) -> li
 
     A word is a file, a folder (its images at any depth, in natural order, without hidden ones and what is no
     image) or a pattern (`*`, `?`, `[...]`, `**` for folders at any depth). What exists under a word is what it
-    names, even if the word looks like a pattern. A folder without images, and a pattern that nothing fits, are passed
-    to `on_bad` with the reason; whether a file can be read is not looked at. Raises DataError for a folder that
-    cannot be listed.
+    names, even if the word looks like a pattern. A folder without images or that cannot be listed, and a pattern that
+    nothing fits, are passed to `on_bad` with the reason; whether a file can be read is not looked at.
     """
     files: list[Path] = []
     for word in words:
@@ -121,10 +121,24 @@ def find_images(words: Iterable[str], on_bad: Callable[[Path, str], None]) -> li
 
 def _images_of(folder: Path, on_bad: Callable[[Path, str], None]) -> list[Path]:
     found = _Found()
-    images = [path for path in _candidates_below(folder, False, found) if path.is_file() and _is_image(path, found)]
-    if not images:
+    closed: list[Path] = []
+
+    def pass_on(error: OSError) -> None:
+        closed.append(Path(error.filename))
+        on_bad(closed[-1], f"cannot list the folder {error.filename}: {error.strerror}")
+
+    paths = _candidates_below(folder, False, found, pass_on)
+    images = [path for path in paths if _may_be_file(path) and _is_image(path, found)]
+    if not images and not closed:
         on_bad(folder, f"the folder {folder} holds no images")
     return images
+
+
+def _may_be_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # whoever opens it tells why it cannot be read
+        return True
 
 
 def _split_folders(root: Path, for_training: bool, found: _Found) -> dict[str, Path]:
@@ -158,13 +172,14 @@ def _split_folders(root: Path, for_training: bool, found: _Found) -> dict[str, P
 
 def _validate_split_names(root: Path, folders: Sequence[Path]) -> None:
     """Raise DataError when the folders look like splits with the same classes in each, or like classes with splits."""
-    inside = [{as_text(one.name) for one in _visible_folders(folder, _Found())} for folder in folders]
-    if len(inside) < 2 or not all(inside):
+    found = [{as_text(one.name) for one in _visible_folders(folder, _Found())} for folder in folders]
+    inside = [names for names in found if names]  # one without, among others, may be what has no labels
+    if len(inside) < 2 or 2 * len(inside) <= len(found):
         return
     common, together = set.intersection(*inside), set.union(*inside)
     split_inside = bool(splits_named(sorted(common)))
     if split_inside or (len(together) > 1 and 2 * len(common) >= len(together)):
-        outer = first_few([as_text(folder.name) for folder in folders], 3, ", ")
+        outer = first_few([as_text(one.name) for one, names in zip(folders, found, strict=True) if names], 3, ", ")
         inner = first_few(natural_sorted(common), 3, ", ")
         raise DataError(
             f"each of the folders {outer} in {root} holds the folders {inner}: the classes must be the inner ones, in "
@@ -205,9 +220,12 @@ def _visible_folders(folder: Path, found: _Found) -> list[Path]:
 
 
 def _files_in(folder: Path, found: _Found) -> list[Path]:
-    names = natural_sorted(path.name for path in folder.iterdir() if path.is_file())
+    """The files in a folder. What is neither file nor folder is skipped, as is a link to a class that is not there."""
+    names = natural_sorted(path.name for path in folder.iterdir() if not path.is_dir())
     found.junk += [folder / name for name in names if is_junk(name)]
-    return [folder / name for name in names if not is_junk(name)]
+    paths = [folder / name for name in names if not is_junk(name)]
+    found.skipped += [Skipped(path, _NO_FILE) for path in paths if not path.is_file()]
+    return [path for path in paths if path.is_file()]
 
 
 def _images_below(folder: Path, root: Path, follow_links: bool, found: _Found) -> list[Path]:
@@ -230,7 +248,7 @@ def _skip_reason(path: Path, root: Path, follow_links: bool) -> str | None:
         return "a link to a folder, which is not followed (--follow-links does)"
     if not follow_links and not Path(os.path.realpath(path)).is_relative_to(root):  # `root` is resolved already
         return f"a link to a file outside {root} (--follow-links follows it)"
-    return None if path.is_file() else "a broken link, or not a regular file"
+    return None if path.is_file() else _NO_FILE
 
 
 def _is_image(path: Path, found: _Found) -> bool:
@@ -246,14 +264,17 @@ def _is_image(path: Path, found: _Found) -> bool:
     return is_image
 
 
-def _candidates_below(folder: Path, follow_links: bool, found: _Found) -> Iterator[Path]:
-    """Files and links to folders, at any depth, in natural order, without those of systems."""
+def _raise_closed(error: OSError) -> None:
+    raise DataError(f"cannot list the folder {error.filename}: {error.strerror}") from error
 
-    def raise_error(error: OSError) -> None:
-        raise DataError(f"cannot list the folder {error.filename}: {error.strerror}") from error
 
+def _candidates_below(
+    folder: Path, follow_links: bool, found: _Found, on_closed: Callable[[OSError], None] = _raise_closed
+) -> Iterator[Path]:
+    """Files and links to folders, at any depth, in natural order, without those of systems. `on_closed` hears of
+    folders that cannot be listed."""
     seen = {os.path.realpath(folder)}
-    for here, folders, files in os.walk(folder, onerror=raise_error, followlinks=follow_links):
+    for here, folders, files in os.walk(folder, onerror=on_closed, followlinks=follow_links):
         if follow_links:  # which may lead in a circle
             folders[:] = [name for name in folders if os.path.realpath(os.path.join(here, name)) not in seen]
             seen.update(os.path.realpath(os.path.join(here, name)) for name in folders)

@@ -81,7 +81,8 @@ def _heif_reader() -> type[ImageFile.ImageFile]:
 
 
 class _Tiff(TiffImagePlugin.TiffImageFile):
-    """TIFF as Pillow has it, but for greys deeper than 8 bits, samples in separate planes, and signed samples."""
+    """TIFF as Pillow has it, but for greys deeper than 8 bits, samples in separate planes, signed ones, and
+    palettes of bytes."""
 
     def _open(self) -> None:
         assert self.fp is not None
@@ -103,6 +104,8 @@ class _Tiff(TiffImagePlugin.TiffImageFile):
             tags[262] = 1
         if bits == 32 and sample_format == 1:  # read as signed, so that the largest are negative, and refused
             tags[339] = 2
+        if 320 in tags and max(tags[320]) < 256:  # a palette of bytes, which libtiff takes as such
+            tags[320] = tuple(257 * value for value in tags[320])
         try:
             super()._setup()
         except (SyntaxError, IndexError) as error:

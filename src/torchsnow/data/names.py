@@ -32,7 +32,7 @@ NO_LABEL = frozenset({"nan", "-nan", "NaN", "NAN", "null", "NULL", "<NA>", "#N/A
 _JUNK = frozenset(
     {
         *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharebin", "#recycle", "#snapshot", "~snapshot"),
-        *("$recycle.bin", "recycler", "recycled", "system volume information", "found.000", "lost+found", "lost.dir"),
+        *("$recycle.bin", "recycler", "recycled", "system volume information", "lost+found", "lost.dir"),
         *(
             "thumbnails",
             "thumbnail",
@@ -45,14 +45,23 @@ _JUNK = frozenset(
             "folder.htt",
         ),
         *("__macosx", "icon\r", "network trash folder", "temporary items", "picasa.ini", "picasaoriginals"),
-        *("__pycache__", "_gsdata_", "zbthumbnail.info", "albumartsmall.jpg"),
+        *("__pycache__", "_gsdata_", "_vti_cnf", "@sharesnap", "zbthumbnail.info", "albumartsmall.jpg"),
     }
 )
+_OF_DISK_CHECKS = re.compile(r"found\.[0-9]{3}")
+# What spreadsheets and phones write for - and ', and letters that only choose how the one before them is drawn.
+_TYPESET = str.maketrans({
+    **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-"),
+    **dict.fromkeys("\u2018\u2019\u02bc", "'"),
+    **dict.fromkeys("\u201c\u201d", '"'),
+    **dict.fromkeys("\ufe0e\ufe0f", ""),
+})  # fmt: skip
 
 
 def is_junk(name: str) -> bool:
     """Whether a file or folder is hidden, or was put there by a system and not by a person."""
-    return name.startswith((".", "~$")) or name.casefold() in _JUNK
+    small = name.casefold()
+    return small.startswith((".", "~$", "synophoto_thumb_")) or small in _JUNK or bool(_OF_DISK_CHECKS.fullmatch(small))
 
 
 def splits_named(names: Sequence[str]) -> dict[str, str]:
@@ -100,17 +109,20 @@ def as_text(name: str) -> str:
 
 
 def likeness(name: str) -> str:
-    """The same for names that a reader takes for one: case, blanks, invisible characters, 1 and 1.0 make no difference.
+    """The same for names that a reader takes for one.
 
-    A single letter is a class of its own in either case.
+    Case, blanks, invisible characters, kinds of dashes and quotes, and 1 and 1.0 make no difference. A single letter
+    is a class of its own in either case.
     """
-    text = unicodedata.normalize("NFC", name).strip()
+    text = unicodedata.normalize("NFC", name).translate(_TYPESET).strip()
     if re.fullmatch(r"[+-]?\d+([.,]\d*)?", text):
         return str(Decimal(text.replace(",", ".").rstrip(".")).normalize())
     if len(text) == 1:
         return text
     visible = "".join(
-        letter for letter in unicodedata.normalize("NFKC", text) if unicodedata.category(letter) not in ("Cf", "Cc")
+        letter
+        for letter in unicodedata.normalize("NFKC", text)
+        if letter.isspace() or unicodedata.category(letter) not in ("Cf", "Cc")
     )
     return " ".join(re.split(r"[\s_-]+", visible.lower())).strip()
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import csv
-import glob
 import io
 import os
 import re
 import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from torchsnow.data.listing import Entry, Listing, lies_inside
 from torchsnow.data.names import (
@@ -31,7 +30,6 @@ TABLE_SUFFIXES = (".csv", ".tsv")
 _DELIMITERS = ",;\t|"
 BETWEEN = "|"
 """Between the names of an image with several labels."""
-_FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}
 # Blank lines, comments, and Excel's way to name the delimiter.
 _BEFORE_HEADER = re.compile(r'([ \t,;|]*|[ \t]*#[^\r\n]*|"?sep=[^\r\n]*)(\r\n?|\n)', re.IGNORECASE)
 _LIKELY_SPLITS = ("set", "subset", "partition", "phase", "usage", "dataset", "data_set", "fold")
@@ -43,8 +41,10 @@ _YES_OR_NO = {
     **dict.fromkeys(("1", "1.0", "true", "t", "yes", "y"), True),
     **dict.fromkeys(("0", "0.0", "false", "f", "no", "n"), False),
 }
+_FLAGS = {**_YES_OR_NO, "": False}
 _LIKELY_GROUPS = re.compile(
-    r"(patient|subject|person|participant|video|clip|scene|site|location|session|series|study|specimen|animal|camera)"
+    r"(patient|subject|person|participant|video|clip|scene|site|location|session|series|study|specimen|animal|camera|"
+    r"lesion|slide|case|individual|plant|object)"
     r"([ _-]?(id|name|no|number))?s?",
     re.IGNORECASE,
 )
@@ -90,13 +90,11 @@ class Table:
         that mean no split."""
         split, group, label = self.columns.split, self.columns.group, self.columns.label
         means = _meanings(split, [row[split].strip() for _, row in rows]) if split else {}
-        entries, missing, hint = [], [], ""
+        entries, missing = [], []
         for number, row in rows:
             path = self._path(row[self.columns.path], number, follow_links)
             if not os.path.isfile(path):
-                missing.append(f"row {number}: {path}")
-                whole = next(path.parent.glob(f"{glob.escape(path.name)}.*"), None)
-                hint = hint or (f"; there is {whole.name}: write the suffix into the column too" if whole else "")
+                missing.append((f"row {number}: {path}", row[self.columns.path]))
             if split and row[split].strip() not in means:
                 raise DataError(
                     f"{self.file}, row {number}: unknown split {row[split]!r} in the column {split!r}; "
@@ -106,7 +104,10 @@ class Table:
             in_group = (row[group] or "").strip() if group else ""
             entries.append(Entry(path, name, means[row[split].strip()] if split else ALL, in_group))
         if missing:
-            raise DataError(f"{self.file} names {len(missing)} files that do not exist: {first_few(missing)}{hint}")
+            raise DataError(
+                f"{self.file} names {len(missing)} files that do not exist: {first_few([what for what, _ in missing])}"
+                f"{self._meant(missing[0][1])}"
+            )
         return entries
 
     def _path(self, cell: str, number: int, follow_links: bool) -> Path:
@@ -117,13 +118,31 @@ class Table:
         if os.path.isabs(path) and not path.is_relative_to(self.root):
             path = self.root / os.path.relpath(os.path.realpath(path.parent), self.root) / path.name
         plain = Path(os.path.normpath(path))
-        inside = plain.is_relative_to(self.root) if follow_links else lies_inside(path, self.root)
-        if not inside or not plain.is_relative_to(self.root):
-            raise DataError(
-                f"{self.file}, row {number}: the path {cell!r} leaves the folder {self.root}; images must lie in the "
-                "folder of the table, and paths are relative to it"
+        inside = plain.is_relative_to(self.root) and (follow_links or lies_inside(path, self.root))
+        if not inside:
+            how = (
+                "--follow-links follows links out of it"
+                if plain.is_relative_to(self.root)
+                else f"images must lie in the folder of the table, and paths are relative to it{self._meant(cell)}"
             )
+            raise DataError(f"{self.file}, row {number}: the path {cell!r} leaves the folder {self.root}; {how}")
         return plain
+
+    def _meant(self, cell: str) -> str:
+        """The question after the file that a path may mean: its end alone, with a suffix, or in another case."""
+        plain = PurePosixPath(cell.strip().replace("\\", "/"))
+        tails = [PurePosixPath(*plain.parts[at:]) for at in range(1, len(plain.parts))]
+        likely = [tail for tail in tails if ".." not in tail.parts]
+        folder = self.root / plain.parent
+        if ".." not in plain.parts and not plain.is_absolute() and folder.is_dir():
+            names = sorted(os.listdir(folder))
+            likely += [
+                plain.parent / one
+                for one in names
+                if one != plain.name and f"{one}.".casefold().startswith(f"{plain.name}.".casefold())
+            ]
+        found = next((one for one in likely if os.path.isfile(self.root / one)), None)
+        return f"; is {found} meant?" if found else ""
 
 
 def list_table(
@@ -170,7 +189,10 @@ def _list_labels(file: Path, columns: Columns, follow_links: bool, distinct_name
     validate_distinct({name for entry in entries for name in entry.names}, f"the labels of {file}", distinct_names)
     used = [entry for entry in entries if entry.split in (ALL, "train")] if for_training else entries
     classes = natural_sorted({name for entry in used for name in entry.names})
-    return Listing(as_text(file.stem), table.root, tuple(classes), tuple(entries), notes=table.notes)
+    notes = (*table.notes, *_unused(table, [label] if label else flags))
+    if label and not any(len(entry.names) > 1 for entry in entries) and any(set(name) & set(",;") for name in classes):
+        notes += (f"no image of {file} has two labels, and names have commas in them: write {BETWEEN} between labels",)
+    return Listing(as_text(file.stem), table.root, tuple(classes), tuple(entries), notes=notes)
 
 
 def _is_flag(cells: Iterable[str]) -> bool:
@@ -248,6 +270,8 @@ def _parse(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
             raise DataError(
                 f"{file}, row {number} has more cells than the header; put what has a {delimiter!r} in it into quotes"
             )
+        if len(header) > 1 and any(_holds_rows(cell, delimiter, len(header)) for cell in row.values()):
+            raise DataError(f"{file} has a cell with whole rows in it, which ends in row {number}: close its quotes")
     clean = [(number, {name: row[raw] or "" for name, raw in zip(header, reader.fieldnames or [], strict=True)})
              for number, row in rows]  # fmt: skip
     return header, clean
@@ -256,6 +280,11 @@ def _parse(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
 def _is_filled(cell: str | list[str] | None) -> bool:
     """Whether a cell, or one of those that the header does not name, has a text."""
     return bool("".join(cell or ()).strip())
+
+
+def _holds_rows(cell: str | list[str] | None, delimiter: str, num_cells: int) -> bool:
+    """Whether a cell goes on over rows that follow, as one does whose quotes are not closed."""
+    return isinstance(cell, str) and any(line.count(delimiter) == num_cells - 1 for line in cell.splitlines()[1:])
 
 
 def _decoded(content: bytes) -> str:
@@ -320,10 +349,11 @@ def _tells_splits(name: str, cells: Sequence[str]) -> bool:
     return len(meant) == len(words) and "train" in meant.values() and len(set(meant.values())) > 1
 
 
-def _unused(table: Table) -> list[str]:
-    names = [name for name in table.others if name]  # without a header is what pandas numbers rows by
+def _unused(table: Table, labels: Collection[str] = ()) -> list[str]:
+    # Without a header is what pandas numbers rows by.
+    names = [name for name in table.others if name and name not in labels]
     if not names:
-        return []
+        return notes_on_splits(table)
     notes = [f"not used: {counted(len(names), 'column')} of {table.file}: {', '.join(map(repr, names))}"]
     groups = [name for name in names if _LIKELY_GROUPS.fullmatch(name)]
     if groups and not table.columns.group:
@@ -336,15 +366,27 @@ def _unused(table: Table) -> list[str]:
 
 def notes_on_splits(table: Table) -> list[str]:
     """What to do with a column that sounds like a split and is not used."""
-    splits = [name for name in table.others if _LIKE_A_SPLIT.search(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))]
-    if not splits or table.columns.split:
+    if table.columns.split:
+        return []
+    cells_of = {name: [row[name].strip() for _, row in table.rows] for name in table.others}
+    splits = [name for name, cells in cells_of.items() if _sounds_like_a_split(name, cells)]
+    if not splits:
         return []
     column, quoted = splits[0], shlex.quote(splits[0])
-    cells = [row[column].strip() for _, row in table.rows]
+    cells = cells_of[column]
     how = (
         f"use it by --split-column {quoted}"
         if set(cells) <= _meanings(column, cells).keys()
         else f"write train, val and test there, and name it by --split-column {quoted}; or keep the images of one "
         f"value in one split by --group-column {quoted}"
     )
-    return [f"the column {column!r} sounds like a split and is not used: images for the test may be trained on; {how}"]
+    return [
+        f"the column {column!r} sounds like a split and is not used as one: images for the test may be trained on; "
+        f"{how}"
+    ]
+
+
+def _sounds_like_a_split(name: str, cells: Sequence[str]) -> bool:
+    meant = set(splits_named(sorted(set(cells))).values())  # perhaps next to cells that are empty, or mean none
+    by_name = _LIKE_A_SPLIT.search(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))
+    return bool(by_name) or ("train" in meant and len(meant) > 1)

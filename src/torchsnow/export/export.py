@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,7 +112,15 @@ def _validate_place(out: Path) -> None:
             raise CompileError(f"cannot write {out}: there is no folder {out.parent}; make it first")
         if out.is_dir():
             raise CompileError(f"cannot write {out}: this is a folder; name a file")
+        if not _is_utf8(out.absolute()):
+            raise CompileError(f"cannot write {out}: what reads such a file wants a path in UTF-8; choose another")
     validate_writable_folder(out.parent, CompileError)
+
+
+def _is_utf8(path: Path) -> bool:
+    with suppress(UnicodeEncodeError):
+        return bool(str(path).encode())
+    return False
 
 
 def _in_fp32(hub: Hub) -> Hub:

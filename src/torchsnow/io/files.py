@@ -71,9 +71,11 @@ def write_atomically(path: Path | str, content: bytes | str, error: type[Torchsn
 
     Text is written as UTF-8. The content goes to a temporary file in the same folder, which must exist, reaches the
     disk and is renamed. Raises `error` when the disk is full, the folder read-only and the like; the temporary file
-    is removed then. Only a killed process leaves one behind, named `.*.tmp`.
+    is removed then. Only a killed process leaves one behind, named `.*.tmp`. A device or a pipe (/dev/null,
+    /dev/stdout) is refused: a file would take its place.
     """
     path = Path(path)
+    validate_file(path, error)
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
     with clear_os_errors("write", path, error):
@@ -89,11 +91,17 @@ def write_atomically(path: Path | str, content: bytes | str, error: type[Torchsn
         sync_folder(path.parent)
 
 
+def validate_file(path: Path, error: type[TorchsnowError] = TorchsnowError) -> None:
+    """Raise `error` for what is there and is no file that another can take the place of."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise error(f"cannot write {path}: it is a device or a pipe; name a file")
+
+
 def validate_writable_folder(folder: Path, error: type[TorchsnowError] = TorchsnowError) -> None:
     """Raise `error` when a folder, or what is there of its path so far, cannot be written into: by trying, for modes
     and owners do not tell of read-only and full disks. What was tried is gone afterwards."""
     with clear_os_errors("write into", folder, error):
-        place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        place = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
         with tempfile.TemporaryDirectory(prefix=".", suffix=TEMPORARY_SUFFIX, dir=place) as tried:
             (Path(tried) / "file").write_bytes(bytes(_TRIED_BYTES))
 

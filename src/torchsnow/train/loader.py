@@ -17,6 +17,9 @@ class Batches(DataLoader[Any]):
     Raises what the data raises, and TrainingError when a worker has no shared memory or was ended from outside.
     """
 
+    def check_worker_number_rationality(self) -> None:
+        """No warning of more workers than cores, which torch gives with a line of its own code: that is a choice."""
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override] # nobody asks for more than the next batch
         try:
             yield from super().__iter__()

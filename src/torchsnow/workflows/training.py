@@ -113,7 +113,10 @@ def validate_run(
     validate_writable_folder(hub_path, HubError)
     if not is_hub(hub_path):
         return
-    entry = Hub.open(hub_path).index().tasks.get(name)
+    hub = Hub.open(hub_path)
+    with hub.folder.locked():
+        validate_writable_folder(hub.folder.task_folder(name), HubError)
+    entry = hub.index().tasks.get(name)
     if entry is not None and not replace and not (resume and entry.sha256 == run.read_shipped()):
         raise HubError(
             f"the hub {hub_path} has a task {name!r} already; choose another name, or replace it with --replace"
