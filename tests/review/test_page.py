@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from sample_photos import make_photos
 from sample_tasks import sample_task
@@ -51,6 +52,22 @@ def test_a_task_that_reads_no_grid_has_images_alone_and_it_is_said(review: Revie
     assert page.count("<img") == 3 * MOST + 3
     assert page.count("No heat maps: ") == 2
     assert "is red, what speaks" not in page
+
+
+@pytest.mark.parametrize(("augmentation", "views"), [("none", 1), ("flip", 2), ("strong", 4), (None, 0), (["flip"], 0)])
+def test_a_few_images_are_shown_as_training_sees_them(
+    review: Review, tmp_path: Path, hub: Hub, augmentation: object, views: int
+) -> None:
+    task = sample_task(hub.source, "copy")
+    task = replace(task, training={"augmentation": augmentation})
+    own = Hub.create(tmp_path / "hub", hub.source)
+    own.add(task)
+    calm = replace(review, task="copy", mislabelled=(), wrong=(), duplicates=())
+    state = torch.get_rng_state()
+    page = review_page(calm, own).html()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert page.count("<img") == MOST + 6 * views  # the doubtful, and six images with their views
+    assert ("As training sees them" in page) == (views > 0)
 
 
 @pytest.mark.parametrize("width", [360, 1280])

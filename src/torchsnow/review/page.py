@@ -5,17 +5,22 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 
+import torch
 from PIL import Image as Pillow
+from torch import Tensor
 
-from torchsnow.data import read_image
+from torchsnow.data import AUGMENTATIONS, eval_transform, read_image, train_transform
 from torchsnow.errors import DeltaError
-from torchsnow.heat import drawn
+from torchsnow.heat import as_picture, drawn, visible
 from torchsnow.hub import Hub
 from torchsnow.pages import Page, Thumbnail
 from torchsnow.review.findings import Image, Review, num_classes, num_splits
+from torchsnow.source import InputConfig
+from torchsnow.task_file import Task
 
 MOST = 48  # images of a section, so that the page stays a file of a few MB
 _SIDE = 192  # pixels
+_MOST_IN_TRAINING, _VIEWS = 6, 3  # images of which augmented ones are shown, and how many of each
 _MOST_ROWS = 100  # classes up to which each has a row
 _SUSPECTS = "Likely mislabelled"
 _ABOUT_HEAT = (
@@ -45,6 +50,7 @@ def review_page(review: Review, hub: Hub, progress: Callable[[int, int], None] =
             page.paragraph(pictures.about_heat)
         page.gallery(thumbnails)
     _duplicates(page, review, pictures)
+    _as_in_training(page, review, hub)
     _classes(page, review)
     return page
 
@@ -92,6 +98,38 @@ def _duplicates(page: Page, review: Review, pictures: _Pictures) -> None:
             break
         page.heading(f"Group {number}", 3)
         page.gallery([pictures.thumbnail(image, image.label) for image in group])
+
+
+def _as_in_training(page: Page, review: Review, hub: Hub) -> None:
+    task = hub.task(review.task)
+    augmentation = task.training.get("augmentation")
+    if augmentation not in AUGMENTATIONS:  # a task that was made in Python need not say
+        return
+    in_order = sorted(review.doubtful, key=lambda image: image.path)
+    trained_on = [image for image in in_order if image.split == "train"] or in_order
+    sample = trained_on[:: -(-len(trained_on) // _MOST_IN_TRAINING)]
+    page.heading("As training sees them")
+    page.paragraph(
+        f"Some images as the task sees them, cut out at {task.image_size} pixels, and next to each what "
+        f"--augmentation {augmentation} makes of it. Where that loses or changes what tells the classes apart, train "
+        "with another --augmentation, --crop-mode or --image-size."
+    )
+    config = hub.source.input_config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        page.gallery([_in_training(image, task, config, augmentation) for image in sample])
+
+
+def _in_training(image: Image, task: Task, config: InputConfig, augmentation: str) -> Thumbnail:
+    picture = read_image(image.file)
+    plain: Tensor = eval_transform(config, task.framing)(picture)
+    views = [plain]
+    if augmentation == "flip":
+        views.append(plain.flip(-1))
+    elif augmentation != "none":
+        augment = train_transform(config, task.framing, augmentation)
+        views += [augment(picture) for _ in range(_VIEWS)]
+    return Thumbnail(tuple(jpeg_of(as_picture(visible(view, config))) for view in views), image.label, (image.path,))
 
 
 def _classes(page: Page, review: Review) -> None:
