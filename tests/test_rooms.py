@@ -15,8 +15,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the lowest room to the highest. "__init__" is the package's own, which only offers what the rooms contain.
 ORDER = [
     *("errors", "io", "cluster", "source", "pooling", "delta", "model", "engines", "task_file", "hub", "export"),
-    *("data", "train", "methods", "pages", "plots", "workflows", "sharing", "classifier", "review", "serving"),
-    *("explain", "report", "experiments"),
+    *("data", "train", "methods", "pages", "plots", "workflows", "heat", "sharing", "classifier", "review"),
+    *("serving", "explain", "report", "experiments"),
     *("__init__", "cli", "__main__"),
 ]
 # Reading pictures needs to know how a source wants them, and nothing else of the network's side.

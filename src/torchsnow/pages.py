@@ -24,15 +24,16 @@ HTML.filters["one_line"] = lambda text: type(text)(" ".join(text.split()))
 
 
 class Thumbnail(NamedTuple):
-    """A small JPEG, what is said of it in bold, and further lines; `lines` begins with what tells it from others."""
+    """Small JPEGs side by side, what is said of them in bold, and further lines; `lines` begins with what tells them
+    from others."""
 
-    jpeg: bytes
+    jpegs: tuple[bytes, ...]
     title: str
     lines: tuple[str, ...]
 
     @property
-    def address(self) -> str:
-        return data_address("jpeg", self.jpeg)
+    def addresses(self) -> list[str]:
+        return [data_address("jpeg", jpeg) for jpeg in self.jpegs]
 
 
 class Page:
@@ -63,8 +64,9 @@ class Page:
         self._part("picture", data_address("png", png), text, caption)
 
     def gallery(self, items: Sequence[Thumbnail]) -> None:
-        """Small pictures in rows, as many as fit, with a line in bold and further lines below each."""
-        self._part("gallery", items)
+        """Small pictures in rows, as many as fit, with a line in bold and further lines below each; those of several
+        pictures get more room."""
+        self._part("gallery", items, any(len(item.jpegs) > 1 for item in items))
 
     def html(self) -> str:
         """The whole page."""

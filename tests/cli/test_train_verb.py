@@ -13,6 +13,7 @@ from command_line import SIZES, TINY, Outcome, Trained, refused, snapshot, torch
 from safetensors.torch import load_file
 
 from sample_photos import make_photos
+from torchsnow.errors import SourceError
 from torchsnow.hub import Hub
 from torchsnow.train.loop import Loop
 
@@ -96,6 +97,29 @@ def test_a_task_a_hub_and_a_run_folder_have_names_of_their_own(photos: Path) -> 
     assert [path.name for path in sorted(Path("runs").iterdir())] == ["photos", "photos-2"]
     assert len(Hub.open(Path("hub")).index().versions("photos")) == 3  # no stages among them
     assert "has a task 'photos' already" in refused("train", photos, *TINY)
+
+
+def test_common_names_of_options_are_taken(photos: Path) -> None:
+    words = ("--model", "test_resnet", "--checkpoint", "random", "--img-size", "32", "--batch", "8", "--lr", "0.005")
+    assert torchsnow("train", photos, "--task", "new", *words, "--epochs", "1").code == 0
+    args = yaml.safe_load(Path("runs/new/args.yaml").read_text())
+    assert (args["training"]["image_size"], args["training"]["batch_size"]) == (32, 8)
+    source = Hub.open(Path("hub")).source_info
+    assert (source.name, source.weights) == ("test_resnet", "random")
+
+
+def test_pretrained_asks_for_the_weights_of_the_source(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def source_for(hub: Path, name: str, weights: str, *others: object) -> None:
+        asked.append((name, weights))
+        raise SourceError("this is all")
+
+    monkeypatch.setattr("torchsnow.hub.source_for", source_for)
+    assert train(photos, "--model", "resnet18", "--pretrained").err.splitlines()[-1] == "torchsnow: this is all"
+    assert asked == [("resnet18", "pretrained")]
+    told = refused("train", photos, "--model", "resnet18", "--pretrained", "--checkpoint", "mine.pth")
+    assert told == "--pretrained and --weights mine.pth contradict each other; give one of them"
 
 
 def test_time_is_kept_to_by_fewer_epochs(photos: Path) -> None:

@@ -7,8 +7,9 @@ import torch
 from sample_photos import make_photos
 from torchsnow.data import ImageSet, eval_transform, load_data, prepare
 from torchsnow.explain.channels import spread_channels, to_dicts, top_images
-from torchsnow.explain.figures import channels_figure, visible
+from torchsnow.explain.figures import channels_figure
 from torchsnow.explain.subscriptions import LAST, Channel, TapSubscription, read_subscription
+from torchsnow.heat import visible
 from torchsnow.source import Framing, Source, load_source
 from torchsnow.task_file import Task
 

@@ -30,7 +30,7 @@ def test_classes_are_ranked_by_their_logits() -> None:
         answer([0.0, 300.0, 2.0, 1.0], ("7", "10", "0", "cat")),
         answer([1.0, 1.0, 0.5, 2.0], ("b", "2", "1", "c")),
     ]
-    asked = SimpleNamespace(image_names=["x", "y"], explain=False)
+    asked = SimpleNamespace(image_names=["x", "y"], explain=False, heat=False)
     reply = json.loads(bytes(predictions(asked, [{"t": one} for one in answered], 0.1).body))
     first, second = (image["answers"][0] for image in reply["images"])
     assert first["ranking"] == ["10", "0", "cat", "7"]  # the last three have the probability 0

@@ -174,9 +174,10 @@ def test_what_is_no_form_is_refused(body: bytes) -> None:
 @pytest.mark.parametrize("kind", ["image/png", "image/jpeg", "IMAGE/WEBP; x=y", "application/octet-stream"])
 def test_a_picture_as_it_is(kind: str) -> None:
     asked = read_asked(IMAGE, kind, ServeSettings(), [("task", "a"), ("task", "b"), ("explain", "true")])
-    assert (asked.images[0].content, asked.tasks, asked.explain) == (IMAGE, ["a", "b"], True)
+    assert (asked.images[0].content, asked.tasks, asked.explain, asked.heat) == (IMAGE, ["a", "b"], True, False)
+    assert read_asked(IMAGE, kind, ServeSettings(), [("heat", "true")]).heat
     assert read_asked(IMAGE, kind, ServeSettings()).tasks is None
-    for body, query in ((b"", []), (IMAGE, [("tasks", "a")]), (IMAGE, [("explain", "yes")])):
+    for body, query in ((b"", []), (IMAGE, [("tasks", "a")]), (IMAGE, [("explain", "yes")]), (IMAGE, [("heat", "")])):
         with pytest.raises(ApiError) as refused:
             read_asked(body, kind, ServeSettings(), query)
         assert refused.value.status == 400

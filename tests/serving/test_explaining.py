@@ -6,18 +6,24 @@ import base64
 import copy
 import io
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from running_server import Running, form, picture
+from PIL import Image
+from running_server import Reply, Running, form, picture
 
 from sample_tasks import logits, sample_task
 from torchsnow.data import eval_transform, read_image
 from torchsnow.delta.head import LAST, Head
 from torchsnow.explain.attribution import attribute
+from torchsnow.heat import drawn
 from torchsnow.hub import Hub
-from torchsnow.serving.answers import Explainer
+from torchsnow.serving.answers import Explainer, TaskAnswer
 from torchsnow.source import Source
 from torchsnow.task_file import Task
 
@@ -130,3 +136,87 @@ def test_a_version_that_was_replaced_is_not_explained_by_its_successor(server: R
     hub.add(sample_task(hub.source, "a", seed=9), replace=True)
     server.service.live.poll()
     assert explainer.heads([task], float("inf")) == {}
+
+
+GRID = {"width_divisor": None, "grid_width": 16, "grid_reduction": 16, "head_divisor": 4}
+
+
+@pytest.fixture
+def with_grid(server: Running, hub: Hub) -> Running:
+    """A server with a task that reads a grid, besides those that read none."""
+    hub.add(sample_task(hub.source, "grid", **GRID))
+    server.wait_until(lambda: server.predict([picture(1)], ["grid"]).status == 200)
+    return server
+
+
+def with_heat(server: Running, images: list[bytes], *tasks: str, **headers: str) -> Reply:
+    parts = [("image", image, "x.png") for image in images] + [("task", name.encode(), None) for name in tasks]
+    body, kind = form([*parts, ("heat", b"true", None)])
+    return server.call("POST", "/predict", body, {"content-type": kind, **headers})
+
+
+def test_a_heat_map_is_that_of_the_answer(with_grid: Running, source: Source) -> None:
+    reply = with_heat(with_grid, [picture(1)], "grid", "a")
+    narrow, answer = reply.json["images"][0]["answers"]
+    assert (narrow["task"], narrow["heat"]) == ("a", None)  # a narrow copy reads no grid
+    assert "lead" not in answer
+    scheme, _, content = answer["heat"].partition(";base64,")
+    assert scheme == "data:image/jpeg"
+    shown = Image.open(io.BytesIO(base64.b64decode(content)))
+    task = with_grid.service.live.hub.task("grid")
+    expected = drawn(source, task, read_image(io.BytesIO(picture(1))), answer["label"])
+    assert shown.size == expected.size
+    assert np.abs(np.asarray(shown).astype(int) - np.asarray(expected)).mean() < 6
+    body = {"images": [base64.b64encode(picture(1)).decode()], "tasks": ["grid"], "explain": True, "heat": True}
+    both = with_grid.call("POST", "/predict", json.dumps(body), {"content-type": "application/json"})
+    (again,) = both.json["images"][0]["answers"]
+    assert (again["heat"], again["lead"]["over"]) == (answer["heat"], answer["ranking"][1])
+    raw = with_grid.call("POST", "/predict?task=grid&heat=true", picture(1), {"content-type": "image/png"})
+    assert raw.json["images"][0]["answers"][0]["heat"] == answer["heat"]
+
+
+def test_more_heat_maps_than_a_request_may_have_are_refused_before_they_are_computed(with_grid: Running) -> None:
+    four = [picture(number) for number in range(4)]
+    before = with_grid.service.metrics.text()
+    reply = with_heat(with_grid, [*four, picture(5)])  # of four tasks
+    assert (reply.status, reply.json["code"]) == (413, "too_many_heat_maps")
+    assert "heat maps of 16 answers" in reply.json["error"]
+    assert images_answered(with_grid.service.metrics.text()) == images_answered(before)
+    assert with_heat(with_grid, four).status == 200
+
+
+def images_answered(metrics: str) -> list[str]:
+    return [line for line in metrics.splitlines() if line.startswith("torchsnow_batch")]
+
+
+def test_others_are_answered_between_two_heat_maps(with_grid: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    heat, begun = Explainer.heat, threading.Event()
+
+    def slow(*given: Any) -> Any:
+        begun.set()
+        time.sleep(0.15)
+        return heat(*given)
+
+    monkeypatch.setattr(Explainer, "heat", slow)
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(with_heat, with_grid, [picture(number) for number in range(16)], "grid")
+        assert begun.wait(10)
+        assert with_grid.predict([picture(1)], ["a"]).status == 200
+        assert not long.done()  # it takes 2.4 s in all
+        assert long.result().status == 200
+    late = with_heat(with_grid, [picture(number) for number in range(16)], "grid", **{"x-deadline-s": "0.5"})
+    assert (late.status, late.json["code"]) == (429, "deadline")
+
+
+def test_a_version_that_was_replaced_or_is_not_finite_has_no_heat_map(with_grid: Running, hub: Hub) -> None:
+    explainer, (task,) = Explainer(with_grid.service.live), with_grid.service.live.tasks(["grid"])
+    delta = explainer.delta(task)
+    assert delta is not None
+    answer = TaskAnswer(task, torch.zeros(3), torch.zeros(3), torch.ones(3, 64, 64), None)
+    assert explainer.heat(delta, answer) is not None
+    assert isinstance(delta.head, Head)
+    torch.nn.init.constant_(delta.head.fc.local.weight, float("inf"))  # type: ignore[arg-type, union-attr]
+    assert explainer.heat(delta, answer) is None
+    hub.add(sample_task(hub.source, "grid", seed=9, **GRID), replace=True)
+    with_grid.service.live.poll()
+    assert explainer.delta(task) is None

@@ -147,7 +147,7 @@ def test_an_answer_says_what_it_owes_to_which_tap(steady: Running, browser: Any,
     assert f"{early} from edges and colours" in said
     assert "tap" not in said
     page.focus("#explain")
-    for _ in range(2):
+    for _ in range(3):  # over the parts of the first answer, and where it lies
         page.keyboard.press("Tab")
     page.keyboard.press("Enter")  # opens the parts of the second answer
     rows = card.locator("tr:visible")
@@ -157,6 +157,28 @@ def test_an_answer_says_what_it_owes_to_which_tap(steady: Running, browser: Any,
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     page.uncheck("#explain")
     page.wait_for_selector("article:not(:has(.why))")
+    assert complaints == []
+
+
+def test_an_answer_shows_where_in_the_picture_it_lies(hub: Hub, browser: Any, tmp_path: Path) -> None:
+    hub.add(sample_task(hub.source, "grid", width_divisor=None, grid_width=16, grid_reduction=16))
+    (tmp_path / "x.png").write_bytes(picture(1))
+    with running(LiveHub(hub)) as server:
+        page, complaints = opened(browser, server.url, 360)
+        page.set_input_files("#file", tmp_path / "x.png")
+        page.wait_for_selector("article")
+        narrow, grid = page.locator("article").nth(0), page.locator("article").nth(3)
+        assert page.get_by_role("button", name="Show where").count() == 4
+        grid.get_by_role("button").focus()
+        page.keyboard.press("Enter")
+        grid.locator("img").wait_for()
+        label = server.predict([picture(1)], ["grid"]).json["images"][0]["answers"][0]["label"]
+        assert f"What speaks for “{label}” is red" in grid.locator(".where p").inner_text()
+        assert grid.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 448
+        narrow.get_by_role("button").click()
+        narrow.get_by_text("This task cannot say where.").wait_for()
+        assert page.locator("article img").count() == 1
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert complaints == []
 
 

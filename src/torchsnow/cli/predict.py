@@ -179,7 +179,7 @@ class _Question:
 
 def _explain(hub: Path, device: str, predictions: Sequence[dict[str, Any]], folder: Path, quiet: bool) -> None:
     """A heat map for every answer that has one."""
-    from torchsnow.explain.heat import write_heat_maps
+    from torchsnow.heat import write_heat_maps
     from torchsnow.hub import Hub
     from torchsnow.train import torch_device
 

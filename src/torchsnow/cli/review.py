@@ -51,7 +51,7 @@ def review(
     with counting("classifying images", quiet=json) as progress:
         found = review_data(opened, task, loaded, splits, progress)
     with counting("drawing pictures", quiet=json) as progress:
-        page = review_page(found, progress)
+        page = review_page(found, opened, progress)
     write_moves(found, out / MOVES)
     page.save(out / PAGE)
     if json:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from torchsnow.cli.data_options import GreyRange
+from torchsnow.errors import TrainingError
 
 if TYPE_CHECKING:
     from torchsnow.source import Source
@@ -25,6 +26,7 @@ _AS_THEY_ARE = (
     *("patience", "amp", "seed", "device", "num_workers"),
 )
 """Options that are settings under the same names."""
+PRETRAINED = "pretrained"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class TrainingOptions:
         str | None,
         typer.Option("--weights", "--checkpoint", help="'pretrained', the default; 'random'; or a file, also .pth."),
     ] = None
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="The same as --weights pretrained, which is the default.")
+    ] = False
     mean: Annotated[
         tuple[float, float, float] | None, typer.Option(help="Of the source's images, for red, green, blue in 0..1.")
     ] = None
@@ -112,6 +117,8 @@ class TrainingOptions:
             **{name: value for name, value in known.items() if value is not None},
         }
         TrainSettings(**given)
+        if self.pretrained and self.weights not in (None, PRETRAINED):
+            raise TrainingError(f"--pretrained and --weights {self.weights} contradict each other; give one of them")
         return given
 
     def recipe(self, time_s: float | None = None) -> Recipe:
@@ -129,7 +136,8 @@ class TrainingOptions:
         """The source of the hub, or for a new one, and the recipe in its precision. Raises HubError and SourceError."""
         from torchsnow.hub import source_for
 
-        source = source_for(hub, self.source, self.weights, self.precision, self.mean, self.std)  # type: ignore[arg-type] # `settings` has checked it
+        weights = PRETRAINED if self.pretrained else self.weights
+        source = source_for(hub, self.source, weights, self.precision, self.mean, self.std)  # type: ignore[arg-type] # `settings` has checked it
         return replaced(recipe, settings=replaced(recipe.settings, precision=source.precision)), source
 
 

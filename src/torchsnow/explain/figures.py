@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -16,6 +15,7 @@ from torchsnow.data import ImageSet
 from torchsnow.explain.attribution import Attribution
 from torchsnow.explain.channels import MOST_MAPS, TapMaps, TopImage
 from torchsnow.explain.subscriptions import Channel, Overlap, TapSubscription, TaskSubscription
+from torchsnow.heat import visible
 from torchsnow.plots import new_figure
 from torchsnow.source import InputConfig
 
@@ -119,12 +119,6 @@ def channels_figure(
         for axes in panels[1 + len(top) :]:
             axes.set_axis_off()
     return figure
-
-
-def visible(pixels: Tensor, config: InputConfig) -> Tensor:
-    """A normalised image (3, H, W) as it looks, in 0..1."""
-    mean, std = torch.tensor(config.mean)[:, None, None], torch.tensor(config.std)[:, None, None]
-    return (pixels.cpu() * std + mean).clamp(0, 1)
 
 
 def _show(axes: Axes, pixels: Tensor, text: str) -> None:

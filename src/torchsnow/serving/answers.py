@@ -1,10 +1,12 @@
 """What tasks say of an image, and what that rests on: the lead of the likeliest class over the next one, tap by tap.
 
 A head is linear over averages of taps, so what each tap adds to the difference of two logits is exact. What remains is
-of the task's own layers. It takes one more pass of the source, in PyTorch, for who asks for it."""
+of the task's own layers. It takes one more pass of the source, in PyTorch, for who asks for it. Where in the image it
+lies, a heat map shows, which takes a pass for each answer."""
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -15,10 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchsnow.delta import Delta
 from torchsnow.delta.head import Head, split_by_tap
-from torchsnow.errors import HubError
+from torchsnow.errors import DeltaError, HubError
+from torchsnow.heat import heat_map, over_photograph
 from torchsnow.hub import Entry
 from torchsnow.hub.live import LiveHub, LiveTask
+from torchsnow.pages import data_address
 from torchsnow.serving.api_error import ApiError
 from torchsnow.source import Request, Source
 from torchsnow.source.grid import ONE_CELL
@@ -52,7 +57,8 @@ class Lead:
 @dataclass(frozen=True)
 class TaskAnswer:
     """Logits and probabilities (num_classes,) of one version of a task for one image, `pixels` (3, S, S); its
-    `unknown_score`, as in `Answer`, and what they rest on, where that was asked for."""
+    `unknown_score`, as in `Answer`; and where they were asked for, what they rest on, and the address of a picture that
+    shows where in the image, which holds it."""
 
     task: LiveTask
     logits: Tensor
@@ -60,6 +66,7 @@ class TaskAnswer:
     pixels: Tensor
     unknown_score: float | None
     lead: Lead | None = None
+    heat: str | None = None
 
     def order(self) -> list[int]:
         """The classes by number, the likeliest first. By logits: of several probabilities of 0, they know the order."""
@@ -97,6 +104,7 @@ Answers = dict[str, TaskAnswer | TaskFailure]
 
 _DEPTHS = ("early", "middle", "late")
 _MAX_HEADS = 64  # kept, about a megabyte each on ResNet-50
+_MAX_DELTAS = 4  # kept, for requests of several images
 Heads = Mapping[str, nn.Module]
 """By the SHA-256 of their task's file."""
 
@@ -106,7 +114,8 @@ class Explainer:
 
     def __init__(self, live: LiveHub) -> None:
         self._live = live
-        self._head = lru_cache(_MAX_HEADS)(self._load)
+        self._head = lru_cache(_MAX_HEADS)(self._load_head)
+        self._delta = lru_cache(_MAX_DELTAS)(self._load)
 
     def heads(self, tasks: Sequence[LiveTask], end_s: float) -> Heads:
         """The heads of these versions, but for those that the hub has no longer. Raises ApiError (429) after `end_s`,
@@ -115,13 +124,38 @@ class Explainer:
         for task in tasks:
             if time.monotonic() > end_s:
                 raise ApiError(429, "deadline", "not explained before the deadline; name fewer tasks", 1)
-            entry = self._live.now.entries.get(task.name)
-            if entry is not None and entry.sha256 == task.sha256:
+            if (entry := self._entry(task)) is not None:
                 try:
                     found[task.sha256] = self._head(task.name, entry)
                 except HubError:
                     continue  # the file was damaged since; the answer stands
         return found
+
+    def delta(self, task: LiveTask) -> Delta | None:
+        """The delta of this version, if the hub has it still and its file is good."""
+        entry = self._entry(task)
+        try:
+            return None if entry is None else self._delta(task.name, entry)
+        except HubError:
+            return None
+
+    def heat(self, delta: Delta, answer: TaskAnswer) -> Tensor | None:
+        """What every cell of a grid adds to the logit of the answer's class; None for a delta that reads no grid, and
+        where that is no finite number."""
+        source = self._live.hub.source
+        pixels = answer.pixels[None].to(next(source.parameters()).device)
+        try:
+            heat = heat_map(source, delta, pixels, answer.order()[0])
+        except DeltaError:
+            return None
+        return heat if bool(heat.isfinite().all()) else None
+
+    def drawn(self, answer: TaskAnswer, heat: Tensor) -> TaskAnswer:
+        """The answer with its heat map over the image."""
+        content = io.BytesIO()
+        picture = over_photograph(answer.pixels[None], heat, self._live.hub.source.input_config)
+        picture.save(content, "JPEG", quality=80)
+        return replace(answer, heat=data_address("jpeg", content.getvalue()))
 
     def explain(self, answers: Sequence[Answers], heads: Heads) -> list[Answers]:
         """Answers of the same tasks for every image, with their leads, from one source pass for each framing."""
@@ -151,8 +185,16 @@ class Explainer:
                     lead = _lead(source, head, None if read is None else read[place], answer)
                     answers[row][name] = replace(answer, lead=lead)
 
-    def _load(self, name: str, entry: Entry) -> nn.Module:
-        return self._live.hub.version(name, entry).delta.head
+    def _entry(self, task: LiveTask) -> Entry | None:
+        """The hub's entry of this version, if it is the current one."""
+        entry = self._live.now.entries.get(task.name)
+        return entry if entry is not None and entry.sha256 == task.sha256 else None
+
+    def _load(self, name: str, entry: Entry) -> Delta:
+        return self._live.hub.version(name, entry).delta
+
+    def _load_head(self, name: str, entry: Entry) -> nn.Module:
+        return self._load(name, entry).head
 
 
 def _lead(source: Source, head: nn.Module, read: Tensor | None, answer: TaskAnswer) -> Lead | None:

@@ -153,18 +153,25 @@ def _of_predict(settings: ServeSettings) -> Says:
     )
     maybe_lead = {"anyOf": [lead, {"type": "null"}]}
     of_classes: Schema = {"label": TEXT, "labels": NAMES, "ranking": NAMES, "probabilities": numbers}
-    answer = object_of(["lead"], **version, **of_classes, unknown_score=_MAYBE_NUMBER, lead=maybe_lead)
+    more: Schema = {"unknown_score": _MAYBE_NUMBER, "lead": maybe_lead, "heat": _MAYBE_TEXT}
+    answer = object_of(["lead", "heat"], **version, **of_classes, **more)
     failure = object_of(**version, error=TEXT, code=TEXT)
     image = object_of(name=_MAYBE_TEXT, answers=list_of(answer), errors=list_of(failure))
     why = "Whether the answers have a `lead`: what the likeliest class owes to which tap; takes one more source pass"
-    text_flag, tasks = {**TEXT, "enum": ["true", "false"], "description": why}, list_of(TEXT, settings.max_tasks)
-    form = object_of(["task", "explain"], image=list_of(PICTURE, settings.max_images, 1), task=tasks, explain=text_flag)
+    where = (
+        "Whether the answers have `heat`, the picture with what speaks for the class, as a data: address; "
+        f"takes one more source pass for each answer, of which there may be {settings.max_heat_maps}"
+    )
+    about, tasks = {"explain": why, "heat": where}, list_of(TEXT, settings.max_tasks)
+    text_flags = {name: {**TEXT, "enum": ["true", "false"], "description": text} for name, text in about.items()}
+    flags = {name: {**FLAG, "description": text} for name, text in about.items()}
+    form = object_of(["task", *about], image=list_of(PICTURE, settings.max_images, 1), task=tasks, **text_flags)
     encoded = list_of({**TEXT, "contentEncoding": "base64"}, settings.max_images, 1)
     maybe_tasks = {"anyOf": [{**tasks, "minItems": 1}, {"type": "null"}]}
-    body = object_of(["tasks", "explain"], images=encoded, tasks=maybe_tasks, explain={**FLAG, "description": why})
+    body = object_of(["tasks", *about], images=encoded, tasks=maybe_tasks, **flags)
     of_raw = [
         {"name": name, "in": "query", "schema": schema, "description": "Where the body is a picture"}
-        for name, schema in (("task", tasks), ("explain", text_flag))
+        for name, schema in {"task": tasks, **text_flags}.items()
     ]
     return Says(
         "What tasks say of pictures; all tasks unless some are named",

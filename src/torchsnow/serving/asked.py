@@ -28,19 +28,20 @@ _MAX_QUOTES = 20_000  # of the texts in a JSON body: two for each
 @dataclass(frozen=True)
 class Asked:
     """Pictures, the names that the client has for them, the tasks that are asked for (None for all of them), and
-    whether the answers shall be explained."""
+    whether the answers shall be explained, and have heat maps."""
 
     images: list[Picture]
     image_names: list[str | None]
     tasks: list[str] | None
     explain: bool
+    heat: bool
 
 
 def read_asked(
     content: bytes, content_type: str, settings: ServeSettings, query: Sequence[tuple[str, str]] = ()
 ) -> Asked:
-    """What a body asks for: a form with files `image` and fields `task` and `explain`; JSON {"images": [base64],
-    "tasks": [...], "explain": true}; or one picture alone, with the tasks in `query`.
+    """What a body asks for: a form with files `image` and fields `task`, `explain` and `heat`; JSON {"images":
+    [base64], "tasks": [...], "explain": true, "heat": true}; or one picture alone, with all else in `query`.
 
     Raises ApiError: 415 for another content type, 400 for a body that is not what it says, 413 for too many images.
     """
@@ -114,32 +115,37 @@ def from_base64(text: str) -> bytes:
 def _json(content: bytes, settings: ServeSettings) -> Asked:
     values = strict_json(content, settings.max_json_depth)
     try:
-        validate_shape({**_UNSAID, **values} if isinstance(values, dict) else values, _SHAPE, "body")
+        values = {**_UNSAID, **values} if isinstance(values, dict) else values
+        validate_shape(values, _SHAPE, "body")
     except ValueError as error:
         raise ApiError(400, "bad_request", str(error)) from error
     validate_count(len(values["images"]), settings)
     images = [picture(from_base64(text), None, number) for number, text in enumerate(values["images"])]
-    return Asked(images, [None] * len(images), values.get("tasks"), values.get("explain", False))
+    return Asked(images, [None] * len(images), values["tasks"], values["explain"], values["heat"])
 
 
-_SHAPE = {"images": [str], "tasks": (None, [str]), "explain": bool}
-_UNSAID = {"tasks": None, "explain": False}
+_SHAPE = {"images": [str], "tasks": (None, [str]), "explain": bool, "heat": bool}
+_UNSAID = {"tasks": None, "explain": False, "heat": False}
+_FLAGS = ("explain", "heat")
 
 
 def _raw(content: bytes, query: Sequence[tuple[str, str]]) -> Asked:
-    fields = dict(query)
-    if not fields.keys() <= {"task", "explain"} or fields.get("explain", "true") not in ("true", "false"):
-        raise ApiError(400, "bad_request", "the address may have '?task=NAME', several times, and 'explain=true'")
     tasks = [value for name, value in query if name == "task"]
-    return Asked([picture(content, None, 0)] if content else [], [None], tasks or None, fields.get("explain") == "true")
+    flags = {name: value for name, value in query if name != "task"}
+    if not flags.keys() <= set(_FLAGS) or not set(flags.values()) <= {"true", "false"}:
+        raise ApiError(
+            400, "bad_request", "the address may have '?task=NAME', several times, 'explain=true' and 'heat=true'"
+        )
+    images = [picture(content, None, 0)] if content else []
+    return Asked(images, [None], tasks or None, *(flags.get(name) == "true" for name in _FLAGS))
 
 
 def _form(content: bytes, boundary: bytes, settings: ServeSettings) -> Asked:
     images: list[Picture] = []
     image_names: list[str | None] = []
     tasks: list[str] = []
-    explain = False
-    for part in read_form(content, boundary, settings.max_images + settings.max_tasks + 1):
+    flags = dict.fromkeys(_FLAGS, False)
+    for part in read_form(content, boundary, settings.max_images + settings.max_tasks + len(flags)):
         is_file = part.file_name is not None
         if part.name == "image" and (is_file or format_of(part.content) is not None):
             images.append(picture(part.content, part.file_name, len(images)))
@@ -150,16 +156,18 @@ def _form(content: bytes, boundary: bytes, settings: ServeSettings) -> Asked:
             raise ApiError(400, "bad_request", "an unknown file; pictures are named 'image'")
         elif part.name == "task" and len(part.content) <= _MAX_FIELD_BYTES:
             tasks.append(part.content.decode("utf-8", "replace"))
-        elif part.name == "explain" and part.content in (b"true", b"false"):
-            explain = part.content == b"true"
+        elif part.name in flags and part.content in (b"true", b"false"):
+            flags[part.name] = part.content == b"true"
         else:
             raise ApiError(
-                400, "bad_request", "the fields of the form are 'image', 'task' and 'explain', true or false"
+                400,
+                "bad_request",
+                "the fields of the form are 'image', 'task', and 'explain' and 'heat', true or false",
             )
     validate_count(len(images), settings)
     if len(tasks) > settings.max_tasks:
         raise ApiError(413, "too_many_parts", f"more than {settings.max_tasks} tasks")
-    return Asked(images, image_names, tasks or None, explain)
+    return Asked(images, image_names, tasks or None, **flags)
 
 
 _CODINGS: dict[str, Callable[[bytes], bytes]] = {"base64": base64.b64decode, "quoted-printable": quopri.decodestring}

@@ -202,7 +202,8 @@ class Inference:
     outputs: dict[str, int]
     binary: frozenset[str]
     id: str | None
-    explain: ClassVar[bool] = False  # the protocol has no word for it
+    explain: ClassVar[bool] = False  # the protocol has no words for it
+    heat: ClassVar[bool] = False
 
 
 def _read(content: bytes, header_length: str | None, name: str, version: str | None, service: Service) -> Inference:

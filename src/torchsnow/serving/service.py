@@ -143,9 +143,9 @@ class Service:
     ) -> Response:
         """Read a request's body, ask the tasks, and reply.
 
-        `read` turns the body, in a thread, into what has `images`, `tasks` (None for all) and `explain`; `reply` takes
-        that, the answers of each image, and the seconds since the request began. A request is refused unread when the
-        queue has no room for any of the tasks that it may ask for, `names`.
+        `read` turns the body, in a thread, into what has `images`, `tasks` (None for all), `explain` and `heat`;
+        `reply` takes that, the answers of each image, and the seconds since the request began. A request is refused
+        unread when the queue has no room for any of the tasks that it may ask for, `names`.
         """
         start_s, timeout_s = time.monotonic(), _deadline_s(request, self.settings.deadline_s)
         self.batcher.validate_room(names)
@@ -169,15 +169,31 @@ class Service:
         return await asyncio.to_thread(reply, asked, answers, seconds)
 
     async def _ask(self, asked: Any, tasks: Sequence[LiveTask], end_s: float) -> list[Answers]:
+        if asked.heat and len(asked.images) * len(tasks) > self.settings.max_heat_maps:
+            most = self.settings.max_heat_maps
+            raise ApiError(413, "too_many_heat_maps", f"a request may have heat maps of {most} answers; name few tasks")
         heads = await asyncio.to_thread(self.explainer.heads, tasks, end_s) if asked.explain else None
         answers = await self.batcher.ask(asked.images, tasks, end_s - time.monotonic())
-        if heads is None:
-            return answers
         try:
             async with asyncio.timeout(end_s - time.monotonic()):
-                return await self.batcher.run_on_engine(partial(self.explainer.explain, answers, heads))
+                if heads is not None:
+                    answers = await self.batcher.run_on_engine(partial(self.explainer.explain, answers, heads))
+                if asked.heat:
+                    answers = [{name: await self._with_heat(one) for name, one in own.items()} for own in answers]
         except TimeoutError:
             raise ApiError(429, "deadline", "answered, but not explained before the deadline", 1) from None
+        return answers
+
+    async def _with_heat(self, answer: TaskAnswer | TaskFailure) -> TaskAnswer | TaskFailure:
+        """With a heat map, where there is one. Each is a turn of its own on the engine, so that batches of others come
+        between them."""
+        if isinstance(answer, TaskFailure):
+            return answer
+        delta = await asyncio.to_thread(self.explainer.delta, answer.task)
+        if delta is None:
+            return answer
+        heat = await self.batcher.run_on_engine(partial(self.explainer.heat, delta, answer))
+        return answer if heat is None else await asyncio.to_thread(self.explainer.drawn, answer, heat)
 
 
 def named(task: LiveTask) -> dict[str, str]:
@@ -187,13 +203,13 @@ def named(task: LiveTask) -> dict[str, str]:
 
 def predictions(asked: Any, answers: Sequence[Answers], seconds: float) -> Response:
     """The reply of POST /predict."""
-    images = [_of_image(name, own, asked.explain) for name, own in zip(asked.image_names, answers, strict=True)]
+    images = [_of_image(name, own, asked) for name, own in zip(asked.image_names, answers, strict=True)]
     return as_json({"images": images, "seconds": round(seconds, 4)})
 
 
-def _of_image(name: str | None, answers: Answers, explain: bool) -> dict[str, Any]:
+def _of_image(name: str | None, answers: Answers, asked: Any) -> dict[str, Any]:
     ordered = [answer for _, answer in sorted(answers.items())]
-    answered = [_to_json(answer, explain) for answer in ordered if isinstance(answer, TaskAnswer)]
+    answered = [_to_json(answer, asked) for answer in ordered if isinstance(answer, TaskAnswer)]
     failed = [
         {**named(failure.task), "error": failure.message, "code": failure.code}
         for failure in ordered
@@ -202,14 +218,18 @@ def _of_image(name: str | None, answers: Answers, explain: bool) -> dict[str, An
     return {"name": name, "answers": answered, "errors": failed}
 
 
-def _to_json(answer: TaskAnswer, explain: bool) -> dict[str, Any]:
+def _to_json(answer: TaskAnswer, asked: Any) -> dict[str, Any]:
     numbers = answer.probabilities.tolist()
     shares = {answer.task.classes[i]: numbers[i] for i in answer.order()}
     # The order is a list of its own: a browser puts the keys "0", "1", "10" of an object before all others.
     ranking = list(shares)
     of_classes = {"label": ranking[0], "labels": answer.labels, "ranking": ranking, "probabilities": shares}
-    answered = {**named(answer.task), **of_classes, "unknown_score": answer.unknown_score}
-    return {**answered, "lead": answer.lead and answer.lead.to_dict()} if explain else answered
+    answered: dict[str, Any] = {**named(answer.task), **of_classes, "unknown_score": answer.unknown_score}
+    if asked.explain:
+        answered["lead"] = answer.lead and answer.lead.to_dict()
+    if asked.heat:
+        answered["heat"] = answer.heat
+    return answered
 
 
 def _deadline_s(request: Request, longest_s: float) -> float:

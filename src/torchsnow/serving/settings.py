@@ -72,6 +72,8 @@ class ServeSettings:
     max_images: int = 16
     max_tasks: int = 256
     """Names of tasks in one request."""
+    max_heat_maps: int = 16
+    """Answers of one request that may have heat maps: each takes a pass of its own."""
     max_json_depth: int = 16
     body_timeout_s: float = 30.0
     """For a client to send its whole request."""

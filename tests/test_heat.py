@@ -11,7 +11,7 @@ from PIL import Image
 
 from sample_tasks import sample_task
 from torchsnow.errors import DeltaError
-from torchsnow.explain.heat import heat_map, over_photograph, write_heat_maps
+from torchsnow.heat import heat_map, over_photograph, write_heat_maps
 from torchsnow.hub import Hub
 from torchsnow.source import FeatureMaps, Source, load_source
 from torchsnow.source.grid import Grid

@@ -18,6 +18,7 @@ from torchsnow.hub import Hub
 from torchsnow.io.files import clear_os_errors
 from torchsnow.source import FeatureMaps, InputConfig, Source
 from torchsnow.source.grid import Grid
+from torchsnow.task_file import Task
 
 _SIDE = 448  # pixels of a picture, at least
 _FOR, _AGAINST = (0.85, 0.1, 0.1), (0.1, 0.25, 0.85)  # red and blue
@@ -51,15 +52,32 @@ def heat_map(source: Source, delta: Delta, image: Tensor, label: int) -> Tensor:
 def over_photograph(image: Tensor, heat: Tensor, config: InputConfig) -> Image.Image:
     """The normalised image (1, 3, S, S), grey, with what speaks for the class in red and against it in blue."""
     side = max(_SIDE, image.shape[2])
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
-    grey = (image[0].cpu() * std + mean).clamp(0, 1).mean(0, keepdim=True)
+    grey = visible(image[0], config).mean(0, keepdim=True)
     shown = F.interpolate(grey[None], (side, side), mode="bilinear")[0]
     strength = F.interpolate(heat[None, None].float().cpu(), (side, side), mode="bicubic")[0]
     strength = strength / strength.abs().max().clamp_min(1e-12)
     speaks_for, against = (torch.tensor(one).view(3, 1, 1) for one in (_FOR, _AGAINST))
     alpha = _STRONGEST * strength.abs()
     pixels = (shown * (1 - alpha) + torch.where(strength > 0, speaks_for, against) * alpha).clamp(0, 1)
+    return as_picture(pixels)
+
+
+def visible(pixels: Tensor, config: InputConfig) -> Tensor:
+    """A normalised image (3, H, W) as it looks, in 0..1, on the CPU."""
+    mean, std = torch.tensor(config.mean)[:, None, None], torch.tensor(config.std)[:, None, None]
+    return (pixels.cpu() * std + mean).clamp(0, 1)
+
+
+def as_picture(pixels: Tensor) -> Image.Image:
+    """Pixels (3, H, W) in 0..1 as a picture."""
     return Image.fromarray((255 * pixels).round().byte().permute(1, 2, 0).contiguous().numpy())
+
+
+def drawn(source: Source, task: Task, picture: Image.Image, label: str) -> Image.Image:
+    """A picture with what speaks for and against the class `label` of a task. Raises DeltaError as `heat_map` does."""
+    pixels = eval_transform(source.input_config, task.framing)(picture)[None].to(next(source.parameters()).device)
+    heat = heat_map(source, task.delta, pixels, task.classes.index(label))
+    return over_photograph(pixels, heat, source.input_config)
 
 
 def write_heat_maps(
@@ -72,20 +90,17 @@ def write_heat_maps(
     """
     written: list[Path] = []
     refused: dict[str, str] = {}
-    config, device = hub.source.input_config, next(hub.source.parameters()).device
     numbers = {path: number for number, path in enumerate(dict.fromkeys(path for path, _, _ in answers), 1)}
     with clear_os_errors("write heat maps into", folder):
         folder.mkdir(parents=True, exist_ok=True)
         for done, (path, name, label) in enumerate(answers, 1):
-            task, picture = hub.task(name), read_image(Path(path))
-            pixels = eval_transform(config, task.framing)(picture)[None].to(device)
             try:
-                heat = heat_map(hub.source, task.delta, pixels, task.classes.index(label))
+                picture = drawn(hub.source, hub.task(name), read_image(Path(path)), label)
             except DeltaError as error:
                 refused[name] = str(error)
                 continue
             file = folder / f"{numbers[path]:04}-{Path(path).stem}.{name}.png"
-            over_photograph(pixels, heat, config).save(file)
+            picture.save(file)
             written.append(file)
             progress(done, len(answers))
     return written, refused
