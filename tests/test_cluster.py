@@ -28,7 +28,7 @@ def start(*words: str | Path) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[str, str]:
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     return out, err
 
@@ -71,7 +71,7 @@ def test_a_comparison_is_what_it_is_without_a_cluster(ray: Ray, tmp_path: Path) 
     words = ("compare", "--experiment", experiment)
     ended(start(*words, "--out", "alone", "--shard", "1/1"))
     process = start(*words, "--out", "spread", "--ray", ray.address)
-    _, err = process.communicate(timeout=240)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 2, err
     assert "6 of 12 cells failed" in err
     assert "the data 'missing' does not exist" in err
@@ -110,7 +110,7 @@ def test_tasks_are_the_same_when_a_process_is_killed(ray: Ray, table: Path) -> N
 
 def test_what_cannot_be_is_one_sentence(ray: Ray, table: Path) -> None:
     process = start("train-many", table, *SIZES, "--hub", "hub", "--ray", "127.0.0.1:1")
-    _, err = process.communicate(timeout=240)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 2
     assert err.splitlines()[-1].startswith("torchsnow: cannot reach the Ray cluster '127.0.0.1:1'")
     assert "Traceback" not in err
