@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import struct
 from collections.abc import Sequence
@@ -47,7 +48,7 @@ class Examined(NamedTuple):
     greys: tuple[int, int] | None = None
 
 
-def read_image(file: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(file: str | os.PathLike[str] | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a picture (JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, JPEG 2000, HEIC) into an upright image of mode RGB.
 
     `file` is a path or a seekable binary stream. What is not plain RGB is brought there by fixed rules:
@@ -66,11 +67,20 @@ def read_image(file: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Ima
     before anything is decoded), is over 100 times as long as it is wide, or holds values without a defined 8-bit
     scale (floats, 32-bit integers above 65535).
     """
-    file = Path(file) if isinstance(file, str) else file
+    file = Path(file) if isinstance(file, str | os.PathLike) else file
     try:
+        if not isinstance(file, Path) and not _is_stream(file):
+            raise DataError(
+                f"it is of the type {type(file).__name__}; expected a path or a binary stream, as open(path, 'rb') "
+                "and io.BytesIO(content) give"
+            )
         return _read(file, max_pixels)
     except DataError as error:
         raise DataError(f"cannot read the image {_name(file)}: {error}") from error
+
+
+def _is_stream(file: Any) -> bool:
+    return hasattr(file, "read") and hasattr(file, "seek") and not isinstance(file, io.TextIOBase)
 
 
 def examine_image(path: Path) -> Examined:
