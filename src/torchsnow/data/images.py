@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 
-from torchsnow.data.formats import COLOUR_KEY, FULL_GREY, PREFIX_BYTES, WHITE_IS_ZERO, open_image
+from torchsnow.data.formats import COLOUR_KEY, DEEP, FULL_GREY, PREFIX_BYTES, WHITE_IS_ZERO, open_image
 from torchsnow.data.formats import format_of as format_of
 from torchsnow.errors import DataError
 from torchsnow.source.config import GREYS
@@ -24,6 +24,8 @@ MAX_PIXELS = 50_000_000
 MAX_ASPECT_RATIO = 100
 DEEP_GREY = "deep_grey"
 """An entry of a picture's `info`: its greys of 16 bits, as a picture of mode I;16."""
+DEEP_COLOUR = "deep_colour"
+"""An entry of a picture's `info`: the highest value (0..255) that is left of its colours of 16 bits."""
 # What undoes each EXIF orientation. (ImageOps.exif_transpose also rewrites the EXIF, and fails where it is damaged.)
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -40,12 +42,14 @@ class Examined(NamedTuple):
     """What is known of an image file once all of it was decoded.
 
     `problem` is why it cannot be used, None for a good one; `digest` is a hash of its content, empty where that cannot
-    be read; `greys` are the lowest and the highest value of a grey image of 16 bits, None for others.
+    be read; `greys` are the lowest and the highest value of a grey image of 16 bits, and `brightest` the highest of a
+    coloured one of which the high bytes were kept, None for others.
     """
 
     problem: str | None
     digest: str
     greys: tuple[int, int] | None = None
+    brightest: int | None = None
 
 
 def read_image(file: str | os.PathLike[str] | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -95,7 +99,7 @@ def examine_image(path: Path) -> Examined:
     except OSError as error:
         return Examined(_unreadable(error), digest)
     deep = image.info.get(DEEP_GREY)
-    return Examined(None, digest, None if deep is None else deep.getextrema())
+    return Examined(None, digest, None if deep is None else deep.getextrema(), image.info.get(DEEP_COLOUR))
 
 
 def _digest() -> hashlib.blake2b:
@@ -185,6 +189,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     notes: dict[Any, Any] = {DEEP_GREY: rgb.info[DEEP_GREY]} if DEEP_GREY in rgb.info else {}
     if turn is not None:
         rgb, notes = rgb.transpose(turn), {key: deep.transpose(turn) for key, deep in notes.items()}
+    if image.info.get(DEEP):
+        notes[DEEP_COLOUR] = int(np.asarray(image.convert("RGB")).max())
     rgb.info = notes  # what the file said of its orientation and transparency is done
     return rgb
 
