@@ -147,6 +147,9 @@ def test_short_words_for_it(fitted: Classifier) -> None:
         (["gone.png"], None, "there are no labels"),
         ("nowhere", None, "'nowhere' does not exist"),
         (Image.new("RGB", (4, 4)), ["a"], "this is one image"),
+        (np.zeros((4, 4, 3), np.uint8), ["a"] * 4, "this is one image"),
+        (3, ["a"], "this is of the type int; give a list of images"),
+        (["gone.png", "away.png"], ["a", None], "the labels are of several types, or None"),
     ],
 )
 def test_what_cannot_be_learned(source: Source, images: Any, labels: Any, message: str) -> None:
@@ -159,5 +162,7 @@ def test_what_cannot_be_asked(source: Source, fitted: Classifier) -> None:
         quick(source).predict(["a.png"])
     with pytest.raises(DataError, match=r"gone\.png"):
         fitted.predict(["gone.png"])
+    with pytest.raises(DataError, match="this is one image"):
+        fitted.predict(np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(TrainingError, match="epochs is 0"):
         Classifier(source=source, epochs=0).fit(["a.png"], ["a"])

@@ -149,7 +149,10 @@ def _labelled(images: Any, labels: Any, folder: Path) -> tuple[LoadedData, np.nd
     images, labels = _several(images), np.asarray(labels)
     if labels.ndim != 1 or len(images) != len(labels):
         raise DataError(f"there are {len(images)} images and labels of shape {labels.shape}; give one label per image")
-    classes, places = np.unique(labels, return_inverse=True)
+    try:
+        classes, places = np.unique(labels, return_inverse=True)
+    except TypeError as error:  # which have no order
+        raise DataError("the labels are of several types, or None: give texts, or numbers") from error
     folder.mkdir()
     paths = [_as_file(image, folder / f"{number}.png") for number, image in enumerate(images)]
     names = tuple(map(str, classes))
@@ -169,9 +172,12 @@ def _several(images: Any) -> Sequence[Any]:
     """One by one: what a folder or a pattern names, or what a sequence or an array holds."""
     if isinstance(images, str | os.PathLike):
         return find_images([os.fspath(images)], _raise_bad_image)
-    if isinstance(images, Image.Image):
+    if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.shape[2:] in ((3,), (4,))):
         raise DataError("this is one image; give a list of images, as in [image]")
-    return list(images)
+    try:
+        return list(images)
+    except TypeError as error:
+        raise DataError(f"this is of the type {type(images).__name__}; give a list of images, or a folder") from error
 
 
 def _raise_bad_image(path: Path, why: str) -> None:

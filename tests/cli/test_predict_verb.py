@@ -144,6 +144,12 @@ def test_a_folder_a_pattern_and_a_list_name_the_same_images(
         assert torchsnow("predict", "-", *words).document == of_folder
 
 
+def test_a_list_of_nothing_is_said(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+    outcome = torchsnow("predict", "-", "--hub", hub)
+    assert (outcome.code, outcome.out, outcome.err) == (0, "", "torchsnow: no images were named on stdin\n")
+
+
 def test_an_image_that_is_named_twice_is_answered_once(hub: Path, images: list[Path]) -> None:
     document = torchsnow("predict", images[0], images[0].parent, "--hub", hub, "--task", "large", "--json").document
     assert len(document["predictions"]) == 10

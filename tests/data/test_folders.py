@@ -6,9 +6,11 @@ import errno
 import os
 import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from conftest import Folder
@@ -358,6 +360,18 @@ def test_copies_are_kept_in_one_split(image_folder: Folder) -> None:
         contents = [{example.path.read_bytes() for example in part} for part in (splits.train, splits.val, splits.test)]
         assert not any(contents[one] & contents[other] for one, other in ((0, 1), (0, 2), (1, 2)))
         assert all(contents)
+
+
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+def test_narrow_colours_of_16_bits_are_a_note(image_folder: Folder, planes: Literal["contig", "separate"]) -> None:
+    root = image_folder({"a": 3, "b": 3})
+    values = np.full((10, 12, 3), 4095, np.uint16)
+    stored = values if planes == "contig" else np.moveaxis(values, -1, 0)
+    tifffile.imwrite(root / "a" / "x.tif", stored, photometric="rgb", planarconfig=planes)
+    (note,) = load_data(root).notes
+    assert note.startswith("the colours of 1 image of 16 bits end at 4,095 of 65,535, and 16 of 256 values are left")
+    tifffile.imwrite(root / "b" / "x.tif", values * 16, photometric="rgb")
+    assert load_data(root).notes == ()
 
 
 def test_a_narrow_range_of_16_bit_greys_is_a_note(image_folder: Folder) -> None:

@@ -336,3 +336,11 @@ def test_a_transparent_grey_is_white_in_every_range(tmp_path: Path) -> None:
     image = read_image(tmp_path / "a.png")
     assert np.asarray(image)[0, :, 0].tolist() == [0, 255, 16]
     assert np.asarray(in_grey_range(image, (0, 8190)))[0, :, 0].tolist() == [0, 255, 128]
+
+
+@pytest.mark.parametrize(("kind", "samples"), [(2, 3), (6, 4), (4, 2)])
+def test_the_brightest_of_16_bit_colours_is_known(tmp_path: Path, kind: int, samples: int) -> None:
+    (tmp_path / "a.png").write_bytes(png(1, 16, kind, struct.pack(f">{samples}H", *[4095] * samples)))
+    assert examine_image(tmp_path / "a.png").brightest == 15
+    (tmp_path / "b.png").write_bytes(png(1, 8, 2, bytes(3)))
+    assert examine_image(tmp_path / "b.png").brightest is None

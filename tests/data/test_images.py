@@ -8,7 +8,8 @@ import sys
 import warnings
 import zlib
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 import pytest
@@ -227,6 +228,19 @@ def test_a_truncated_file_is_that_in_no_words_of_python(format: str, size_bytes:
         read_image(io.BytesIO(content.getvalue()[:size_bytes]))
     assert "damaged or truncated" in str(caught.value)
     assert not any(word in str(caught.value) for word in ("unpack", "buffer", "index", "subscript"))
+
+
+@pytest.mark.parametrize("given", [b"\x89PNG", None, 3, ["a.png"], np.zeros((4, 4, 3), np.uint8), io.StringIO("x")])
+def test_what_is_no_file_is_refused_by_its_type(given: Any) -> None:
+    with pytest.raises(
+        DataError, match=f"it is of the type {type(given).__name__}; expected a path or a binary stream"
+    ):
+        read_image(given)
+
+
+def test_a_pure_path_is_a_path(tmp_path: Path) -> None:
+    path = saved(Image.new("RGB", (4, 4), "red"), tmp_path / "a.png")
+    assert read_image(PurePath(path)).size == (4, 4)
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:

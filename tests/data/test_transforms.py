@@ -161,6 +161,7 @@ def test_an_image_that_pillow_opened_is_turned_by_its_exif(photo: Image.Image, t
     [
         (np.zeros((3, 8, 8), np.uint8), r"a uint8 array \(3, 8, 8\)"),
         (np.zeros((8, 8, 3), np.float32), r"a float32 array \(8, 8, 3\)"),
+        (np.zeros((0, 8, 3), np.uint8), r"a uint8 array \(0, 8, 3\)"),
         (np.zeros(8, np.uint8), r"a uint8 array \(8,\)"),
         (torch.zeros(3, 8, 8), r"a float32 tensor \(3, 8, 8\)"),
         (torch.zeros(1, 8, 8, dtype=torch.uint8), r"a uint8 tensor \(1, 8, 8\)"),

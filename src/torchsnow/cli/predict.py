@@ -82,6 +82,8 @@ def predict(
         _explain(hub or HUB, device, predictions, explain, quiet=json)
     for _, why in bad:
         note(f"torchsnow: {why}")
+    if not files and not bad:
+        note("torchsnow: no images were named on stdin")
     if bad:
         raise typer.Exit(2)
 

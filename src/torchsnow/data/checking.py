@@ -19,7 +19,8 @@ from torchsnow.errors import DataError
 from torchsnow.io.files import file_stamp, write_atomically
 
 Progress = Callable[[int, int], None]
-_SCHEMA = 2
+_Remembered = tuple[list[int], str, tuple[int, int] | None, int | None]  # the file's stamp, and what `Examined` has
+_SCHEMA = 3
 _NARROW_BELOW = 32_768  # values between the lowest and the highest of 65,536 greys in all 16-bit images
 
 
@@ -27,12 +28,13 @@ _NARROW_BELOW = 32_768  # values between the lowest and the highest of 65,536 gr
 class Checked:
     """What is known of the images of a data set: a hash of the content of each that can be used, and the others.
 
-    `greys` are the lowest and the highest of the images with 16 bits.
+    `greys` are the lowest and the highest of the images with 16 bits, `brightest` the highest of coloured ones.
     """
 
     digests: Mapping[Path, str]
     skipped: tuple[Skipped, ...]
     greys: Mapping[Path, tuple[int, int]]
+    brightest: Mapping[Path, int]
 
 
 def check_images(entries: Sequence[Entry], progress: Progress | None, memory: Path | None = None) -> Checked:
@@ -41,9 +43,9 @@ def check_images(entries: Sequence[Entry], progress: Progress | None, memory: Pa
     stamps = {entry.path: list(file_stamp(entry.path) or ()) for entry in entries} if memory is not None else {}
     found: dict[Path, Examined] = {}
     for path, stamp in stamps.items():
-        old_stamp, digest, greys = known.get(str(path), (None, "", None))
+        old_stamp, digest, greys, brightest = known.get(str(path), (None, "", None, None))
         if old_stamp == stamp:
-            found[path] = Examined(None, digest, greys)
+            found[path] = Examined(None, digest, greys, brightest)
     fresh = [entry.path for entry in entries if entry.path not in found]
     # Pillow decodes outside the interpreter lock, so threads are enough.
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
@@ -57,10 +59,11 @@ def check_images(entries: Sequence[Entry], progress: Progress | None, memory: Pa
         {path: one.digest for path, one in found.items() if one.problem is None},
         tuple(Skipped(entry.path, problem) for entry in entries if (problem := found[entry.path].problem) is not None),
         {path: one.greys for path, one in found.items() if one.greys is not None},
+        {path: one.brightest for path, one in found.items() if one.brightest is not None},
     )
 
 
-def _recall(memory: Path) -> dict[str, tuple[list[int], str, tuple[int, int] | None]]:
+def _recall(memory: Path) -> dict[str, _Remembered]:
     try:
         content = json.loads(memory.read_text(encoding="utf-8", errors="surrogateescape"))
         return dict(content["images"]) if content["schema"] == _SCHEMA else {}
@@ -68,7 +71,7 @@ def _recall(memory: Path) -> dict[str, tuple[list[int], str, tuple[int, int] | N
         return {}
 
 
-def _remember(memory: Path, images: Mapping[str, tuple[list[int], str, tuple[int, int] | None]]) -> None:
+def _remember(memory: Path, images: Mapping[str, _Remembered]) -> None:
     with suppress(DataError):  # a data folder that cannot be written to is checked every time
         write_atomically(memory, json.dumps({"schema": _SCHEMA, "images": images}, allow_nan=False), DataError)
 
@@ -128,7 +131,13 @@ def fingerprint(entries: Iterable[Entry], digests: Mapping[Path, str], root: Pat
 
 def warnings_on(entries: Sequence[Entry], checked: Checked, root: Path) -> list[str]:
     """A sentence for everything that makes results misleading and is no reason to refuse the data."""
-    return [*_on_copies(entries, checked.digests, root), *_on_groups(entries), *_on_classes(entries)]
+    brightest = [checked.brightest[one.path] for one in entries if one.path in checked.brightest]
+    return [
+        *_on_copies(entries, checked.digests, root),
+        *_on_groups(entries),
+        *_on_classes(entries),
+        *_on_colours(brightest),
+    ]
 
 
 def _on_copies(entries: Sequence[Entry], digests: Mapping[Path, str], root: Path) -> list[str]:
@@ -173,6 +182,16 @@ def _on_classes(entries: Sequence[Entry]) -> list[str]:
         f"{counted(count, 'image')} {'has' if count == 1 else 'have'} the class {name!r}, which programs write where "
         "no label is known: if it is none, leave them out"
         for name, count in sorted(counts.items())
+    ]
+
+
+def _on_colours(brightest: Sequence[int]) -> list[str]:
+    most = max(brightest, default=255)
+    if most >= _NARROW_BELOW // 256:
+        return []
+    return [
+        f"the colours of {counted(len(brightest), 'image')} of 16 bits end at {256 * most + 255:,} of 65,535, and "
+        f"{most + 1} of 256 values are left of them: spread them over all 16 bits, or save them with 8"
     ]
 
 

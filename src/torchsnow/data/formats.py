@@ -29,9 +29,9 @@ SUFFIXES = {
 FORMATS = tuple(SUFFIXES)
 PREFIX_BYTES = 32
 """So much of a file says which format it is in."""
-WHITE_IS_ZERO, FULL_GREY, COLOUR_KEY = "white_is_zero", "full_grey", "colour_key"
+WHITE_IS_ZERO, FULL_GREY, COLOUR_KEY, DEEP = "white_is_zero", "full_grey", "colour_key", "deep"
 """Entries of a picture's `info`: its greys are negative; the grey that is white, where that is not 255 or 65535; where
-it is transparent, as a mask."""
+it is transparent, as a mask; its colours had 16 bits, of which 8 are left."""
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 _AVIF_BRANDS = (b"avif", b"avis")
 _PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -114,6 +114,8 @@ class _Tiff(TiffImagePlugin.TiffImageFile):
             self.info[WHITE_IS_ZERO] = True
         if bits < 16 and self.mode == "I;16":
             self.info[FULL_GREY] = 2**bits - 1
+        if bits == 16 and self.mode in ("RGB", "RGBA"):
+            self.info[DEEP] = True
         if sample_format == 2 and bits == 8:
             raise DataError("its pixels are signed bytes, which have no defined scale; save it with unsigned ones")
         if self.tile:
@@ -144,6 +146,8 @@ class _Png(PngImagePlugin.PngImageFile):
         super()._open()
         self._key = self.info.get("transparency")
         self._raw = str(self.tile[0].args) if self.tile else ""
+        if self._raw in ("RGB;16B", "RGBA;16B", "LA;16B"):
+            self.info[DEEP] = True
         if self._key is not None and self._raw in _GREY_LEVELS:
             levels = _GREY_LEVELS[self._raw]
             self.info["transparency"] = self._key % levels * 255 // (levels - 1)

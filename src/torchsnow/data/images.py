@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import struct
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 
-from torchsnow.data.formats import COLOUR_KEY, FULL_GREY, PREFIX_BYTES, WHITE_IS_ZERO, open_image
+from torchsnow.data.formats import COLOUR_KEY, DEEP, FULL_GREY, PREFIX_BYTES, WHITE_IS_ZERO, open_image
 from torchsnow.data.formats import format_of as format_of
 from torchsnow.errors import DataError
 from torchsnow.source.config import GREYS
@@ -23,6 +24,8 @@ MAX_PIXELS = 50_000_000
 MAX_ASPECT_RATIO = 100
 DEEP_GREY = "deep_grey"
 """An entry of a picture's `info`: its greys of 16 bits, as a picture of mode I;16."""
+DEEP_COLOUR = "deep_colour"
+"""An entry of a picture's `info`: the highest value (0..255) that is left of its colours of 16 bits."""
 # What undoes each EXIF orientation. (ImageOps.exif_transpose also rewrites the EXIF, and fails where it is damaged.)
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,15 +42,17 @@ class Examined(NamedTuple):
     """What is known of an image file once all of it was decoded.
 
     `problem` is why it cannot be used, None for a good one; `digest` is a hash of its content, empty where that cannot
-    be read; `greys` are the lowest and the highest value of a grey image of 16 bits, None for others.
+    be read; `greys` are the lowest and the highest value of a grey image of 16 bits, and `brightest` the highest of a
+    coloured one of which the high bytes were kept, None for others.
     """
 
     problem: str | None
     digest: str
     greys: tuple[int, int] | None = None
+    brightest: int | None = None
 
 
-def read_image(file: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(file: str | os.PathLike[str] | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a picture (JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, JPEG 2000, HEIC) into an upright image of mode RGB.
 
     `file` is a path or a seekable binary stream. What is not plain RGB is brought there by fixed rules:
@@ -66,11 +71,20 @@ def read_image(file: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Ima
     before anything is decoded), is over 100 times as long as it is wide, or holds values without a defined 8-bit
     scale (floats, 32-bit integers above 65535).
     """
-    file = Path(file) if isinstance(file, str) else file
+    file = Path(file) if isinstance(file, str | os.PathLike) else file
     try:
+        if not isinstance(file, Path) and not _is_stream(file):
+            raise DataError(
+                f"it is of the type {type(file).__name__}; expected a path or a binary stream, as open(path, 'rb') "
+                "and io.BytesIO(content) give"
+            )
         return _read(file, max_pixels)
     except DataError as error:
         raise DataError(f"cannot read the image {_name(file)}: {error}") from error
+
+
+def _is_stream(file: Any) -> bool:
+    return hasattr(file, "read") and hasattr(file, "seek") and not isinstance(file, io.TextIOBase)
 
 
 def examine_image(path: Path) -> Examined:
@@ -85,7 +99,7 @@ def examine_image(path: Path) -> Examined:
     except OSError as error:
         return Examined(_unreadable(error), digest)
     deep = image.info.get(DEEP_GREY)
-    return Examined(None, digest, None if deep is None else deep.getextrema())
+    return Examined(None, digest, None if deep is None else deep.getextrema(), image.info.get(DEEP_COLOUR))
 
 
 def _digest() -> hashlib.blake2b:
@@ -175,6 +189,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     notes: dict[Any, Any] = {DEEP_GREY: rgb.info[DEEP_GREY]} if DEEP_GREY in rgb.info else {}
     if turn is not None:
         rgb, notes = rgb.transpose(turn), {key: deep.transpose(turn) for key, deep in notes.items()}
+    if image.info.get(DEEP):
+        notes[DEEP_COLOUR] = int(np.asarray(image.convert("RGB")).max())
     rgb.info = notes  # what the file said of its orientation and transparency is done
     return rgb
 

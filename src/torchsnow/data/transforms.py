@@ -91,7 +91,8 @@ def _picture(grey_range: tuple[int, int], given: Any) -> Image.Image | Tensor:
         what = f"a {str(given.dtype).removeprefix('torch.')} tensor {tuple(given.shape)}"
     elif isinstance(given, np.ndarray):
         deep_grey = given.dtype in (np.uint16, np.int32) and given.ndim == 2
-        if deep_grey or (given.dtype == np.uint8 and (given.ndim == 2 or given.shape[2:] in ((3,), (4,)))):
+        is_picture = deep_grey or (given.dtype == np.uint8 and (given.ndim == 2 or given.shape[2:] in ((3,), (4,))))
+        if is_picture and given.size:
             return in_grey_range(upright_rgb(Image.fromarray(given)), grey_range)
         what = f"a {given.dtype} array {given.shape}"
     else:

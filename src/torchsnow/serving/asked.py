@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from email.message import Message
 from typing import Any
+from urllib.parse import unquote
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -95,21 +96,25 @@ def _without_texts(content: bytes) -> bytes:
     return b"".join(unescaped.split(b'"')[::2])
 
 
-def from_base64(text: str) -> bytes:
+def from_base64(text: str, number: int = 0) -> bytes:
     """The bytes that a text stands for: base64 with either alphabet, with or without padding, in lines or in one, and
-    behind "data:image/png;base64," or not.
+    behind "data:image/png;base64," or not, where it may have escapes as %2B.
 
-    Raises ApiError (422) for anything else; nothing is ever fetched from an address.
+    Raises ApiError (422), which names the image by its number, for anything else; nothing is ever fetched from an
+    address.
     """
     if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")
         if not comma or not head.lower().rstrip().endswith(";base64"):
-            raise ApiError(422, "bad_base64", "an image is a data: address without ';base64,'")
+            raise ApiError(422, "bad_base64", f"the image number {number + 1} is a data: address without ';base64,'")
+        text = unquote(text)
     bare = text.translate(_TO_BASE64).rstrip("=")
     try:
         return base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ApiError(422, "bad_base64", "an image is not base64; addresses of images are not fetched") from error
+        raise ApiError(
+            422, "bad_base64", f"the image number {number + 1} is not base64; addresses of images are not fetched"
+        ) from error
 
 
 def _json(content: bytes, settings: ServeSettings) -> Asked:
@@ -120,7 +125,7 @@ def _json(content: bytes, settings: ServeSettings) -> Asked:
     except ValueError as error:
         raise ApiError(400, "bad_request", str(error)) from error
     validate_count(len(values["images"]), settings)
-    images = [picture(from_base64(text), None, number) for number, text in enumerate(values["images"])]
+    images = [picture(from_base64(text, number), None, number) for number, text in enumerate(values["images"])]
     return Asked(images, [None] * len(images), values["tasks"], values["explain"], values["heat"])
 
 

@@ -234,7 +234,7 @@ def _images(values: Any, binary: bytes, service: Service) -> list[bytes]:
         raise ValueError
     size = tensor.get("parameters", {}).get("binary_data_size")
     if size is None:
-        images = [from_base64(text) for text in tensor["data"]]
+        images = [from_base64(text, number) for number, text in enumerate(tensor["data"])]
     elif size == len(binary):
         images = list(_split(binary))
     else:
