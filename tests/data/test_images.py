@@ -5,6 +5,7 @@ import json
 import struct
 import subprocess
 import sys
+import tracemalloc
 import warnings
 import zlib
 from contextlib import suppress
@@ -289,6 +290,17 @@ def test_what_cannot_be_cut() -> None:
         cut_of(config_of("bilinear", 1.0), Framing(0))
     with pytest.raises(DataError, match="unknown interpolation 'sharp'"):
         cut_of(config_of("sharp", 1.0), Framing(32))
+
+
+def test_16_bit_grey_takes_little_more_memory_than_its_pixels(tmp_path: Path) -> None:
+    path = saved(Image.fromarray(np.full((500, 1000), 40_000, np.uint16)), tmp_path / "deep.png")
+    tracemalloc.start()
+    try:
+        read_image(path)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 8 * 500 * 1000
 
 
 def test_reading_and_cutting_pictures_does_not_load_torch() -> None:
