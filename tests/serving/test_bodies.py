@@ -6,6 +6,7 @@ import base64
 import json
 import time
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -96,6 +97,8 @@ PLAIN = base64.b64encode(CONTENT).decode()
         "data:image/png;base64," + PLAIN,
         "DATA:image/png;name=x.png;BASE64,\n" + base64.urlsafe_b64encode(CONTENT).decode().rstrip("="),
         "data:;base64," + PLAIN,
+        "\n data:image/png;base64," + PLAIN,
+        "data:image/png;base64," + quote(PLAIN, safe=""),
     ],
 )
 def test_base64_of_all_kinds(text: str) -> None:

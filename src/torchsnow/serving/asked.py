@@ -20,6 +20,7 @@ from torchsnow.serving.settings import ServeSettings
 from torchsnow.task_file.json_shape import parse_json, validate_shape
 
 _TO_BASE64 = str.maketrans("-_", "+/", " \t\r\n")
+_ESCAPES = {"%2B": "+", "%2F": "/", "%3D": "="}  # as JavaScript's encodeURIComponent writes base64
 _MAX_FIELD_BYTES = 256
 _MAX_STRUCTURE_BYTES = 64 * 2**10  # of a JSON body without its texts
 _MAX_QUOTES = 20_000  # of the texts in a JSON body: two for each
@@ -101,10 +102,13 @@ def from_base64(text: str) -> bytes:
 
     Raises ApiError (422) for anything else; nothing is ever fetched from an address.
     """
+    text = text.strip()
     if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")
         if not comma or not head.lower().rstrip().endswith(";base64"):
             raise ApiError(422, "bad_base64", "an image is a data: address without ';base64,'")
+        for escape, character in _ESCAPES.items():
+            text = text.replace(escape, character)
     bare = text.translate(_TO_BASE64).rstrip("=")
     try:
         return base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)
