@@ -10,6 +10,7 @@ import warnings
 import zlib
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -290,6 +291,18 @@ def test_what_cannot_be_cut() -> None:
         cut_of(config_of("bilinear", 1.0), Framing(0))
     with pytest.raises(DataError, match="unknown interpolation 'sharp'"):
         cut_of(config_of("sharp", 1.0), Framing(32))
+
+
+@pytest.mark.parametrize("given", [b"bytes", None, Image.new("RGB", (8, 8)), np.zeros((8, 8, 3)), io.StringIO("text")])
+def test_what_is_no_file_is_named(given: Any) -> None:
+    kind = type(given).__name__
+    with pytest.raises(DataError, match=f"read_image was given a {kind}; expected a path or a binary stream"):
+        read_image(given)
+
+
+def test_a_picture_without_pixels_is_refused() -> None:
+    with pytest.raises(DataError, match="it has no pixels"):
+        upright_rgb(Image.new("L", (8, 0)))
 
 
 def test_16_bit_grey_takes_little_more_memory_than_its_pixels(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import struct
 from collections.abc import Sequence
@@ -68,6 +69,11 @@ def read_image(file: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Ima
     scale (floats, 32-bit integers above 65535).
     """
     file = Path(file) if isinstance(file, str) else file
+    if not isinstance(file, Path) and (isinstance(file, io.TextIOBase) or not hasattr(file, "read")):
+        raise DataError(
+            f"read_image was given a {type(file).__name__}; expected a path or a binary stream, as io.BytesIO is "
+            "for bytes; pictures of PIL and arrays go to the transform as they are"
+        )
     try:
         return _read(file, max_pixels)
     except DataError as error:
@@ -170,7 +176,10 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode as `read_image` gives it. Raises DataError for values without a defined 8-bit scale."""
+    """A picture of any mode as `read_image` gives it. Raises DataError for one of no pixels, and for values without a
+    defined 8-bit scale."""
+    if not all(image.size):
+        raise DataError("it has no pixels")
     turn = _turn(image)
     rgb = _to_rgb(image)
     notes: dict[Any, Any] = {DEEP_GREY: rgb.info[DEEP_GREY]} if DEEP_GREY in rgb.info else {}
@@ -201,7 +210,7 @@ def _shades(black: int, white: int) -> NDArray[np.uint8]:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise DataError("its pixels are floats, which have no defined 8-bit scale; save it with 8 or 16 bits")
-    if image.mode in ("LAB", "HSV"):
+    if image.mode in ("LAB", "HSV", "La"):
         raise DataError(f"its colours are {image.mode}, which is not supported; save it as RGB")
     if image.mode == "I" or image.mode.startswith("I;16"):
         rgb = _from_deep_grey(image)
