@@ -75,6 +75,7 @@ def test_help_fits_a_small_terminal_and_shows_an_example_that_is_right(verb: str
         ["relabel", "photos", "--moves", "moves.csv", "--undo", "moves.undo-1.json"],
         ["suggest", "photos", "--hub", "hub", "--count", "0"],
         ["compare", "photos", "--seeds", "few"],
+        ["compare", "photos", "--seeds", "99999999999999"],
         ["visualize", "--hub", "hub", "--task", "a"],
         ["export", "--hub", "hub", "--out", "hub.onnx", "--int8"],
         ["push", "me/hub"],

@@ -102,6 +102,17 @@ def test_odd_file_names_are_shown_as_they_are(hub: Path, images: list[Path]) -> 
     assert [p["image"] for p in document["predictions"]] == names
 
 
+def test_a_list_that_ends_within_a_letter_is_refused(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfea")))
+    assert "stdin begins as UTF-16" in refused("predict", "-", "--hub", hub)
+
+
+def test_a_place_for_heat_maps_is_tried_before_the_work(hub: Path, images: list[Path]) -> None:
+    outcome = torchsnow("predict", *images, "--hub", hub, "--explain", images[0] / "heat")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "a part of this path is a file" in outcome.err
+
+
 def test_what_cannot_be_predicted(hub: Path, images: list[Path], tmp_path: Path) -> None:
     assert "has no task 'larg'; did you mean large?" in refused("predict", *images, "--hub", hub, "--task", "larg")
     assert "is not a hub" in refused("predict", *images, "--hub", tmp_path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import unicodedata
 from pathlib import Path
 from typing import Literal
@@ -247,6 +249,14 @@ def test_a_class_name_that_is_not_utf_8_is_one_in_plain_text(image_folder: Folde
     data = load_data(root)
     assert data.classes == ("a", "caf\\xe9")
     assert len(data.examples) == 6
+
+
+def test_a_class_name_is_text_where_the_locale_has_no_letters_for_it() -> None:
+    code = f"from torchsnow.data.names import as_text; print(ascii(as_text({NFD!a})))"
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [sys.executable, "-c", code]
+    result = subprocess.run(words, env={**os.environ, **locale}, capture_output=True, text=True, timeout=120)
+    assert (result.stdout, result.stderr) == (f"{NFC!a}\n", "")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import json
 import struct
 import subprocess
 import sys
+import tracemalloc
 import warnings
 import zlib
 from contextlib import suppress
@@ -230,7 +231,10 @@ def test_a_truncated_file_is_that_in_no_words_of_python(format: str, size_bytes:
     assert not any(word in str(caught.value) for word in ("unpack", "buffer", "index", "subscript"))
 
 
-@pytest.mark.parametrize("given", [b"\x89PNG", None, 3, ["a.png"], np.zeros((4, 4, 3), np.uint8), io.StringIO("x")])
+@pytest.mark.parametrize(
+    "given",
+    [b"\x89PNG", None, 3, ["a.png"], Image.new("RGB", (8, 8)), np.zeros((4, 4, 3), np.uint8), io.StringIO("x")],
+)
 def test_what_is_no_file_is_refused_by_its_type(given: Any) -> None:
     with pytest.raises(
         DataError, match=f"it is of the type {type(given).__name__}; expected a path or a binary stream"
@@ -303,6 +307,22 @@ def test_what_cannot_be_cut() -> None:
         cut_of(config_of("bilinear", 1.0), Framing(0))
     with pytest.raises(DataError, match="unknown interpolation 'sharp'"):
         cut_of(config_of("sharp", 1.0), Framing(32))
+
+
+def test_a_picture_without_pixels_is_refused() -> None:
+    with pytest.raises(DataError, match="it has no pixels"):
+        upright_rgb(Image.new("L", (8, 0)))
+
+
+def test_16_bit_grey_takes_little_more_memory_than_its_pixels(tmp_path: Path) -> None:
+    path = saved(Image.fromarray(np.full((500, 1000), 40_000, np.uint16)), tmp_path / "deep.png")
+    tracemalloc.start()
+    try:
+        read_image(path)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 8 * 500 * 1000
 
 
 def test_reading_and_cutting_pictures_does_not_load_torch() -> None:

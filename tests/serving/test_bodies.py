@@ -97,6 +97,7 @@ PLAIN = base64.b64encode(CONTENT).decode()
         "data:image/png;base64," + PLAIN,
         "DATA:image/png;name=x.png;BASE64,\n" + base64.urlsafe_b64encode(CONTENT).decode().rstrip("="),
         "data:;base64," + PLAIN,
+        "\n data:image/png;base64," + PLAIN,
         "data:image/png;base64," + quote(PLAIN, safe=""),
     ],
 )

@@ -54,6 +54,8 @@ def test_it_answers_until_its_input_ends(process: Process) -> None:
             "not_an_image",
             "the image x is no JPEG or PNG picture",
         ]
+        ask(process, b"")
+        assert json.loads(process.stdout.readline()) == [415, "not_an_image", "the image x is empty"]
     process.stdin.close()
     assert process.wait(30) == 0
 

@@ -28,6 +28,7 @@ _AS_THEY_ARE = (
     *("optimizer", "weight_decay", "precision", "num_workers", "device"),
 )
 """Options that are settings of an experiment under the same names."""
+_MOST_SEEDS = 1000
 
 
 def compare(
@@ -37,7 +38,7 @@ def compare(
     paper: Annotated[bool, typer.Option("--paper", help="The paper's table: ResNet-50, its five data sets.")] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="Five methods, offline, in two minutes: a trial run.")] = False,
     methods: Annotated[str | None, typer.Option(help=f"METHOD[:PRESET], with commas; else '{_METHODS}'.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="How many, from 0; 3 by default.")] = None,
+    seeds: Annotated[int | None, typer.Option(max=_MOST_SEEDS, help="How many, from 0; 3 by default.")] = None,
     source: Annotated[str | None, typer.Option(help="Sources, separated by commas; 'bundled' by default.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images; 15 by default.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels; 224 by default.")] = None,

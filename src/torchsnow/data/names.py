@@ -105,7 +105,11 @@ def is_no_label(cell: str) -> bool:
 
 def as_text(name: str) -> str:
     """A folder's name as text that can be written anywhere: composed, and what is not UTF-8 as escapes like \\xe9."""
-    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace")).strip()
+    try:
+        written = os.fsencode(name)
+    except UnicodeEncodeError:  # by a locale that lacks its letters: it is text already, as from a table or a task
+        written = name.encode("utf-8", "surrogateescape")
+    return unicodedata.normalize("NFC", written.decode("utf-8", "backslashreplace")).strip()
 
 
 def likeness(name: str) -> str:

@@ -103,6 +103,7 @@ def from_base64(text: str, number: int = 0) -> bytes:
     Raises ApiError (422), which names the image by its number, for anything else; nothing is ever fetched from an
     address.
     """
+    text = text.strip()
     if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")
         if not comma or not head.lower().rstrip().endswith(";base64"):

@@ -48,6 +48,8 @@ def decode(given: Picture, cuts: Sequence[Cut], max_pixels: int, formats: Collec
     for a picture that is damaged, too large, made of too many parts, or of a shape that cannot be used; the words name
     it as it is `called`.
     """
+    if not given.content:
+        raise ApiError(415, "not_an_image", f"the image {given.called} is empty")
     kind = format_of(given.content[:PREFIX_BYTES])
     if kind is None or kind not in formats:
         raise ApiError(415, "not_an_image", f"the image {given.called} is no {' or '.join(formats)} picture")
