@@ -69,7 +69,7 @@ def read_image(file: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Ima
     scale (floats, 32-bit integers above 65535).
     """
     file = Path(file) if isinstance(file, str) else file
-    if not isinstance(file, Path) and (isinstance(file, io.TextIOBase) or not hasattr(file, "read")):
+    if not isinstance(file, Path) and (issubclass(type(file), io.TextIOBase) or not hasattr(file, "read")):
         raise DataError(
             f"read_image was given a {type(file).__name__}; expected a path or a binary stream, as io.BytesIO is "
             "for bytes; pictures of PIL and arrays go to the transform as they are"
