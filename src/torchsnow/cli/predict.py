@@ -195,9 +195,12 @@ def _explain(hub: Path, device: str, predictions: Sequence[dict[str, Any]], fold
 
 def _show(predictions: Sequence[dict[str, Any]], top: int) -> None:
     columns, rows = _columns(top), [_cells(one, top, percent) for one in predictions]
-    if all(one["labels"] == [one["label"]] for one in predictions):
-        columns, rows = columns[:-1], [row[:-1] for row in rows]
-    print_table(columns, rows)
+    tells_nothing = {
+        "labels": all(one["labels"] == [one["label"]] for one in predictions),
+        "unknown_score": all(one.get("unknown_score") is None for one in predictions),
+    }
+    shown = [place for place, column in enumerate(columns) if not tells_nothing.get(column)]
+    print_table([columns[place] for place in shown], [[row[place] for place in shown] for row in rows])
     unlike = sum((one.get("unknown_score") or 0) > 1 for one in predictions)
     if unlike:
         say(f"{unlike} of {len(predictions)} answers have an unknown score above 1: the image is unlike the task's own")
