@@ -185,6 +185,19 @@ def test_more_classes_than_a_task_has(hub: Path, images: list[Path]) -> None:
     assert outcome.out.splitlines()[0].split()[-2:] == ["class_5", "probability_5"]
 
 
+def test_a_folder_for_heat_maps_that_will_not_do_is_refused_first(
+    hub: Path, images: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    assert "cannot make the folder" in refused(
+        "predict", *images, "--hub", hub, "--explain", tmp_path / "file" / "heat"
+    )
+    inside = images[0].parent / "heat"  # which the next look at the folder would take for images
+    told = refused("predict", images[0].parent, "--hub", hub, "--explain", inside)
+    assert told.endswith("taken for data next time: choose another --explain")
+    assert not inside.exists()
+
+
 def test_a_table_that_cannot_be_written_is_refused_first(hub: Path, images: list[Path], tmp_path: Path) -> None:
     assert "it is a folder" in refused("predict", *images, "--hub", hub, "--csv", tmp_path)
     assert "are both" in refused("predict", *images, "--hub", hub, "--csv", tmp_path / "a", "--jsonl", tmp_path / "a")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchsnow.cli.data_options import HUB
+from torchsnow.cli.data_options import HUB, validate_outside
 from torchsnow.cli.output import counting, note, percent, print_json, print_table, say, validate_writable
 from torchsnow.cli.serve import TOKEN_VARIABLE, read_token
 from torchsnow.errors import ServingError, TorchsnowError
@@ -56,6 +56,7 @@ def predict(
     Example: torchsnow predict photos/ --hub my-hub --csv answers.csv
     """
     from torchsnow.data import find_images
+    from torchsnow.io.files import make_folder
 
     bad: list[tuple[str, str]] = []
 
@@ -64,6 +65,10 @@ def predict(
 
     _validate(hub, server, explain, csv, jsonl)
     files = find_images(_words(images), on_bad)
+    if explain is not None:
+        for word in images:
+            validate_outside(word, explain, "--explain")
+        make_folder(explain)
     num_classes = top if top is not None or json or jsonl is not None else 1
     with counting("classifying images", quiet=json) as progress:
         question = _Question(files, task or None, num_classes, on_bad, progress)
@@ -188,7 +193,7 @@ def _explain(hub: Path, device: str, predictions: Sequence[dict[str, Any]], fold
     answers = [(one["image"], one["task"], one["label"]) for one in predictions]
     with counting("drawing heat maps", quiet=quiet) as progress:
         written, refused = write_heat_maps(opened, answers, folder, progress)
-    note(f"{len(written)} heat maps are in {folder}")
+    note(f"{len(written)} {'heat map is' if len(written) == 1 else 'heat maps are'} in {folder}")
     for name, why in refused.items():
         note(f"the task {name!r} has no heat map: {why}")
 
