@@ -196,6 +196,23 @@ def test_forced_colours_make_no_terminal_of_a_log(
     assert capsys.readouterr().err == "a line\n"
 
 
+def test_a_bar_shows_no_time_that_nobody_can_know(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with counting("checking images", quiet=False) as progress:
+        progress(0, 2)
+    with TrainingBar(2, 10, quiet=False) as bar:
+        bar.prepare()
+        bar.store()
+        bar.stored(0, 40)
+    shown = capsys.readouterr().err
+    assert "checking images" in shown
+    assert "storing features" in shown
+    assert "--:--" not in shown
+
+
 def test_letters_that_an_encoding_lacks_are_escaped() -> None:
     words = [sys.executable, "-m", "torchsnow", "sources", "猫"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}

@@ -61,7 +61,7 @@ def test_a_person_gets_a_table(hub: Path, images: list[Path]) -> None:
     outcome = torchsnow("predict", *images, "--hub", hub)
     assert (outcome.code, outcome.err) == (0, "")
     head, *rows = outcome.out.splitlines()
-    assert head.split() == ["image", "task", "class", "probability", "unknown_score"]
+    assert head.split() == ["image", "task", "class", "probability"]  # the unknown scores are not known here
     assert [row.split()[:2] for row in rows] == [[str(i), task] for i in images for task in ("colours", "large")]
     assert all(row.split()[3].endswith("%") for row in rows)
 
@@ -199,7 +199,20 @@ def test_tables_and_lines_of_json_are_written(hub: Path, images: list[Path], tmp
 def test_more_classes_than_a_task_has(hub: Path, images: list[Path]) -> None:
     outcome = torchsnow("predict", images[0], "--hub", hub, "--task", "large", "--top", "5")
     assert outcome.code == 0
-    assert outcome.out.splitlines()[0].split()[-3:-1] == ["class_5", "probability_5"]
+    assert outcome.out.splitlines()[0].split()[-2:] == ["class_5", "probability_5"]
+
+
+def test_a_folder_for_heat_maps_that_will_not_do_is_refused_first(
+    hub: Path, images: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    assert "cannot make the folder" in refused(
+        "predict", *images, "--hub", hub, "--explain", tmp_path / "file" / "heat"
+    )
+    inside = images[0].parent / "heat"  # which the next look at the folder would take for images
+    told = refused("predict", images[0].parent, "--hub", hub, "--explain", inside)
+    assert told.endswith("taken for data next time: choose another --explain")
+    assert not inside.exists()
 
 
 def test_a_table_that_cannot_be_written_is_refused_first(hub: Path, images: list[Path], tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_a_task_of_several_labels_from_training_to_pictures(tmp_path: Path) -> N
     assert set(row["labels"].split("|")) == set(LABELS)
     shown = torchsnow("predict", table.with_name("7.png"), *words, "--explain", tmp_path / "heat")
     assert "labels" in shown.out
-    assert f"1 heat maps are in {tmp_path / 'heat'}" in shown.err
+    assert f"1 heat map is in {tmp_path / 'heat'}" in shown.err
     assert [file.name for file in (tmp_path / "heat").iterdir()] == ["0001-7.looks.png"]
     refused = torchsnow("review", table, *words, "--out", tmp_path / "review")
     assert (refused.code, "images of the task 'looks' have any number of labels" in refused.err) == (2, True)

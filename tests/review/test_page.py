@@ -24,7 +24,7 @@ def review(tmp_path_factory: pytest.TempPathFactory) -> Review:
     (file, *_) = sorted(make_photos(tmp_path_factory.mktemp("photos") / "photos", 1).rglob("*.png"))
     images = tuple(Image(file, f"red/{NAME}{i}.png", NAME, "train", "cat", 0.75, 0.5) for i in range(MOST + 1))
     suspects = tuple(Suspect(image, "cat") for image in images)
-    return Review("photos", "pets", 9, images, images, suspects, (images[:3],), {NAME: {"train": 9}}, (NAME,))
+    return Review("photos", "pets", 9, images * 10, images, suspects, (images[:3],), {NAME: {"train": 9}}, (NAME,))
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,12 @@ def test_no_section_has_too_many_pictures_and_names_are_text(review: Review, hub
     assert f"Likely mislabelled: {MOST + 1}" in page
     assert f"The first {MOST} are shown." in page
     assert "<b>" not in page
+
+
+def test_of_few_images_few_are_called_doubtful(review: Review) -> None:
+    few = replace(review, images=review.images[:46])
+    assert (len(review.doubtful), len(few.doubtful)) == (MOST, 10)
+    assert replace(review, images=review.images[:3]).doubtful == review.images[:1]
 
 
 def test_a_task_that_reads_no_grid_has_images_alone_and_it_is_said(review: Review, hub: Hub) -> None:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from torchsnow.cli.data_options import validate_outside
 from torchsnow.cli.output import load_checked, note, percent, print_json, print_table, say
 from torchsnow.errors import ExperimentError
+from torchsnow.io.bars import TimeLeft
 
 if TYPE_CHECKING:
     from torchsnow.experiments.compare import Comparison
@@ -200,7 +201,7 @@ def _telling_how_to_go_on(comparison: Comparison) -> Iterator[None]:
 def _progress(quiet: bool) -> Iterator[Any]:
     """A bar over the cells, on stderr, and the function that moves it: (cell, done, total)."""
     description = TextColumn("{task.description}")
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), description)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeLeft(), description)
     # FORCE_COLOR makes no terminal of a log, whatever Rich takes it for.
     with Progress(*columns, console=Console(stderr=True), disable=quiet or not sys.stderr.isatty()) as bar:
         task = bar.add_task("", total=None)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from torchsnow.errors import TorchsnowError
+from torchsnow.io.bars import TimeLeft
 from torchsnow.io.files import validate_file, validate_writable_folder
 
 if TYPE_CHECKING:
@@ -80,8 +81,11 @@ def load_checked(data: str, quiet: bool, **how: Any) -> LoadedData:
 @contextmanager
 def counting(what: str, quiet: bool) -> Iterator[Any]:
     """A progress bar, gone at the end, and the function that moves it: (done, total). Nothing in a pipe."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeLeft())
     # FORCE_COLOR makes no terminal of a log, whatever Rich takes it for.
-    with Progress(console=Console(stderr=True), transient=True, disable=quiet or not sys.stderr.isatty()) as bar:
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, disable=quiet or not sys.stderr.isatty()
+    ) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchsnow.cli.data_options import HUB
+from torchsnow.cli.data_options import HUB, validate_outside
 from torchsnow.cli.output import counting, note, percent, print_json, print_table, say, validate_writable
 from torchsnow.cli.serve import TOKEN_VARIABLE, read_token
 from torchsnow.errors import ServingError, TorchsnowError
@@ -57,6 +57,7 @@ def predict(
     Example: torchsnow predict photos/ --hub my-hub --csv answers.csv
     """
     from torchsnow.data import find_images
+    from torchsnow.io.files import make_folder
 
     bad: list[tuple[str, str]] = []
 
@@ -65,6 +66,10 @@ def predict(
 
     _validate(hub, server, explain, csv, jsonl)
     files = find_images(_words(images), on_bad)
+    if explain is not None:
+        for word in images:
+            validate_outside(word, explain, "--explain")
+        make_folder(explain)
     num_classes = top if top is not None or json or jsonl is not None else 1
     with counting("classifying images", quiet=json) as progress:
         question = _Question(files, task or None, num_classes, on_bad, progress)
@@ -196,16 +201,19 @@ def _explain(hub: Path, device: str, predictions: Sequence[dict[str, Any]], fold
     answers = [(one["image"], one["task"], one["label"]) for one in predictions]
     with counting("drawing heat maps", quiet=quiet) as progress:
         written, refused = write_heat_maps(opened, answers, folder, progress)
-    note(f"{len(written)} heat maps are in {folder}")
+    note(f"{len(written)} {'heat map is' if len(written) == 1 else 'heat maps are'} in {folder}")
     for name, why in refused.items():
         note(f"the task {name!r} has no heat map: {why}")
 
 
 def _show(predictions: Sequence[dict[str, Any]], top: int) -> None:
     columns, rows = _columns(top), [_cells(one, top, percent) for one in predictions]
-    if all(one["labels"] == [one["label"]] for one in predictions):
-        columns, rows = columns[:-1], [row[:-1] for row in rows]
-    print_table(columns, rows)
+    tells_nothing = {
+        "labels": all(one["labels"] == [one["label"]] for one in predictions),
+        "unknown_score": all(one.get("unknown_score") is None for one in predictions),
+    }
+    shown = [place for place, column in enumerate(columns) if not tells_nothing.get(column)]
+    print_table([columns[place] for place in shown], [[row[place] for place in shown] for row in rows])
     unlike = sum((one.get("unknown_score") or 0) > 1 for one in predictions)
     if unlike:
         say(f"{unlike} of {len(predictions)} answers have an unknown score above 1: the image is unlike the task's own")

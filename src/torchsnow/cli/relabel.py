@@ -46,9 +46,10 @@ def relabel(
         return
     if planned:
         print_table(["image", "to"], [[move.old, move.new] for move in planned])
+    images = "1 image" if len(planned) == 1 else f"{len(planned)} images"
     if not apply:
-        say(f"{len(planned)} images would move; nothing was changed. With --apply they move")
+        say(f"{images} would move; nothing was changed. With --apply they move")
     elif record is None:
-        say(f"{len(planned)} images moved back" if undo is not None else "no image was to be moved")
+        say(f"{images} moved back" if undo is not None else "no image was to be moved")
     else:
-        say(f"{len(planned)} images moved; to undo: torchsnow relabel {data} --undo {record} --apply")
+        say(f"{images} moved; to undo: torchsnow relabel {data} --undo {record} --apply")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import torch
@@ -20,6 +21,8 @@ from torchsnow.workflows.evaluation import matched_labels, raise_bad_image
 from torchsnow.workflows.near_duplicates import duplicate_groups, of_several, standardised
 from torchsnow.workflows.predictions import run_tasks
 
+_DOUBTFUL, _MOST_DOUBTFUL = 0.2, 48
+"""The share of all images, and the number of them, that are worth a look as the most doubtful."""
 _RARE = 0.2
 """A class with less than this share of the mean number of images is rare, and so is one with fewer than `FOLDS`."""
 
@@ -55,7 +58,7 @@ class Suspect:
 class Review:
     """What was found in `num_images` images: each list with the worst first.
 
-    - `doubtful`: all images, by the task's margin between its two likeliest classes;
+    - `images`: all of them, by the task's margin between its two likeliest classes;
     - `wrong`: the images that the task takes for another class, the surest first;
     - `mislabelled`: those whose label is likely wrong, by cross-validation on the source's features;
     - `duplicates`: groups of near-duplicates, those that lie in several splits or classes first;
@@ -65,12 +68,17 @@ class Review:
     data: str
     task: str
     num_images: int
-    doubtful: tuple[Image, ...]
+    images: tuple[Image, ...]
     wrong: tuple[Image, ...]
     mislabelled: tuple[Suspect, ...]
     duplicates: tuple[tuple[Image, ...], ...]
     counts: Mapping[str, Mapping[str, int]]
     rare: tuple[str, ...]
+
+    @property
+    def doubtful(self) -> tuple[Image, ...]:
+        """The most doubtful images: a fifth of all, 48 at most."""
+        return self.images[: min(_MOST_DOUBTFUL, ceil(_DOUBTFUL * len(self.images)))]
 
 
 def validate_reviewable(info: TaskInfo) -> None:
@@ -109,7 +117,7 @@ def review_data(
         data=data.name,
         task=name,
         num_images=len(images),
-        doubtful=tuple(sorted(images, key=lambda image: image.margin)),
+        images=tuple(sorted(images, key=lambda image: image.margin)),
         wrong=tuple(sorted(wrong, key=lambda image: -image.probability)),
         mislabelled=_mislabelled(images, features, labels, groups, data.classes),
         duplicates=_duplicates(images, groups),

@@ -19,7 +19,6 @@ from torchsnow.review.findings import Image, Review, num_classes, num_splits
 
 COLUMNS = ("path", "class", "move_to", "reason", "likelier", "taken_for", "probability", "split")
 SCHEMA = 1
-MOST_DOUBTFUL = 50  # rows: all images are doubtful in some order
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ def write_moves(review: Review, path: Path) -> None:
     reasons = [
         ("likely mislabelled", [one.image for one in review.mislabelled]),
         ("confidently wrong", review.wrong),
-        ("doubtful", review.doubtful[:MOST_DOUBTFUL]),
+        ("doubtful", review.doubtful),
         *_reasons(review.duplicates),
     ]
     rows = []

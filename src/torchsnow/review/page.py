@@ -34,7 +34,7 @@ def review_page(review: Review, hub: Hub, progress: Callable[[int, int], None] =
     page = Page(f"{review.data}, reviewed with the task {review.task}")
     page.paragraph(
         f"{review.num_images} images. moves.csv next to this page lists what is shown here: fill in or empty its "
-        "column move_to, then `torchsnow relabel` moves these images to other class folders."
+        "column move_to, and the command torchsnow relabel moves these images to other class folders."
     )
     sections = _sections(review)
     sizes = [min(len(items), MOST) for *_, items in sections]
@@ -76,8 +76,9 @@ def _sections(review: Review) -> list[tuple[str, str, list[tuple[Image, str]]]]:
         ),
         (
             "Most doubtful",
-            "The task can hardly tell its two likeliest classes apart. More images like these teach it most.",
-            [(image, f"labelled {image.label}, taken for {_share(image)}") for image in review.doubtful[:MOST]],
+            "The fifth of all images of which the task's two likeliest classes are nearest to each other. More images "
+            "like those of which it is unsure teach it most.",
+            [(image, f"labelled {image.label}, taken for {_share(image)}") for image in review.doubtful],
         ),
     ]
 
@@ -86,6 +87,8 @@ def _duplicates(page: Page, review: Review, pictures: _Pictures) -> None:
     across = sum(num_splits(group) > 1 for group in review.duplicates)
     contradicting = sum(num_classes(group) > 1 for group in review.duplicates)
     page.heading(f"Near-duplicates: {len(review.duplicates)} groups")
+    if not review.duplicates:
+        return
     page.paragraph(
         f"In several splits: {across}. Results on those say nothing of new images, so keep each group in one split. "
         f"With several labels: {contradicting}. One of the labels is wrong there."
@@ -105,7 +108,7 @@ def _as_in_training(page: Page, review: Review, hub: Hub) -> None:
     augmentation = task.training.get("augmentation")
     if augmentation not in AUGMENTATIONS:  # a task that was made in Python need not say
         return
-    in_order = sorted(review.doubtful, key=lambda image: image.path)
+    in_order = sorted(review.images, key=lambda image: image.path)
     trained_on = [image for image in in_order if image.split == "train"] or in_order
     sample = trained_on[:: -(-len(trained_on) // _MOST_IN_TRAINING)]
     page.heading("As training sees them")

@@ -7,8 +7,10 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
+
+from torchsnow.io.bars import TimeLeft
 
 T = TypeVar("T")
 
@@ -29,7 +31,7 @@ class TrainingBar:
         self._progress = Progress(
             *columns,
             _Speed(),
-            TimeRemainingColumn(),
+            TimeLeft(),
             console=Console(stderr=True),
             disable=quiet or not sys.stderr.isatty(),
         )
