@@ -57,19 +57,16 @@ def predict(
     Example: torchsnow predict photos/ --hub my-hub --csv answers.csv
     """
     from torchsnow.data import find_images
-    from torchsnow.io.files import make_folder
 
     bad: list[tuple[str, str]] = []
 
     def on_bad(path: Path, why: str) -> None:
         bad.append((str(path), why))
 
-    _validate(hub, server, explain, csv, jsonl)
-    files = find_images(_words(images), on_bad)
+    _validate(hub, server, csv, jsonl)
     if explain is not None:
-        for word in images:
-            validate_outside(word, explain, "--explain")
-        make_folder(explain)
+        _validate_heat_maps(images, server, explain)
+    files = find_images(_words(images), on_bad)
     num_classes = top if top is not None or json or jsonl is not None else 1
     with counting("classifying images", quiet=json) as progress:
         question = _Question(files, task or None, num_classes, on_bad, progress)
@@ -94,18 +91,23 @@ def predict(
         raise typer.Exit(2)
 
 
-def _validate(hub: Path | None, server: str | None, explain: Path | None, csv: Path | None, jsonl: Path | None) -> None:
+def _validate(hub: Path | None, server: str | None, csv: Path | None, jsonl: Path | None) -> None:
     """Refuse options that do not go together, and files that cannot be written."""
     if hub is not None and server is not None:
         raise ServingError("name either the folder of a hub (--hub) or the address of a server (--server)")
-    if explain is not None and server is not None:
-        raise ServingError("heat maps (--explain) are made with a hub (--hub); a server has none")
     for file in filter(None, (csv, jsonl)):
         validate_writable(file)
-    if explain is not None:
-        validate_writable_folder(explain)
     if csv is not None and csv == jsonl:
         raise TorchsnowError(f"--csv and --jsonl are both {csv}: give each a file of its own")
+
+
+def _validate_heat_maps(images: Sequence[str], server: str | None, folder: Path) -> None:
+    """Refuse a folder that cannot be written, or that the next look at the images would take for one of theirs."""
+    if server is not None:
+        raise ServingError("heat maps (--explain) are made with a hub (--hub); a server has none")
+    validate_writable_folder(folder)
+    for word in images:
+        validate_outside(word, folder, "--explain")
 
 
 def _words(images: Sequence[str]) -> Iterator[str]:
