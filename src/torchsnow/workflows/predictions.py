@@ -173,7 +173,9 @@ def _decoded(
         return {framing: transform(image) for framing, transform in transforms.items()}
 
     waiting: deque[tuple[Path, Future[Views | DataError]]] = deque()
-    with ThreadPoolExecutor(_DECODING_THREADS) as pool:  # Pillow decodes outside the interpreter lock
+    # Pillow decodes outside the interpreter lock. One torch thread in each: a team of its own would spin for its next
+    # work on the cores that the pass needs.
+    with ThreadPoolExecutor(_DECODING_THREADS, "decode", torch.set_num_threads, (1,)) as pool:
         for file in files:
             waiting.append((file, pool.submit(read, file)))
             if len(waiting) > 2 * BATCH_SIZE:
