@@ -289,18 +289,31 @@ def test_a_body_that_is_better_without_the_probe_counts_alone() -> None:
     noise = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
     hottest = 1 / 0.125  # of a body that is always right
     assert best_mixing_weights(noise, right, labels) == (0.0, hottest)
-    assert best_mixing_weights(torch.zeros(60, 3), right, labels) == (0.0, hottest)
+    assert best_mixing_weights(torch.zeros(60, 3), right, labels) == (hottest, hottest)  # the same
 
 
 @pytest.mark.parametrize("loudness", [0.5, 1.0, 4.0])
-def test_where_both_help_both_count_and_the_body_by_the_best_sum(loudness: float) -> None:
+def test_of_many_images_the_body_counts_by_the_best_sum(loudness: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(300) % 3
+    labels = torch.arange(3000) % 3
     right = nn.functional.one_hot(labels, 3).float()
-    probe, body = (2 * right + torch.randn(300, 3, generator=generator) for _ in range(2))
+    probe, body = (2 * right + torch.randn(3000, 3, generator=generator) for _ in range(2))
     share, heat = best_sum(probe, loudness * body, labels)
     assert share == pytest.approx(1 / loudness)
     assert best_mixing_weights(probe, loudness * body, labels) == (1 / heat, share / heat)
+
+
+def test_of_few_images_both_count_alike_unless_one_is_clearly_worse() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(24) % 3
+    right = nn.functional.one_hot(labels, 3).float()
+    noise = [torch.randn(24, 3, generator=generator) for _ in range(2)]
+    probe, body = 2 * right + noise[0], 1.5 * right + noise[1]
+    share, _ = best_sum(probe, body, labels)
+    assert share != 1
+    own, of_body = best_mixing_weights(probe, body, labels)
+    assert own == of_body
+    assert best_mixing_weights(probe, 4 * noise[1], labels) == (1.0, 0.0)
 
 
 def test_over_confidence_is_no_reason_against_a_body() -> None:

@@ -144,9 +144,7 @@ def _show(result: TrainedTask, summary: Mapping[str, Any]) -> None:
     place = "what was trained" if result.hub is None else f"task {result.name!r} is in the hub {result.hub}"
     say(f"{place} ({shown_size(result.size_bytes)}); the run is in {result.run}")
     if result.alone:
-        say(
-            "layers of its own added nothing clear on the validation split, so it has none: it adds no cost to the pass"
-        )
+        say("layers of its own brought nothing on the validation split, so it has none: it adds no cost to the pass")
     if result.warning is not None:
         note(f"warning: {result.warning}")
 

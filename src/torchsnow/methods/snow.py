@@ -26,7 +26,7 @@ from torchsnow.source.source import Source
 from torchsnow.train.contract import Batches, MixingWeights, TaskCost
 from torchsnow.train.targets import are_right, losses
 
-_MIXING_WEIGHTS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the body's logits relative to the probe's
+_SHARES = (0, 0.125, 0.25, 0.5, 1, 2, 4, 8)  # of the body's logits, relative to the probe's
 _TEMPERATURES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # at which sums are compared
 _FEWER = (1, 4)  # times fewer values for the head than the spec allows, if cross-validation says so
 _DRAWS = 16  # of noise, to see how many channels would still change
@@ -307,30 +307,37 @@ def start_as_probe(
 def best_mixing_weights(probe: Tensor, body: Tensor, labels: Tensor) -> tuple[float, float]:
     """How much a probe and a body count, (a, s), in the logits `a * probe + s * body`, (n, num_classes) each.
 
-    A body counts if some sum has a lower cross-entropy than the probe alone, by more than the standard error of the
-    difference (Breiman et al., "Classification and Regression Trees", 1984), and in all by more than 1: the price of a
-    number that is chosen (Akaike, "A new look at the statistical model identification", 1974). Then it counts alone,
-    unless the best sum is better in the same sense: a task without a probe reads less of the source, and is smaller.
-    Each is taken at the temperature that suits it best, since over-confidence is no reason for or against, and a body's
+    They count alike, as networks that were trained apart do in an ensemble (Hansen and Salamon, "Neural Network
+    Ensembles", IEEE TPAMI 1990), unless another share of the body, or none, or the body alone has a cross-entropy that
+    is clearly lower: which share is best, a few dozen images cannot tell. Of these the body alone counts, unless the
+    best sum is clearly better: a task without a probe reads less of the source, and is smaller. Where the probe's
+    losses sum to less than 1, there is nothing to gain, and it stays alone: a body costs every pass.
+
+    Each is taken at the temperature that suits it best, since over-confidence is no reason for or against, and the
     logits count at that temperature (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
     """
 
-    def at_best(logits: Tensor) -> tuple[Tensor, float]:
-        """The losses (n,) at the temperature with the lowest, and that."""
-        tried = [(losses(logits / heat, labels), heat) for heat in _TEMPERATURES]
-        return min(tried, key=lambda one: float(one[0].mean()))
+    def at_best(own: float, share: float) -> tuple[Tensor, tuple[float, float]]:
+        """The losses (n,) at the temperature with the lowest, and what the logits count there."""
+        tried = [(losses((own * probe + share * body) / heat, labels), heat) for heat in _TEMPERATURES]
+        lowest, heat = min(tried, key=lambda one: float(one[0].mean()))
+        return lowest, (own / heat, share / heat)
 
-    sums = {share: at_best(probe + share * body) for share in _MIXING_WEIGHTS}
-    share = min(_MIXING_WEIGHTS, key=lambda share: float(sums[share][0].mean()))
-    (alone, heat_alone), (joint, heat) = at_best(body), sums[share]
-    counts = 1 / heat, share / heat
-    if not clearly_better(joint, alone):
-        joint, counts = alone, (0.0, 1 / heat_alone)
-    return counts if clearly_better(joint, sums[0.0][0]) else (1.0, 0.0)
+    sums = {share: at_best(1, share) for share in _SHARES}
+    if float(sums[0][0].sum()) < 1:
+        return 1.0, 0.0
+    best = min(sums, key=lambda share: float(sums[share][0].mean()))
+    of_body = at_best(0, 1)
+    other, weights = sums[best] if clearly_better(sums[best][0], of_body[0]) else of_body
+    if not clearly_better(other, sums[1][0]):
+        return sums[1][1]
+    return (1.0, 0.0) if weights[1] == 0 else weights
 
 
 def clearly_better(losses: Tensor, others: Tensor) -> bool:
-    """Whether losses (n,) are below others by more than a standard error, and in sum by more than 1."""
+    """Whether losses (n,) are below others by more than the standard error of the difference (Breiman et al.,
+    "Classification and Regression Trees", 1984), and in sum by more than 1: the price of a number that is chosen
+    (Akaike, "A new look at the statistical model identification", 1974)."""
     gain = others - losses
     error = float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else math.inf
     return float(gain.mean()) > error and float(gain.sum()) > 1
