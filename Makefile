@@ -18,13 +18,20 @@ endef
 
 .PHONY: demo test test-slow test-integration coverage lint check docs release audit
 
+# Of torch, pip installs a build for CUDA. TORCH_INDEX is the address of an index with builds for the CPU alone.
+define INSTALL_TORCH
+$(if $(TORCH_INDEX),$(BIN)/python -m pip install -q --index-url $(TORCH_INDEX) torch torchvision)
+endef
+
 $(STAMP): pyproject.toml
 	$(call MAKE_VENV,$(VENV))
+	$(INSTALL_TORCH)
 	$(BIN)/python -m pip install -q -e '.[dev]'
 	touch $@ $(DEMO_STAMP)
 
 $(DEMO_STAMP): pyproject.toml
 	$(call MAKE_VENV,$(VENV))
+	$(INSTALL_TORCH)
 	$(BIN)/python -m pip install -q -e '.[demo]'
 	touch $@
 
