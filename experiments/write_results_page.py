@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
 TABLES = PAGE.with_name("results-tables.md")
 PICTURES = PAGE.parent / "images" / "results"
-ORDER = ("five-sets", "offline-lite0")
+ORDER = ("five-sets", "many-tasks", "offline-lite0")
 INTRODUCTION = """# Results
 
 What SNOW gives, what it costs, and where it loses. Seeds, intervals, settings and pictures are in

@@ -98,6 +98,18 @@ def test_a_summary_has_a_row_per_method_and_a_column_per_data_set() -> None:
     assert all(line in text for line in where_snow_wins(made)[:1])
 
 
+def test_many_data_sets_are_rows_and_a_summary_has_their_mean_median_and_worst() -> None:
+    accuracies = [0.5 + place / 100 for place in range(13)]
+    made = results([cell("snow", 0, value, data=f"set {i}") for i, value in enumerate(accuracies)] + [cell("taps")])
+    (snow,), (taps,) = (rows(summary_markdown([made]), name) for name in ("snow", "taps"))
+    assert snow[1:4] == ["56.0", "56.0", "50.0 (set 0)"]
+    assert taps[3] == "80.0 (elpv:binary)"
+    text = results_markdown([made])
+    assert rows(text, "set 3")[0] == ["set 3", "2", "600", "400", "53.0", "-"]
+    assert "Pictures" not in text
+    assert "On set" not in summary_markdown([made])
+
+
 def test_one_seed_has_dashes() -> None:
     (row,) = rows(results_markdown([from_accuracies({"snow": (0.8,)})]), "snow")[:1]
     assert row[1:4] == ["1", "80.0", "-"]

@@ -23,6 +23,7 @@ from torchsnow.plots import new_figure
 from torchsnow.report.formatting import shortened, value_label, variant_label
 from torchsnow.report.results import Results
 from torchsnow.report.summary import Summary, summarise
+from torchsnow.report.tables import has_many
 
 _LEAST = 1e-3  # the share of the source's multiply-adds below which a cost is drawn as ~0, which is at:
 _NEARLY_NOTHING = 2e-4
@@ -66,8 +67,10 @@ class Drawing(NamedTuple):
 
 
 def drawings(results: Results) -> list[Drawing]:
-    """All pictures that there is something to show in, source by source."""
+    """All pictures that there is something to show in, source by source; none of more data sets than fit on one."""
     rows = summarise(results)
+    if has_many(list(dict.fromkeys(row.data for row in rows))):
+        return []
     found: list[Drawing] = []
     for source in dict.fromkeys(row.source for row in rows):
         here = [row for row in rows if row.source == source]

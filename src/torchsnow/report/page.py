@@ -18,7 +18,7 @@ from torchsnow.report.figures import Drawing, drawings
 from torchsnow.report.formatting import method_label, variant_label
 from torchsnow.report.results import Cell, Results
 from torchsnow.report.summary import tally, where_snow_loses, where_snow_wins
-from torchsnow.report.tables import accuracy_tables, cost_tables, summary_tables
+from torchsnow.report.tables import accuracy_tables, cost_tables, has_many, summary_tables
 
 Place = Callable[[Drawing], str]
 """Where a picture is found."""
@@ -83,6 +83,7 @@ def _content(results: Results, place: Place | None) -> dict[str, Any]:
     validate_finished(results)
     return {
         "short": False,
+        "many": has_many(list(dict.fromkeys(cell.data for cell in results.cells))),
         "results": results,
         "seeds": ", ".join(str(seed) for seed in sorted({cell.seed for cell in results.cells})),
         "settings": [f"{name}: {_setting(value)}" for name, value in results.experiment.items()],

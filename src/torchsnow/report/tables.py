@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from torchsnow.errors import ExperimentError
@@ -16,6 +16,8 @@ from torchsnow.report.results import Cell, Results, Shipped, StepCost
 from torchsnow.report.summary import Estimate, Summary, summarise
 
 MANY_TASKS = 10
+MANY_DATA_SETS = 12
+"""With more of them a table has a row for each in place of a column, and the summary their mean, median and worst."""
 _INFERENCE = (
     "inference in multiply-adds of one image, relative to the source's own pass, of the tasks as they shipped: the "
     "mean over data sets and seeds."
@@ -25,6 +27,8 @@ _SUMMARY = (
     "Test accuracy in %, mean over the seeds; multiply-adds of a further task, of the source's own pass, and stored "
     "bytes, as shipped; time to train, with the search for a learning rate. Costs are means over data sets and seeds."
 )
+_OF_DATA = "Test accuracy in %, mean over the seeds."
+_OF_MANY = "mean", "median", "worst data set"
 _ACCURACY = (
     *("method", "seeds", "accuracy, %", "95% interval", "balanced, %", "calibration error, %"),
     *("validation, %", "shipped", "parameters", "a further task", "stored", "learning rate"),
@@ -52,30 +56,67 @@ class Table(NamedTuple):
 def summary_tables(results: Results) -> Iterator[tuple[str, Table]]:
     """A heading and a table for every source: a row per method and variant, a column per data set, then the costs."""
     rows = summarise(results)
-    for source in dict.fromkeys(row.source for row in rows):
+    for source in _sources(rows):
         here = [row for row in rows if row.source == source]
         data = list(dict.fromkeys(row.data for row in here))
         methods: dict[str, list[Summary]] = {}
         for row in here:
             methods.setdefault(row_label(row.method, row.variant), []).append(row)
-        columns = ["method", *data, "a further task", "stored", "trained in"]
+        columns = ["method", *(_OF_MANY if has_many(data) else data), "a further task", "stored", "trained in"]
         lines = [[name, *_summary_row(of_method, data)] for name, of_method in methods.items()]
         yield f"Source {source}", Table(columns, lines, _SUMMARY)
 
 
+def has_many(data: Sequence[str]) -> bool:
+    """Whether these are too many data sets for a column each."""
+    return len(data) > MANY_DATA_SETS
+
+
 def _summary_row(rows: Sequence[Summary], data: Sequence[str]) -> list[str]:
-    accuracies = {row.data: percent(row.accuracy.mean) for row in rows}
+    accuracies = {row.data: row.accuracy.mean for row in rows}
+    if has_many(data):
+        worst = min(accuracies, key=lambda name: accuracies[name])
+        values = fmean(accuracies.values()), median(accuracies.values()), accuracies[worst]
+        shown = [*map(percent, values)]
+        shown[-1] += f" ({worst})"
+    else:
+        shown = [percent(accuracies[name]) if name in accuracies else NOTHING for name in data]
     seconds = fmean(cell.seconds for row in rows for cell in row.cells)
     costs = share_of_source(fmean(row.added_share for row in rows)), size(fmean(row.stored_bytes for row in rows))
-    return [*(accuracies.get(name, NOTHING) for name in data), *costs, f"{seconds:.0f} s"]
+    return [*shown, *costs, f"{seconds:.0f} s"]
 
 
 def accuracy_tables(results: Results) -> Iterator[tuple[str, Table]]:
-    """A heading and a table for every source and data set."""
+    """A heading and a table for every source and data set; of many data sets, one for every source."""
     rows = summarise(results)
+    if has_many(list(dict.fromkeys(row.data for row in rows))):
+        yield from (
+            (f"Source {source}", _rows_of_data([r for r in rows if r.source == source])) for source in _sources(rows)
+        )
+        return
     for source, data in dict.fromkeys((row.source, row.data) for row in rows):
         here = [row for row in rows if (row.source, row.data) == (source, data)]
         yield f"{data} on {source}", Table(_ACCURACY, [_accuracy_row(row) for row in here], _images(here))
+
+
+def _sources(rows: Sequence[Summary]) -> list[str]:
+    return list(dict.fromkeys(row.source for row in rows))
+
+
+def _rows_of_data(rows: Sequence[Summary]) -> Table:
+    """A row for every data set, a column for every method and variant."""
+    by_data: dict[str, dict[str, Summary]] = {}
+    for row in rows:
+        by_data.setdefault(row.data, {})[row_label(row.method, row.variant)] = row
+    methods = list(dict.fromkeys(name for here in by_data.values() for name in here))
+    lines = []
+    for data, here in by_data.items():
+        cells = [row.cells[0] for row in here.values()]
+        shown = [percent(here[name].accuracy.mean) if name in here else NOTHING for name in methods]
+        lines.append(
+            [data, str(cells[0].num_classes), f"{cells[0].train_images:,}", f"{cells[0].test_images:,}", *shown]
+        )
+    return Table(["data set", "classes", "to train on", "to test with", *methods], lines, _OF_DATA)
 
 
 def cost_tables(results: Results) -> Iterator[tuple[str, Table]]:
