@@ -29,6 +29,7 @@ from torchsnow.cli import (
     suggest,
     train,
     train_many,
+    tune,
     visualize,
 )
 from torchsnow.cli.output import note, say
@@ -91,6 +92,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("train-many")(train_many.train_many)
+app.command("tune")(tune.tune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("review")(review.review)

@@ -26,7 +26,7 @@ from torchsnow.errors import TorchsnowError
 if TYPE_CHECKING:
     from torchsnow.workflows.training import TrainedTask
 
-RUN_FILE = "args.yaml"
+RUN_FILE, STUDY_FILE = "args.yaml", "study.json"
 
 
 @with_training_options
@@ -88,10 +88,10 @@ def train(
     from torchsnow.workflows.place import Place
     from torchsnow.workflows.training import train_task, validate_hub_choice, validate_run
 
-    task = _name_of(data) if task is None else task
-    run = RunFolder(out or _run_folder(task, resume, overwrite))
+    task = name_of(data) if task is None else task
+    run = RunFolder(out or run_folder(task, resume, overwrite))
     with telling_how_to_resume(run.args.exists), TrainingLog(log or (), task, run) as logged:
-        recipe = options.recipe(None if time is None else _seconds(time))
+        recipe = options.recipe(None if time is None else seconds_of(time))
         if hub is None and kind_of(recipe.method, recipe.preset).is_delta:
             hub = HUB
         validate_outside(data, run.path, "--out")
@@ -114,10 +114,11 @@ def train(
     if json:
         print_json({**summary, "skipped_images": len(loaded.skipped)})
     else:
-        _show(result, summary)
+        show(result, summary)
 
 
-def _show(result: TrainedTask, summary: Mapping[str, Any]) -> None:
+def show(result: TrainedTask, summary: Mapping[str, Any]) -> None:
+    """The closing lines of a training."""
     from torchsnow.report.formatting import size as shown_size
     from torchsnow.workflows.training import on_validation
 
@@ -149,23 +150,24 @@ def _show(result: TrainedTask, summary: Mapping[str, Any]) -> None:
         note(f"warning: {result.warning}")
 
 
-def _name_of(data: str) -> str:
+def name_of(data: str) -> str:
     """A task's name made of that of the data."""
     words = re.sub(r"[^a-z0-9._-]+", "-", Path(data).resolve().stem.lower() if Path(data).exists() else data.lower())
     return words.strip("-._")[:64] or "task"
 
 
-def _run_folder(task: str, resume: bool, overwrite: bool) -> Path:
+def run_folder(task: str, resume: bool, overwrite: bool) -> Path:
     """runs/TASK; where a run is there, the next one that is free, or with `resume` or `overwrite` the last one."""
     last, free = Path("runs") / task, Path("runs") / task
     number = 1
-    while (free / RUN_FILE).exists():
+    while any((free / file).exists() for file in (RUN_FILE, STUDY_FILE)):
         number += 1
         last, free = free, Path("runs") / f"{task}-{number}"
     return last if resume or overwrite else free
 
 
-def _seconds(time: str) -> float:
+def seconds_of(time: str) -> float:
+    """The seconds of a time as in 90s, 10m or 1.5h. Raises TorchsnowError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", time.strip())
     if match is None or float(match[1]) == 0:
         raise TorchsnowError(f"--time is {time!r}; expected a time as in 90s, 10m or 1.5h")

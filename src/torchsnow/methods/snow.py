@@ -36,13 +36,15 @@ class Snow:
     """The method of this package, behind the contract of `torchsnow.train.Method`.
 
     The delta's first weights depend on `seed` alone; torch's global generator is left as it was. `name` tells apart
-    the methods that differ from it in nothing but the spec and the pools.
+    the methods that differ from it in nothing but the spec and the pools. Once a grid body has started, `ranking` has
+    all channels, the best first, (C,).
     """
 
     def __init__(self, source: Source, spec: DeltaSpec, pools: PoolTraining, seed: int = 0, name: str = "snow") -> None:
         self.name = name
         self.source, self.spec, self.pools, self.seed = source, spec, pools, seed
         self.input_config = source.input_config
+        self.ranking = torch.arange(0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.delta = Delta(source, spec)
@@ -112,7 +114,8 @@ class Snow:
             of_all = scores[self.pools.start].cpu()[: pool.num_chs]
         else:
             of_all = torch.rand(pool.num_chs, generator=torch.Generator().manual_seed(self.seed))
-        index = of_all.argsort(descending=True, stable=True)[: pool.num_pooled].sort().values
+        self.ranking = of_all.argsort(descending=True, stable=True)
+        index = self.ranking[: pool.num_pooled].sort().values
         self.delta.subscribe(index.to(pool.index.device), stats.cell_std[index.to(stats.channels.device)])
 
     def _start_head(self, head: Head, values: Tensor, labels: Tensor, importance: Tensor | None) -> None:

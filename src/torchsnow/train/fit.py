@@ -17,7 +17,7 @@ from torchsnow.train.loop import FitResult, Loop, TaskRun
 from torchsnow.train.progress import TrainingBar
 from torchsnow.train.run_folder import RunFolder
 from torchsnow.train.settings import TrainSettings
-from torchsnow.train.store import IN_MEMORY_BYTES, SharedImages, StoreWriter, View, Wanted, views_of
+from torchsnow.train.store import IN_MEMORY_BYTES, FeatureStore, SharedImages, StoreWriter, View, Wanted, views_of
 
 Planned = tuple[Loop, tuple[Wanted, Wanted] | None]
 """A run, and what is to be stored for it."""
@@ -108,6 +108,45 @@ def fit_tasks(
             raise Stopped(f"stopped. {kept} Resume the run to continue", best) from None
 
 
+def store_features(task: TaskRun, *, quiet: bool = False) -> tuple[FeatureStore, FeatureStore]:
+    """Start a task's method, and compute the features of its training and of its validation images, without training.
+
+    Raises TrainingError where there is nothing to store, or no room for it, and when another process works in its
+    folder.
+    """
+    loop = Loop(task)
+    with loop.run.owned(), _own_randomness(loop.device), TrainingBar(1, len(loop.images.train), quiet) as bar:
+        bar.prepare()
+        _start_alone(loop)
+        if (wanted := loop.plan_store(bar)) is None:
+            raise TrainingError("the features of all images cannot be stored, so they cannot serve several trainings")
+        _store([(loop, wanted)], bar)
+    assert isinstance(loop.train_set, FeatureStore)
+    assert isinstance(loop.val_set, FeatureStore)
+    return loop.train_set, loop.val_set
+
+
+def fit_stored(task: TaskRun, stored: tuple[FeatureStore, FeatureStore]) -> Callable[[], FitResult]:
+    """Train a task as `fit` would, but from features that are there already, and go on with it if it was begun; nothing
+    is shown. Returns what gives the best model. The method's `frozen_part` must take such features.
+
+    Raises TrainingError when another run or another process is in the folder, and DivergedError; Stopped, a
+    KeyboardInterrupt, has the best model until then. What `task.run.on_epoch` raises ends it too.
+    """
+    loop = Loop(task)
+    with loop.run.owned(), _own_randomness(loop.device), TrainingBar(1, len(loop.images.train), quiet=True) as bar:
+        try:
+            _start([loop], resume=True, bar=bar)
+            parts = loop.method.frozen_part(loop.settings.image_size)
+            assert parts is not None
+            loop.trained = parts[1].to(loop.device)
+            loop.train_set, loop.val_set = stored
+            loop.train(bar)
+        except KeyboardInterrupt:
+            raise Stopped(f"stopped. {loop.kept()}", [loop.best_so_far if loop.history else None]) from None
+    return loop.best_so_far
+
+
 def _trained(loop: Loop, bar: TrainingBar) -> FitResult | DivergedError:
     try:
         loop.train(bar)
@@ -143,11 +182,14 @@ def _start(loops: Sequence[Loop], resume: bool, bar: TrainingBar) -> None:
     if fresh:
         bar.prepare()
     if len(fresh) == 1:
-        (loop,) = fresh
-        torch.manual_seed(epoch_seed(loop.settings.seed, 0))
-        loop.method.start(plain_loader(loop.images.plain, loop.settings), loop.device)
+        _start_alone(fresh[0])
     elif fresh:
         _start_together(fresh)
+
+
+def _start_alone(loop: Loop) -> None:
+    torch.manual_seed(epoch_seed(loop.settings.seed, 0))
+    loop.method.start(plain_loader(loop.images.plain, loop.settings), loop.device)
 
 
 def _start_together(loops: Sequence[Loop]) -> None:

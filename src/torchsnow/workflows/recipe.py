@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torchsnow.data import Splits
 from torchsnow.methods import METHODS, make_method
@@ -21,7 +22,8 @@ class Recipe:
     """A method and its preset by name, with settings.
 
     What `auto` names of the settings (some of `torchsnow.train.AUTO`) is still to be chosen, the learning rate around
-    the method's own; `chosen` says why others were chosen. No epoch shall continue after `time_s` seconds.
+    the method's own; `chosen` says why others were chosen. No epoch shall continue after `time_s` seconds. `changes`
+    are settings of a delta that differ from the preset (see `make_method`).
     """
 
     settings: TrainSettings
@@ -30,10 +32,11 @@ class Recipe:
     auto: Collection[str] = ()
     time_s: float | None = None
     chosen: Mapping[str, str] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     def learner(self, source: Source, num_classes: int) -> Method:
         """The method, before it has seen any image. Raises TrainingError for a name that there is not."""
-        return make_method(self.method, source, num_classes, self.preset, self.settings.seed)
+        return make_method(self.method, source, num_classes, self.preset, self.settings.seed, self.changes)
 
     def for_source(self, source: Source) -> Recipe:
         """The recipe for a source that may take images of its own size alone.

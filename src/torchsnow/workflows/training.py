@@ -169,19 +169,11 @@ def train_task(
         task = prepared(name, splits, run, recipe, source, resume=resume, say=tell)
         pool = plain_images(source.input_config, task.settings.framing)
         training = Training(name, data.name, splits, run, replaced(recipe, settings=task.settings), pool)
-        warnings = [*splits.warnings(), *grey_warnings(data, recipe.settings)]
-        if not is_drawn:
-            source.to(task.settings.torch_device())
-            warnings += warn_of_duplicates([splits], [run], source, pool)
-        for sentence in (*data.notes, *warnings):
-            run.log(f"warning: {sentence}")
-        for sentence in warnings:
-            tell(f"warning: {sentence}")
+        warn(data, training, None if is_drawn else source, tell)
 
         def stage(result: FitResult, what: str) -> None:
             if hub is not None and (task.method.starts_as_probe or result.best.epoch > 0):
-                hub.put(training, result, None, training.limits(result))
-                tell(f"{what}: {on_validation(result.metrics)}; task {name!r} is in the hub {path}")
+                put_stage(training, hub, result, what, tell)
 
         deadline_s = None if recipe.time_s is None else start_s + recipe.time_s
         on_start = partial(stage, what="usable now")
@@ -195,6 +187,25 @@ def train_task(
         if isinstance(result, DivergedError):
             raise result
         return complete(training, task.method, result, hub, start_s)
+
+
+def warn(data: LoadedData, training: Training, source: Source | None, say: Callable[[str], None]) -> None:
+    """Say and log what is odd about images and their split; with a source, which looks at them, near-duplicates too."""
+    splits, run, settings = training.splits, training.run, training.recipe.settings
+    warnings = [*splits.warnings(), *grey_warnings(data, settings)]
+    if source is not None:
+        source.to(settings.torch_device())
+        warnings += warn_of_duplicates([splits], [run], source, training.pool)
+    for sentence in (*data.notes, *warnings):
+        run.log(f"warning: {sentence}")
+    for sentence in warnings:
+        say(f"warning: {sentence}")
+
+
+def put_stage(training: Training, hub: Place, result: FitResult, what: str, say: Callable[[str], None]) -> None:
+    """Put a task into a hub before its training is complete, without a look at the test split. Raises HubError."""
+    hub.put(training, result, None, training.limits(result))
+    say(f"{what}: {on_validation(result.metrics)}; task {training.name!r} is in the hub {hub.path}")
 
 
 def prepared(
