@@ -58,8 +58,8 @@ def test_a_stopped_study_goes_on(photos: Path, monkeypatch: pytest.MonkeyPatch) 
         outcome = tune(photos)
     assert (outcome.code, outcome.out) == (130, "")
     *_, last = outcome.err.splitlines()
-    told, _, command = last.partition(" to continue: ")
-    assert "0 of 2 epochs are safe in runs/new/trials/1." in told
+    told, _, command = last.partition("; to continue: ")
+    assert "0 of 2 epochs are safe in runs/new/trials/1" in told
     assert Hub.open(Path("hub")).names() == ["new"]
     _, *words = shlex.split(command)
     document = torchsnow(*words, "--json").document

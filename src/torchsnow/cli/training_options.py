@@ -172,5 +172,5 @@ def telling_how_to_resume(is_begun: Callable[[], bool]) -> Iterator[None]:
         yield
     except KeyboardInterrupt as stop:
         words = ["torchsnow", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"]
-        what = f"{str(stop) or 'interrupted; to continue'}: {shlex.join(words)}"
-        raise KeyboardInterrupt(what if is_begun() else "interrupted; no training was begun") from stop
+        how = f"to continue: {shlex.join(words)}" if is_begun() else "no training was begun"
+        raise KeyboardInterrupt(f"{str(stop).removesuffix('.') or 'interrupted'}; {how}") from stop

@@ -105,7 +105,7 @@ def fit_tasks(
                 loop.run.log(f"stopped. {loop.kept()} Resume the run to continue from there")
             kept = " ".join(loop.prefix + loop.kept() for loop in loops)
             best = [loop.best_so_far if loop.history else None for loop in loops]
-            raise Stopped(f"stopped. {kept} Resume the run to continue", best) from None
+            raise Stopped(f"stopped. {kept}", best) from None
 
 
 def store_features(task: TaskRun, *, quiet: bool = False) -> tuple[FeatureStore, FeatureStore]:
