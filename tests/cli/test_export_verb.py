@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,7 @@ def test_json_says_what_was_written(pristine: Trained, tmp_path: Path) -> None:
         "image_size": 48,
         "outputs": {"colours": "colours"},
         "unknown_outputs": {},
+        "checked": True,
         "fp16": False,
         "int8": [],
     }
@@ -115,3 +117,11 @@ def test_nothing_to_calibrate_on(pristine: Trained, tmp_path: Path) -> None:
     assert "does not exist" in refused(*words, "nowhere")
     assert "empty" in refused(*words, tmp_path / "empty")
     assert not Path("a.onnx").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("coremltools") is None, reason="needs torchsnow[coreml]")
+@pytest.mark.skipif(sys.platform == "darwin", reason="Core ML runs here")
+def test_what_cannot_be_checked_here_is_said(pristine: Trained, tmp_path: Path) -> None:
+    outcome = torchsnow("export", "--hub", pristine.hub, "--out", "my-hub.mlpackage")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.splitlines()[-1].endswith("not checked, as Core ML does not exist for this system")
