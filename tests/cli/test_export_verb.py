@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from torchsnow.source import load_source
 PAGE = Path(__file__).parent.parent.parent / "docs" / "export.md"
 SCRIPTS = re.findall(r"^```py\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 FILE = re.compile(r'"my-hub\.(\w+)"')
-NEEDS = {"onnx": "onnxscript", "xml": "openvino", "pt2": "torch"}
+NEEDS = {"onnx": "onnxscript", "xml": "openvino", "pt2": "torch", "tflite": "litert_torch"}
 has_onnx = pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="needs torchsnow[onnx]")
 
 
@@ -37,7 +38,12 @@ def test_the_page_has_a_script_for_every_format() -> None:
     assert sorted(suffix for script in SCRIPTS for suffix in FILE.findall(script)) == sorted(NEEDS)
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: FILE.findall(script)[0])
+def of_script(script: str) -> Any:
+    (suffix,) = FILE.findall(script)
+    return pytest.param(script, marks=[pytest.mark.integration] if suffix == "tflite" else [], id=suffix)
+
+
+@pytest.mark.parametrize("script", [of_script(script) for script in SCRIPTS])
 def test_the_scripts_of_the_page_say_what_predict_says(
     script: str, pristine: Trained, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import resource
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,14 +28,23 @@ from torchsnow.hub.live import LiveHub
 from torchsnow.source import InputConfig, Source, load_source
 from torchsnow.task_file import content_hash
 
-NEEDS = {"onnx": "onnxscript", "openvino": "openvino", "torch": "torch", "coreml": "coremltools"}
+NEEDS = {
+    "onnx": "onnxscript",
+    "openvino": "openvino",
+    "torch": "torch",
+    "coreml": "coremltools",
+    "tflite": "litert_torch",
+}
 # "images" is the input's name, "relu" one of ONNX's inner values
 NAMES = ["grid", "images", "relu", "small-cats.v1", "twin"]
 
 
 def of_format(name: str) -> Any:
     missing = importlib.util.find_spec(NEEDS[name]) is None
-    return pytest.param(name, marks=pytest.mark.skipif(missing, reason=f"needs torchsnow[{name}]"))
+    marks = [pytest.mark.skipif(missing, reason=f"needs torchsnow[{name}]")]
+    if name == "tflite":  # a minute to write, and hundreds of MB of others' code
+        marks.append(pytest.mark.integration)
+    return pytest.param(name, marks=marks)
 
 
 @contextmanager
@@ -102,6 +112,8 @@ def description(exported: Export) -> dict[str, Any]:
         text = openvino.Core().read_model(out).get_rt_info("torchsnow").astype(str)
     elif out.suffix == ".mlpackage":
         text = core_ml_spec(out).description.metadata.userDefined["torchsnow"]
+    elif out.suffix == ".tflite":
+        text = zipfile.ZipFile(out).read("torchsnow.json").decode()
     else:
         extra = {"torchsnow.json": ""}
         torch.export.load(out, extra_files=extra)
@@ -317,9 +329,13 @@ def test_more_than_an_onnx_file_holds(hub: Hub, tmp_path: Path, monkeypatch: pyt
 
 
 def test_what_does_not_fit_together(hub: Hub, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CompileError, match="there is no format 'mnn'; expected one of onnx, openvino, torch, coreml"):
+    with pytest.raises(
+        CompileError, match="there is no format 'mnn'; expected one of onnx, openvino, torch, coreml, tflite"
+    ):
         plan_export(hub, tmp_path / "a.onnx", "mnn")
-    with pytest.raises(CompileError, match=r"of a\.bin says no format; expected \.onnx, \.xml, \.pt2, \.mlpackage"):
+    with pytest.raises(
+        CompileError, match=r"of a\.bin says no format; expected \.onnx, .*, \.pt2, \.mlpackage, \.tflite"
+    ):
         plan_export(hub, tmp_path / "a.bin")
     with pytest.raises(CompileError, match="the image size is 8000; expected 1 to 1024 pixels"):
         plan_export(hub, tmp_path / "a.pt2", names=["relu"], image_size=8000)
@@ -341,7 +357,7 @@ def test_what_does_not_fit_together(hub: Hub, source: Source, tmp_path: Path, mo
     with room_for_files(100), pytest.raises(CompileError, match=r"cannot write into .*: the file is larger than"):
         plan_export(hub, tmp_path / "a.pt2")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for suffix, extra in ((".onnx", "onnx"), (".xml", "openvino"), (".mlpackage", "coreml")):
+    for suffix, extra in ((".onnx", "onnx"), (".xml", "openvino"), (".mlpackage", "coreml"), (".tflite", "tflite")):
         with pytest.raises(CompileError, match=rf"pip install 'torchsnow\[{extra}\]'"):
             plan_export(hub, tmp_path / f"a{suffix}")
 

@@ -99,8 +99,8 @@ def plan_export(
 
 
 def _validate_options(kind: Format, int8: bool, how: Written) -> None:
-    if how.half and (int8 or kind.name == "torch"):
-        other = "int8 has fewer bits than fp16 already" if int8 else "the format torch has no fp16"
+    if how.half and (int8 or kind.name in ("torch", "tflite")):
+        other = "int8 has fewer bits than fp16 already" if int8 else f"the format {kind.name} has no fp16"
         raise CompileError(f"{other}; leave out --fp16")
     if how.opset is not None and kind.name != "onnx":
         raise CompileError(f"an opset is ONNX's, not of the format {kind.name}; leave out --opset")

@@ -19,8 +19,9 @@ from torchsnow.engines import BACKENDS, Program, validate_backend
 from torchsnow.engines.backends import clear_compiler_errors, onnx_session, quiet_tracing
 from torchsnow.engines.engine import Reader
 from torchsnow.errors import CompileError
-from torchsnow.export.coreml import load_coreml, write_coreml
+from torchsnow.export.coreml import MOST_IMAGES, load_coreml, write_coreml
 from torchsnow.export.description import INPUT, KEY
+from torchsnow.export.tflite import load_tflite, write_tflite
 from torchsnow.io.files import reserve
 from torchsnow.source import FeatureMaps
 from torchsnow.source.grid import Grid
@@ -97,7 +98,8 @@ def traced(network: Network, images: Tensor) -> ExportedProgram:
 class Format(NamedTuple):
     """`write` puts a traced network and its description into a file of `suffix`, and what `companions` name next to
     it; `load` makes its runtime run that file. `identifiers`: names of outputs have no "." or "-"; `package`
-    is what the extra of the format's name installs; `runs_here`: its runtime exists for this system."""
+    is what the extra of the format's name installs; `runs_here`: its runtime exists for this system;
+    `batch` says how many images it takes."""
 
     name: str
     suffix: str
@@ -108,6 +110,7 @@ class Format(NamedTuple):
     identifiers: bool = False
     package: str = ""
     runs_here: bool = True
+    batch: str = "B"
 
     def files(self, path: Path) -> list[Path]:
         """All files of an export, the one that names it last."""
@@ -246,7 +249,9 @@ FORMATS = {
         identifiers=True,
         package="coremltools",
         runs_here=sys.platform == "darwin",
+        batch=f"1 to {MOST_IMAGES}",
     ),
+    "tflite": Format("tflite", ".tflite", "LiteRT", write_tflite, load_tflite, package="litert_torch", batch="1"),
 }
 
 
