@@ -16,7 +16,7 @@ $(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] < (3,
 test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
 endef
 
-.PHONY: demo test test-slow test-integration coverage lint check docs release audit
+.PHONY: demo test test-slow test-integration browser coverage lint check docs release audit
 
 # Of torch, pip installs a build for CUDA. TORCH_INDEX is the address of an index with builds for the CPU alone.
 define INSTALL_TORCH
@@ -46,8 +46,12 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m slow
 
-# With what others wrote, each started by the tests and ended with them: Ray, an S3 server, MLflow, TensorBoard.
-test-integration: $(STAMP)
+# ONNX Runtime Web, next to the page that uses it; without npm, that page is not tested.
+browser:
+	-cd examples/browser && npm install --silent
+
+# With what others wrote, each started by the tests and ended with them: Ray, an S3 server, MLflow, TensorBoard, a browser.
+test-integration: $(STAMP) browser
 	$(BIN)/python -m pip install -q -e '.[dev,integration]'
 	$(BIN)/python -m pytest -m integration
 	$(BIN)/python -m pytest tests/workflows/test_loggers.py

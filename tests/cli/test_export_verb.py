@@ -3,7 +3,9 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from torchsnow.source import load_source
 PAGE = Path(__file__).parent.parent.parent / "docs" / "export.md"
 SCRIPTS = re.findall(r"^```py\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 FILE = re.compile(r'"my-hub\.(\w+)"')
-NEEDS = {"onnx": "onnxscript", "xml": "openvino", "pt2": "torch"}
+NEEDS = {"onnx": "onnxscript", "xml": "openvino", "pt2": "torch", "tflite": "litert_torch"}
 has_onnx = pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="needs torchsnow[onnx]")
 
 
@@ -36,7 +38,12 @@ def test_the_page_has_a_script_for_every_format() -> None:
     assert sorted(suffix for script in SCRIPTS for suffix in FILE.findall(script)) == sorted(NEEDS)
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: FILE.findall(script)[0])
+def of_script(script: str) -> Any:
+    (suffix,) = FILE.findall(script)
+    return pytest.param(script, marks=[pytest.mark.integration] if suffix == "tflite" else [], id=suffix)
+
+
+@pytest.mark.parametrize("script", [of_script(script) for script in SCRIPTS])
 def test_the_scripts_of_the_page_say_what_predict_says(
     script: str, pristine: Trained, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,6 +73,7 @@ def test_json_says_what_was_written(pristine: Trained, tmp_path: Path) -> None:
         "image_size": 48,
         "outputs": {"colours": "colours"},
         "unknown_outputs": {},
+        "checked": True,
         "fp16": False,
         "int8": [],
     }
@@ -115,3 +123,11 @@ def test_nothing_to_calibrate_on(pristine: Trained, tmp_path: Path) -> None:
     assert "does not exist" in refused(*words, "nowhere")
     assert "empty" in refused(*words, tmp_path / "empty")
     assert not Path("a.onnx").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("coremltools") is None, reason="needs torchsnow[coreml]")
+@pytest.mark.skipif(sys.platform == "darwin", reason="Core ML runs here")
+def test_what_cannot_be_checked_here_is_said(pristine: Trained, tmp_path: Path) -> None:
+    outcome = torchsnow("export", "--hub", pristine.hub, "--out", "my-hub.mlpackage")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.splitlines()[-1].endswith("not checked, as Core ML does not exist for this system")

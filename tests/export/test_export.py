@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import resource
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,22 +18,33 @@ import torch
 from sample_tasks import sample_task
 from torchsnow.errors import CompileError, HubError, SourceError
 from torchsnow.export import formats
+from torchsnow.export.coreml import MOST_IMAGES
 from torchsnow.export.description import output_names
 from torchsnow.export.export import Export, plan_export, smooth_images, write_export
 from torchsnow.export.formats import FORMATS, Written
+from torchsnow.export.quiet import silence
 from torchsnow.hub import Hub
 from torchsnow.hub.live import LiveHub
 from torchsnow.source import InputConfig, Source, load_source
 from torchsnow.task_file import content_hash
 
-NEEDS = {"onnx": "onnxscript", "openvino": "openvino", "torch": "torch"}
+NEEDS = {
+    "onnx": "onnxscript",
+    "openvino": "openvino",
+    "torch": "torch",
+    "coreml": "coremltools",
+    "tflite": "litert_torch",
+}
 # "images" is the input's name, "relu" one of ONNX's inner values
 NAMES = ["grid", "images", "relu", "small-cats.v1", "twin"]
 
 
 def of_format(name: str) -> Any:
     missing = importlib.util.find_spec(NEEDS[name]) is None
-    return pytest.param(name, marks=pytest.mark.skipif(missing, reason=f"needs torchsnow[{name}]"))
+    marks = [pytest.mark.skipif(missing, reason=f"needs torchsnow[{name}]")]
+    if name == "tflite":  # a minute to write, and hundreds of MB of others' code
+        marks.append(pytest.mark.integration)
+    return pytest.param(name, marks=marks)
 
 
 @contextmanager
@@ -78,6 +90,13 @@ def exported(request: pytest.FixtureRequest, hub: Hub, tmp_path_factory: pytest.
     return write_export(plan_export(hub, out))
 
 
+def core_ml_spec(out: Path) -> Any:
+    with silence():
+        import coremltools
+
+        return coremltools.utils.load_spec(str(out))
+
+
 def description(exported: Export) -> dict[str, Any]:
     """What the file says about itself, read by its own library."""
     out = exported.plan.out
@@ -91,6 +110,10 @@ def description(exported: Export) -> dict[str, Any]:
         import openvino
 
         text = openvino.Core().read_model(out).get_rt_info("torchsnow").astype(str)
+    elif out.suffix == ".mlpackage":
+        text = core_ml_spec(out).description.metadata.userDefined["torchsnow"]
+    elif out.suffix == ".tflite":
+        text = zipfile.ZipFile(out).read("torchsnow.json").decode()
     else:
         extra = {"torchsnow.json": ""}
         torch.export.load(out, extra_files=extra)
@@ -101,6 +124,8 @@ def description(exported: Export) -> dict[str, Any]:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 9])
 def test_outputs_are_the_hubs_for_any_batch_size(exported: Export, hub: Hub, batch_size: int) -> None:
+    if not exported.plan.kind.runs_here:
+        pytest.skip(f"{exported.plan.kind.runtime} does not exist for this system")
     images = torch.randn(batch_size, 3, 64, 64)
     given = exported.plan.kind.load(exported.plan.out)(images)
     expected = hub.predict(images)
@@ -135,7 +160,8 @@ def test_the_file_says_all_that_its_user_needs(exported: Export, hub: Hub) -> No
 
 def test_nothing_else_is_left_in_the_folder(exported: Export) -> None:
     assert sorted(exported.plan.out.parent.iterdir()) == sorted(exported.files)
-    assert exported.size_bytes == sum(path.stat().st_size for path in exported.files)
+    files = [one for path in exported.files for one in (path, *path.rglob("*")) if one.is_file()]
+    assert exported.size_bytes == sum(file.stat().st_size for file in files)
 
 
 def test_names_of_outputs() -> None:
@@ -163,12 +189,39 @@ def test_an_onnx_file_is_valid_and_has_one_source(exported: Export) -> None:
     ]
 
 
+def test_a_core_ml_package_names_what_goes_in_and_out(exported: Export) -> None:
+    if exported.plan.kind.name != "coreml":
+        pytest.skip("a question of Core ML")
+    spec = core_ml_spec(exported.plan.out)
+    assert (spec.specificationVersion, spec.WhichOneof("Type")) == (6, "mlProgram")  # iOS 15, macOS 12
+    (given,) = spec.description.input
+    assert given.name == "images"
+    sizes = [(one.lowerBound, one.upperBound) for one in given.type.multiArrayType.shapeRange.sizeRanges]
+    assert sizes == [(1, MOST_IMAGES), (3, 3), (64, 64), (64, 64)]
+    outputs = {output.name for output in spec.description.output}
+    assert outputs == {"grid", "images_2", "relu", "small_cats_v1", "small_cats_v1_unknown_score", "twin"}
+    assert {one.type.multiArrayType.dataType for one in (given, *spec.description.output)} == {65568}  # float32
+
+
+@pytest.mark.parametrize("kind", [of_format("coreml")])
+def test_a_core_ml_package_replaces_one_but_no_other_folder(kind: str, hub: Hub, tmp_path: Path) -> None:
+    out = tmp_path / "some.mlpackage"
+    out.mkdir()
+    (out / "kept.txt").write_text("mine")
+    with pytest.raises(CompileError, match="this is a folder; name a file"):
+        plan_export(hub, out)
+    (out / "Manifest.json").write_text("{}")
+    write_export(plan_export(hub, out, names=["relu"]))
+    assert list(tmp_path.iterdir()) == [out]
+    assert not (out / "kept.txt").exists()
+
+
 def write_torch(hub: Hub, out: Path, **wishes: Any) -> Export:
     return write_export(plan_export(hub, out, **wishes))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [of_format(name) for name in ("onnx", "openvino")])
+@pytest.mark.parametrize("kind", [of_format(name) for name in ("onnx", "openvino", "coreml")])
 def test_half_the_bits_are_nearly_half_the_size(kind: str, hub: Hub, tmp_path: Path) -> None:
     full, half = (
         write_export(plan_export(hub, tmp_path / f"{name}{FORMATS[kind].suffix}", names=["relu"], how=how))
@@ -177,6 +230,8 @@ def test_half_the_bits_are_nearly_half_the_size(kind: str, hub: Hub, tmp_path: P
     assert description(half)["quantized"] == {"bits": 16}
     weights = 4 * sum(tensor.numel() for tensor in hub.source.model.state_dict().values())
     assert full.size_bytes - half.size_bytes > 0.4 * weights
+    if not FORMATS[kind].runs_here:
+        return
     images = torch.randn(3, 3, 64, 64)
     given = half.plan.kind.load(half.plan.out)(images)["relu"]
     torch.testing.assert_close(given, hub.predict(images, ["relu"])["relu"], rtol=0, atol=1e-2)
@@ -202,7 +257,7 @@ def test_an_opset_that_cannot_be_written_leaves_nothing(
 @pytest.mark.parametrize(
     ("suffix", "how", "int8", "words"),
     [
-        (".pt2", Written(half=True), False, "fp16 exists for the formats onnx and openvino; leave out --fp16"),
+        (".pt2", Written(half=True), False, "the format torch has no fp16; leave out --fp16"),
         (".onnx", Written(half=True), True, "int8 has fewer bits than fp16 already"),
         (".pt2", Written(opset=18), False, "an opset is ONNX's, not of the format torch; leave out --opset"),
     ],
@@ -274,9 +329,13 @@ def test_more_than_an_onnx_file_holds(hub: Hub, tmp_path: Path, monkeypatch: pyt
 
 
 def test_what_does_not_fit_together(hub: Hub, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CompileError, match="there is no format 'tflite'; expected one of onnx, openvino, torch"):
-        plan_export(hub, tmp_path / "a.onnx", "tflite")
-    with pytest.raises(CompileError, match=r"the suffix of a\.bin says no format; expected \.onnx, \.xml, \.pt2"):
+    with pytest.raises(
+        CompileError, match="there is no format 'mnn'; expected one of onnx, openvino, torch, coreml, tflite"
+    ):
+        plan_export(hub, tmp_path / "a.onnx", "mnn")
+    with pytest.raises(
+        CompileError, match=r"of a\.bin says no format; expected \.onnx, .*, \.pt2, \.mlpackage, \.tflite"
+    ):
         plan_export(hub, tmp_path / "a.bin")
     with pytest.raises(CompileError, match="the image size is 8000; expected 1 to 1024 pixels"):
         plan_export(hub, tmp_path / "a.pt2", names=["relu"], image_size=8000)
@@ -298,7 +357,7 @@ def test_what_does_not_fit_together(hub: Hub, source: Source, tmp_path: Path, mo
     with room_for_files(100), pytest.raises(CompileError, match=r"cannot write into .*: the file is larger than"):
         plan_export(hub, tmp_path / "a.pt2")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for suffix, extra in ((".onnx", "onnx"), (".xml", "openvino")):
+    for suffix, extra in ((".onnx", "onnx"), (".xml", "openvino"), (".mlpackage", "coreml"), (".tflite", "tflite")):
         with pytest.raises(CompileError, match=rf"pip install 'torchsnow\[{extra}\]'"):
             plan_export(hub, tmp_path / f"a{suffix}")
 

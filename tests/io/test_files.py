@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from torchsnow.errors import HubError, TorchsnowError
-from torchsnow.io.files import make_folder, validate_writable_folder, write_atomically
+from torchsnow.io.files import make_folder, reserve, validate_writable_folder, write_atomically
 
 
 def test_writes_text_and_bytes_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -112,3 +112,8 @@ def test_a_folder_is_made_or_refused_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TorchsnowError, match="a part of this path is a file, not a folder"):
         make_folder(tmp_path / "file" / "bench")
+
+
+def test_a_system_that_cannot_reserve_room_does_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "posix_fallocate")
+    reserve(tmp_path, 2**60)

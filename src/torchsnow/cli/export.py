@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 
 
 def export(
-    out: Annotated[Path, typer.Option(help="The file to write: .onnx, .xml (OpenVINO) or .pt2 (torch.export).")],
+    out: Annotated[
+        Path,
+        typer.Option(help="The file to write: .onnx, .xml (OpenVINO), .pt2 (torch.export) or .mlpackage (Core ML)."),
+    ],
     hub: HubFolder = HUB,
     format: Annotated[
-        str | None, typer.Option(help="'onnx', 'openvino' or 'torch'; by default what the file's suffix says.")
+        str | None,
+        typer.Option(help="onnx, openvino, torch, coreml or tflite; by default what the suffix says."),
     ] = None,
     task: Annotated[list[str] | None, typer.Option(help="Name of a task; may be repeated; all by default.")] = None,
     image_size: Annotated[
@@ -29,7 +33,7 @@ def export(
         str | None, typer.Option(help="Labelled images for --int8, as for train; shows what int8 costs.")
     ] = None,
     fp16: Annotated[
-        bool, typer.Option("--fp16", help="Store weights in 16 bits: half the size. ONNX, OpenVINO.")
+        bool, typer.Option("--fp16", help="Store weights in 16 bits: half the size. ONNX, OpenVINO, Core ML.")
     ] = False,
     opset: Annotated[int | None, typer.Option(min=1, help="ONNX's opset; by default the exporter's own.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")] = False,
@@ -70,6 +74,7 @@ def _document(exported: Export) -> dict[str, Any]:
         "image_size": plan.image_size,
         "outputs": plan.outputs,
         "unknown_outputs": plan.unknown_outputs,
+        "checked": plan.kind.runs_here,
         "fp16": plan.how.half,
         "int8": [cost._asdict() for cost in exported.costs],
     }
@@ -86,8 +91,10 @@ def _show(exported: Export) -> None:
             for c in exported.costs
         ]
         print_table(columns, rows)
-    size = f"{exported.size_bytes / 1e6:.1f} MB, input (B, 3, {plan.image_size}, {plan.image_size})"
+    size = f"{exported.size_bytes / 1e6:.1f} MB, input ({plan.kind.batch}, 3, {plan.image_size}, {plan.image_size})"
     equal = "in fp16 near PyTorch's fp32" if plan.how.half else "in fp32 equal to PyTorch within 1e-4"
+    if not plan.kind.runs_here:
+        equal = f"not checked, as {plan.kind.runtime} does not exist for this system"
     say(f"wrote {' and '.join(map(str, exported.files))}: {size}, {equal}")
 
 

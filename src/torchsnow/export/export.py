@@ -60,7 +60,7 @@ class Plan(NamedTuple):
 
 
 class Export(NamedTuple):
-    """A written file: `files` are all that belong to it, `costs` what int8 costs, empty for fp32."""
+    """What was written: `files` belong to it (one may be a folder), `costs` is what int8 costs, empty for fp32."""
 
     plan: Plan
     files: tuple[Path, ...]
@@ -79,7 +79,7 @@ def plan_export(
 ) -> Plan:
     """Check all that can be checked before anything is computed.
 
-    `kind` is "onnx", "openvino" or "torch", by default what the suffix of `out` says; `names` are tasks, by default
+    `kind` is a name in `FORMATS`, by default what the suffix of `out` says; `names` are tasks, by default
     all; `image_size` in pixels, by default the one that the tasks were trained with; `how` is what a format may do in
     several ways. Raises CompileError for what does not fit together, HubError for unknown or damaged tasks and a hub
     without any.
@@ -88,7 +88,7 @@ def plan_export(
     if int8:
         validate_int8(chosen.name)
     _validate_options(chosen, int8, how)
-    _validate_place(out)
+    _validate_place(out, chosen)
     hub = _in_fp32(hub)
     tasks = tuple(hub.task(name) for name in dict.fromkeys(names or hub.names()))
     if not tasks:
@@ -99,18 +99,18 @@ def plan_export(
 
 
 def _validate_options(kind: Format, int8: bool, how: Written) -> None:
-    if how.half and (int8 or kind.name == "torch"):
-        other = "int8 has fewer bits than fp16 already" if int8 else "fp16 exists for the formats onnx and openvino"
+    if how.half and (int8 or kind.name in ("torch", "tflite")):
+        other = "int8 has fewer bits than fp16 already" if int8 else f"the format {kind.name} has no fp16"
         raise CompileError(f"{other}; leave out --fp16")
     if how.opset is not None and kind.name != "onnx":
         raise CompileError(f"an opset is ONNX's, not of the format {kind.name}; leave out --opset")
 
 
-def _validate_place(out: Path) -> None:
+def _validate_place(out: Path, kind: Format) -> None:
     with clear_os_errors("write", out, CompileError):
         if not out.parent.is_dir():
             raise CompileError(f"cannot write {out}: there is no folder {out.parent}; make it first")
-        if out.is_dir():
+        if out.is_dir() and not (kind.name == "coreml" and (out / "Manifest.json").is_file()):
             raise CompileError(f"cannot write {out}: this is a folder; name a file")
         if not _is_utf8(out.absolute()):
             raise CompileError(f"cannot write {out}: what reads such a file wants a path in UTF-8; choose another")
@@ -150,7 +150,8 @@ def write_export(plan: Plan, measured: Measured | None = None) -> Export:
     """Write the file; with images to calibrate on and to measure with, in int8.
 
     The fp32 file is loaded by its runtime and its outputs are compared with the hub's, for two batch sizes; the file
-    appears at its place complete, or not at all. Raises CompileError when the network cannot be exported, outputs
+    appears at its place complete, or not at all. Where the runtime does not exist for this system, nothing is compared.
+    Raises CompileError when the network cannot be exported, outputs
     differ by more than 1e-4 of the largest, or the disk refuses.
     """
     expected = _expected(plan)
@@ -161,7 +162,8 @@ def write_export(plan: Plan, measured: Measured | None = None) -> Export:
     with _workshop(plan.out) as folder:
         file = folder / plan.out.name
         _write(plan, network, file, _description(plan, {"bits": 16} if plan.how.half else None))
-        _validate_outputs(plan, _loaded(plan, file), expected)
+        if plan.kind.runs_here:
+            _validate_outputs(plan, _loaded(plan, file), expected)
         costs: tuple[Int8Cost, ...] = ()
         if measured is not None:
             (folder / "int8").mkdir()
@@ -171,7 +173,7 @@ def write_export(plan: Plan, measured: Measured | None = None) -> Export:
                 quantize(plan.kind.name, fp32, file, measured.calibration, description)
             costs = measure(plan.hub, plan.tasks, plan.outputs, _loaded(plan, file), measured)
         made = plan.kind.files(file)
-        size_bytes = sum(path.stat().st_size for path in made)
+        size_bytes = sum(part.stat().st_size for path in made for part in _parts(path) if part.is_file())
         _place(made, plan.kind.files(plan.out))
     return Export(plan, tuple(plan.kind.files(plan.out)), size_bytes, costs)
 
@@ -253,9 +255,19 @@ def _workshop(out: Path) -> Iterator[Path]:
 
 def _place(made: Sequence[Path], places: Sequence[Path]) -> None:
     """Let finished files reach the disk and rename them, the one that names the export last."""
-    for path in made:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    for part in (part for path in made for part in _parts(path)):
+        if part.is_dir():
+            sync_folder(part)
+        else:
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
     for path, place in zip(made, places, strict=True):
+        if path.is_dir() and place.exists():  # a folder cannot be replaced in one step
+            os.replace(place, path.with_name(f"former-{path.name}"))
         os.replace(path, place)
     sync_folder(places[-1].parent)
+
+
+def _parts(path: Path) -> list[Path]:
+    """A file, or a folder and all that is in it, the innermost first."""
+    return [*sorted(path.rglob("*"), reverse=True), path]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from torchsnow.engines import Program, validate_backend
+from torchsnow.engines import BACKENDS, Program, validate_backend
 from torchsnow.engines.backends import clear_compiler_errors, onnx_session, quiet_tracing
 from torchsnow.engines.engine import Reader
 from torchsnow.errors import CompileError
+from torchsnow.export.coreml import MOST_IMAGES, load_coreml, write_coreml
 from torchsnow.export.description import INPUT, KEY
+from torchsnow.export.tflite import load_tflite, write_tflite
 from torchsnow.io.files import reserve
 from torchsnow.source import FeatureMaps
 from torchsnow.source.grid import Grid
@@ -93,7 +97,9 @@ def traced(network: Network, images: Tensor) -> ExportedProgram:
 
 class Format(NamedTuple):
     """`write` puts a traced network and its description into a file of `suffix`, and what `companions` name next to
-    it; `load` makes its runtime run that file. `identifiers`: names of outputs have no "." or "-"."""
+    it; `load` makes its runtime run that file. `identifiers`: names of outputs have no "." or "-"; `package`
+    is what the extra of the format's name installs; `runs_here`: its runtime exists for this system;
+    `batch` says how many images it takes."""
 
     name: str
     suffix: str
@@ -102,6 +108,9 @@ class Format(NamedTuple):
     load: Callable[[Path], NamedRunner]
     companions: tuple[str, ...] = ()
     identifiers: bool = False
+    package: str = ""
+    runs_here: bool = True
+    batch: str = "B"
 
     def files(self, path: Path) -> list[Path]:
         """All files of an export, the one that names it last."""
@@ -235,6 +244,14 @@ FORMATS = {
     "onnx": Format("onnx", ".onnx", "ONNX Runtime", _write_onnx, _load_onnx, identifiers=True),
     "openvino": Format("openvino", ".xml", "OpenVINO", _write_openvino, _load_openvino, companions=(".bin",)),
     "torch": Format("torch", ".pt2", "torch.export", _write_torch, _load_torch),
+    "coreml": Format(
+        *("coreml", ".mlpackage", "Core ML", write_coreml, load_coreml),
+        identifiers=True,
+        package="coremltools",
+        runs_here=sys.platform == "darwin",
+        batch=f"1 to {MOST_IMAGES}",
+    ),
+    "tflite": Format("tflite", ".tflite", "LiteRT", write_tflite, load_tflite, package="litert_torch", batch="1"),
 }
 
 
@@ -251,6 +268,8 @@ def format_of(out: Path, name: str | None) -> Format:
     kind = by_suffix[out.suffix] if name is None else FORMATS[name]
     if out.suffix != kind.suffix:
         raise CompileError(f"a file of the format {kind.name!r} ends in {kind.suffix}, not as {out.name} does")
-    if kind.name != "torch":
+    if kind.name in BACKENDS:
         validate_backend(kind.name, "cpu")
+    if kind.package and importlib.util.find_spec(kind.package) is None:
+        raise CompileError(f"the format {kind.name!r} needs {kind.package}: pip install 'torchsnow[{kind.name}]'")
     return kind

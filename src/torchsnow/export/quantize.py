@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +13,7 @@ from torch import Tensor
 from torchsnow.errors import CompileError
 from torchsnow.export.description import INPUT, KEY
 from torchsnow.export.formats import NamedRunner, save_openvino
+from torchsnow.export.quiet import silence
 from torchsnow.hub import Hub
 from torchsnow.task_file import Task
 
@@ -56,7 +54,7 @@ class Int8Cost(NamedTuple):
 
 def validate_int8(kind: str) -> None:
     """Raise CompileError for a format that has no int8, or when what makes it is not installed."""
-    if kind == "torch":
+    if kind not in ("onnx", "openvino"):
         raise CompileError("int8 exists for the formats onnx and openvino; choose one of them, or leave out --int8")
     if kind == "openvino" and importlib.util.find_spec("nncf") is None:
         raise CompileError("int8 for OpenVINO needs NNCF: pip install 'torchsnow[int8]'; the format onnx does without")
@@ -65,7 +63,7 @@ def validate_int8(kind: str) -> None:
 def quantize(kind: str, fp32: Path, int8: Path, images: LabelledImages, description: str) -> None:
     """Write the int8 version of an exported file, calibrated on these images."""
     make = {"onnx": _quantize_onnx, "openvino": _quantize_openvino}[kind]
-    with _silence():
+    with silence():
         make(fp32, int8, images, description)
 
 
@@ -153,15 +151,3 @@ def _batches(images: LabelledImages, batch_size: int = _BATCH_SIZE) -> Iterator[
     for first in range(0, len(images), batch_size):
         part = [images[index] for index in range(first, min(first + batch_size, len(images)))]
         yield torch.stack([image for image, _ in part]), [label for _, label in part]
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Without the progress bars and the advice of quantisers, which would stand between the lines of a result."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-            yield
-    finally:
-        logging.disable(before)

@@ -114,9 +114,13 @@ def make_folder(folder: Path, error: type[TorchsnowError] = TorchsnowError) -> N
 
 
 def reserve(folder: Path, size_bytes: int) -> None:
-    """Raise OSError when a folder has no room for a file of so many bytes; for writers that would say it badly."""
-    with tempfile.TemporaryFile(dir=folder) as file:
-        os.posix_fallocate(file.fileno(), 0, size_bytes)
+    """Raise OSError when a folder has no room for a file of so many bytes; for writers that would say it badly.
+
+    macOS cannot reserve room: there nothing is raised.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size_bytes)
 
 
 def write_csv(
