@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shutil
@@ -10,10 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import TINY, Trained, refused, torchsnow
-from PIL import Image
+from PIL import Image, ImageOps
 
+from torchsnow.data import eval_transform, read_image
+from torchsnow.export.description import preprocessing
 from torchsnow.hub import Hub
-from torchsnow.source import load_source
+from torchsnow.source import Framing, load_source
+from torchsnow.source.config import CROP_MODES
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "export.md"
 SCRIPTS = re.findall(r"^```py\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
@@ -60,6 +64,18 @@ def test_the_scripts_of_the_page_say_what_predict_says(
     task, label, probability = capsys.readouterr().out.splitlines()[-1].split()
     assert (task, label) == ("colours", prediction["label"])
     assert float(probability) == pytest.approx(prediction["probabilities"][label], abs=2e-4)
+
+
+@pytest.mark.parametrize("crop_mode", CROP_MODES)
+def test_the_scripts_prepare_images_as_the_tasks_do(crop_mode: str, photo: Path) -> None:
+    source, framing = load_source("test_resnet", "random"), Framing(48, crop_mode)
+    how = preprocessing(source.input_config, framing)
+    expected = eval_transform(source.input_config, framing)(read_image(photo)).numpy()
+    for script in SCRIPTS:
+        known: dict[str, Any] = {"np": np, "Image": Image, "ImageOps": ImageOps}
+        (made,) = (node for node in ast.parse(script).body if getattr(node, "name", None) == "prepare")
+        exec(ast.unparse(made), known)
+        np.testing.assert_allclose(known["prepare"](photo, how), expected, atol=1e-5)
 
 
 def test_json_says_what_was_written(pristine: Trained, tmp_path: Path) -> None:
