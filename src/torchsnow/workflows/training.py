@@ -260,8 +260,8 @@ def complete(training: Training, learner: Method, result: FitResult, hub: Place 
     if learner.starts_as_probe:
         probe_accuracy = result.history[0].val_accuracy
     else:
-        source = next(module for module in learner.model.modules() if isinstance(module, Source))
-        probe_accuracy = probe_metrics(source, run_images(splits, config, settings, training.pool), settings).accuracy
+        shown = run_images(splits, config, settings, training.pool)
+        probe_accuracy = probe_metrics(learner.source, shown, settings).accuracy
     warning = below_probe(result, probe_accuracy, settings, recipe.method, recipe.preset)
     if warning is not None:
         run.log(f"warning: {warning}")
