@@ -279,8 +279,11 @@ def test_warm_up_needs_more_than_one_epoch(photos: Path) -> None:
     assert train(photos, *TINY, "--epochs", "1").code == 0
 
 
-def test_a_method_without_a_delta_stays_in_its_run_folder(photos: Path, tmp_path: Path) -> None:
-    words = ("--task", "colours-full", "--method", "head", *SIZES, "--epochs", "1", "--out", tmp_path / "run")
+@pytest.mark.parametrize(("method", "own_lr"), [("head", 0.01), ("full", 0.0005)])
+def test_a_method_without_a_delta_stays_in_its_run_folder(
+    method: str, own_lr: float, photos: Path, tmp_path: Path
+) -> None:
+    words = ("--task", "colours-full", "--method", method, *SIZES, "--epochs", "1", "--out", tmp_path / "run")
     outcome = torchsnow("train", photos, *words, "--json")
     assert outcome.code == 0, outcome
     assert outcome.document["hub"] is None
@@ -288,7 +291,7 @@ def test_a_method_without_a_delta_stays_in_its_run_folder(photos: Path, tmp_path
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["test"]["accuracy"] == outcome.document["test_accuracy"]
     lr = yaml.safe_load((tmp_path / "run" / "args.yaml").read_text())["training"]["lr"]
-    assert 0.001 <= lr <= 0.03  # around the method's own
+    assert own_lr / 10 <= lr <= 3 * own_lr
     again = torchsnow("train", photos, *words, "--resume")
     assert again.code == 0, again
     assert "what was trained" in again.out

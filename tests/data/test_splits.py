@@ -292,3 +292,10 @@ def test_the_seed_alone_decides_which_images() -> None:
 def test_impossible_wishes(wish: dict[str, float], message: str) -> None:
     with pytest.raises(DataError, match=message):
         reduced(splits_of(80, 20, 40), **wish)  # type: ignore[arg-type]
+
+
+def test_another_process_gets_the_same_splits() -> None:
+    splits = make_splits(loaded(all=[9, 8]))
+    odd = Example(ROOT / "caf\udce9.png", 1, (0, 1))  # a name that is not UTF-8, and several labels
+    splits = replace(splits, test=(*splits.test, odd))
+    assert Splits.from_dict(json.loads(json.dumps(splits.to_dict()))) == splits

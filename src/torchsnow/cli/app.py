@@ -35,6 +35,7 @@ from torchsnow.cli import (
 from torchsnow.cli.output import note, say
 from torchsnow.errors import TorchsnowError
 from torchsnow.io.shortage import shortage
+from torchsnow.train.ranks import here, together
 
 
 class _Verbs(TyperGroup):
@@ -44,20 +45,35 @@ class _Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except TorchsnowError as error:
-            note(f"torchsnow: {error}")
+            _tell_end(str(error))
             raise typer.Exit(2) from error
         except (MemoryError, OSError, RuntimeError) as error:
             if (reason := _fault_of_machine(error)) is None:
                 raise
-            note(f"torchsnow: {reason}")
+            _tell_end(reason)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as stop:
-            note(f"torchsnow: {str(stop) or 'interrupted'}")
+            _tell_end(str(stop) or "interrupted")
             raise typer.Exit(130) from stop
 
 
+def _tell_end(why: str) -> None:
+    if here().must_speak():
+        note(f"torchsnow: {why}")
+
+
 class _Verb(TyperCommand):
-    """An option that is given has a value: `--out "$RUNS"` with a variable that is not set would be the folder here."""
+    """An option that is given has a value: `--out "$RUNS"` with a variable that is not set would be the folder here.
+
+    But for `train`, a verb is one process.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        if here().count > 1 and self.name != "train":
+            raise TorchsnowError(
+                f"torchrun has started {here().count} processes, and {self.name} runs in one: start it without torchrun"
+            )
+        return super().invoke(ctx)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         options = {word for one in self.params if not getattr(one, "is_flag", True) for word in one.opts}
@@ -127,4 +143,5 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # names can hold letters that a log's encoding lacks
             stream.reconfigure(errors="backslashreplace")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # on notes in pictures that nobody reads
-    app(prog_name="torchsnow")
+    with together():
+        app(prog_name="torchsnow")

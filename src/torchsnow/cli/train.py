@@ -84,22 +84,27 @@ def train(
 
     from torchsnow.methods import kind_of
     from torchsnow.train import RunFolder
+    from torchsnow.train.ranks import here
     from torchsnow.workflows.loggers import TrainingLog
     from torchsnow.workflows.place import Place
-    from torchsnow.workflows.training import train_task, validate_hub_choice, validate_run
+    from torchsnow.workflows.training import follow_task, train_task, validate_hub_choice, validate_run
 
+    recipe = options.recipe(None if time is None else seconds_of(time))
+    if hub is None and kind_of(recipe.method, recipe.preset).is_delta:
+        hub = HUB
+    if here().rank > 0:
+        follow_task(*options.on_source(recipe, hub))
+        return
     task = name_of(data) if task is None else task
     run = RunFolder(out or run_folder(task, resume, overwrite))
     with telling_how_to_resume(run.args.exists), TrainingLog(log or (), task, run) as logged:
-        recipe = options.recipe(None if time is None else seconds_of(time))
-        if hub is None and kind_of(recipe.method, recipe.preset).is_delta:
-            hub = HUB
         validate_outside(data, run.path, "--out")
         if hub is not None:
             validate_outside(data, hub, "--hub")
         validate_hub_choice(recipe.method, recipe.preset, hub, replace=replace)
         validate_run(task, hub, run, resume=resume or overwrite, replace=replace)
         recipe, source = options.on_source(recipe, hub)
+        recipe.validate_shared(source, here())
         columns = Columns(path_column, label_column, split_column, group_column)
         how = {"columns": columns, "follow_links": follow_links, "distinct_names": distinct_names}
         how["multi_label"] = multi_label

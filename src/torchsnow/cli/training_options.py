@@ -16,6 +16,7 @@ import typer
 
 from torchsnow.cli.data_options import GreyRange
 from torchsnow.errors import TrainingError
+from torchsnow.train.ranks import here
 
 if TYPE_CHECKING:
     from torchsnow.source import Source
@@ -171,6 +172,6 @@ def telling_how_to_resume(is_begun: Callable[[], bool]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        words = ["torchsnow", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"]
+        words = [*here().launcher, *(word for word in sys.argv[1:] if word != "--resume"), "--resume"]
         how = f"to continue: {shlex.join(words)}" if is_begun() else "no training was begun"
         raise KeyboardInterrupt(f"{str(stop).removesuffix('.') or 'interrupted'}; {how}") from stop

@@ -72,6 +72,26 @@ class Splits:
             f"{counts[most] / len(self.train):.1%} of all: look at balanced accuracy, and try --class-weights balanced"
         ]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, for another process that has the same files."""
+        examples = {
+            name: [(str(example.path), example.label, example.labels) for example in getattr(self, name)]
+            for name in NAMES
+        }
+        return {**vars(self), "root": str(self.root), **examples}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Splits:
+        """From `to_dict`."""
+        examples = {
+            name: tuple(
+                Example(Path(path), label, None if labels is None else tuple(labels))
+                for path, label, labels in values[name]
+            )
+            for name in NAMES
+        }
+        return cls(**{**values, "root": Path(values["root"]), "classes": tuple(values["classes"]), **examples})
+
     @classmethod
     def load(cls, path: Path, data: LoadedData) -> Splits:
         """Read what `save` wrote. Raises DataError for a damaged file, or when `data` is not as it was then."""

@@ -16,6 +16,7 @@ from torchsnow.data.datasets import CACHE_BYTES
 from torchsnow.errors import TrainingError
 from torchsnow.source.config import Framing, InputConfig
 from torchsnow.train.loader import Batches
+from torchsnow.train.ranks import ALONE, Ranks
 from torchsnow.train.settings import TrainSettings
 from torchsnow.train.store import FeatureStore
 from torchsnow.train.targets import members
@@ -96,10 +97,18 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
-def train_loader(images: ImageSet | FeatureStore, settings: TrainSettings, epoch: int, device: torch.device) -> Loader:
-    """One epoch in its own order."""
+def train_loader(
+    images: ImageSet | FeatureStore,
+    settings: TrainSettings,
+    epoch: int,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+) -> Loader:
+    """One epoch in its own order; of several processes, each gets its share of every batch."""
     generator = torch.Generator().manual_seed(epoch_seed(settings.seed, epoch))
-    batches = shuffled_batches(len(images), settings.batch_size, generator)
+    whole = shuffled_batches(len(images), settings.batch_size, generator, ranks.least_batch)
+    batches = [list(ranks.share(batch)) for batch in whole]
+    torch.rand(ranks.rank, generator=generator)  # so that the workers of each process augment in their own way
     if isinstance(images, FeatureStore):  # nothing is left to be done by workers
         return DataLoader(images, batch_sampler=batches, generator=generator, collate_fn=images.collate)
     return Batches(
@@ -118,17 +127,18 @@ def plain_loader(images: ImageSet | FeatureStore, settings: TrainSettings) -> Lo
     return DataLoader(images, settings.batch_size)
 
 
-def shuffled_batches(num_images: int, batch_size: int, generator: torch.Generator) -> list[list[int]]:
-    """All indices in random order. A last batch of one joins the batch before: batch norm cannot train on one."""
+def shuffled_batches(num_images: int, batch_size: int, generator: torch.Generator, least: int = 2) -> list[list[int]]:
+    """All indices in random order. A last batch of fewer than `least` joins the batch before: batch norm cannot train
+    on one."""
     order: list[int] = torch.randperm(num_images, generator=generator).tolist()
     batches = [order[first : first + batch_size] for first in range(0, num_images, batch_size)]
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        single = batches.pop()
-        batches[-1] += single
+    if len(batches) > 1 and len(batches[-1]) < least:
+        rest = batches.pop()
+        batches[-1] += rest
     return batches
 
 
-def num_batches(num_images: int, batch_size: int) -> int:
+def num_batches(num_images: int, batch_size: int, least: int = 2) -> int:
     """How many `shuffled_batches` there are."""
     full, rest = divmod(num_images, batch_size)
-    return max(1, full + (rest > 1))
+    return max(1, full + (rest >= least))

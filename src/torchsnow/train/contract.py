@@ -43,13 +43,16 @@ class MixingWeights:
 class Method(Protocol):
     """A way to turn a source into a classifier of one task.
 
-    `name` is the method's name, `model` maps normalised images (B, 3, H, W) to logits (B, num_classes), and
-    `input_config` says how the images are normalised. A method draws its initial weights when it is made; from then
-    on all its randomness is torch's global generator.
+    `name` is the method's name, `source` what it was made of, `model` maps normalised images (B, 3, H, W) to logits
+    (B, num_classes), and `input_config` says how the images are normalised. A method draws its initial weights when it
+    is made; from then on all its randomness is torch's global generator.
     """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def source(self) -> Source: ...
 
     @property
     def model(self) -> nn.Module: ...
@@ -112,8 +115,6 @@ class Method(Protocol):
 class SharedMethod(Method, Protocol):
     """A method on a source whose `start` can be a part of a pass that is shown to others too: `statistics` is to be
     shown the training images, and `init_from_stats` is the rest."""
-
-    source: Source
 
     def statistics(self, device: torch.device) -> Any: ...
 

@@ -22,9 +22,10 @@ from torchsnow.source import Source
 from torchsnow.train.batches import data_config, epoch_seed, num_batches, plain_loader, run_images, train_loader
 from torchsnow.train.checkpoint import Checkpoint
 from torchsnow.train.contract import Method
-from torchsnow.train.evaluate import Metrics, evaluate
+from torchsnow.train.evaluate import Metrics, compute_metrics, evaluate, predict
 from torchsnow.train.history import Epoch, best_epoch, epochs_done, is_finished
 from torchsnow.train.progress import TrainingBar
+from torchsnow.train.ranks import here
 from torchsnow.train.run_folder import RunFolder
 from torchsnow.train.schedule import load_optimizer_tensors, lr_factor, optimizer_tensors
 from torchsnow.train.settings import TrainSettings
@@ -81,8 +82,10 @@ class Loop:
         self.train_set: ImageSet | FeatureStore = self.images.train
         self.val_set: ImageSet | FeatureStore = self.images.val
         self.trained = method.model.to(self.device)
-        self.stepper = Stepper(method, self.images.train, settings)
-        self.steps = num_batches(len(self.images.train), settings.batch_size)
+        self.ranks = here()
+        self.ranks.validate_sizes(settings.batch_size, len(self.images.train))
+        self.stepper = Stepper(method, self.images.train, settings, self.ranks)
+        self.steps = num_batches(len(self.images.train), settings.batch_size, self.ranks.least_batch)
         self.chosen = dict(task.chosen)
         self.on_start, self.deadline_s = task.on_start, task.deadline_s
         self.epochs = settings.epochs
@@ -101,13 +104,16 @@ class Loop:
 
     def restore(self, bar: TrainingBar) -> None:
         """Go back to the last saved state."""
+        self._repair(self._load())
+        self._say(bar, f"{'this run is finished: ' if self.is_finished else 'resumed after '}epoch {self.done}")
+
+    def _load(self) -> Checkpoint:
         checkpoint = Checkpoint.load(self.run.last)
         checkpoint.validate_same_config(self.config, self.run.path)
         self.method.load_trainable_state(checkpoint.model)
         load_optimizer_tensors(self.stepper.optimizer, checkpoint.optimizer)
         self.history, self.selection = checkpoint.history, checkpoint.selection
-        self._repair(checkpoint)
-        self._say(bar, f"{'this run is finished: ' if self.is_finished else 'resumed after '}epoch {self.done}")
+        return checkpoint
 
     @property
     def done(self) -> int:
@@ -168,10 +174,38 @@ class Loop:
             if self.on_start is not None:
                 self.on_start(FitResult(self.method.finish(), val, self.history[0], tuple(self.history)))
         self._keep_to_time()
-        while not self.is_finished:
-            self.run_epoch(bar)
-            self._keep_to_time()
+        with self.ranks.watched():
+            self._call_others()
+            self.stepped = self.ranks.wrap(self.trained)
+            while self._next_epoch() is not None:
+                self.run_epoch(bar)
+                self._keep_to_time()
+        self.ranks.leave()
         self._say_why_stopped(bar)
+
+    def follow(self) -> None:
+        """In another process than the first: take up what that has saved last, and compute this one's share of every
+        epoch until there is no more; nothing is written."""
+        self._load()
+        with self.ranks.watched(), TrainingBar(1, 1, quiet=True) as bar:
+            self.stepped = self.ranks.wrap(self.trained)
+            while (epoch := self._next_epoch()) is not None:
+                self._train(epoch, bar)
+                self._val_logits()
+        self.ranks.leave()
+
+    def _call_others(self) -> None:
+        """Tell the other processes what is trained, for them to `follow`."""
+        if self.ranks.count > 1:
+            self.ranks.join(self.device)
+            about = {"run": str(self.run.path.absolute()), "training": self.settings.to_dict()}
+            self.ranks.said({**about, "splits": self.splits.to_dict()}, self.device)
+
+    def _next_epoch(self) -> int | None:
+        """The epoch that is to be done now, or None. The first process says so to all, and how many there will be."""
+        words = [None if self.is_finished else self.done + 1, self.epochs]
+        epoch, self.epochs = self.ranks.said(words, self.device)
+        return None if epoch is None else int(epoch)
 
     def _keep_to_time(self) -> None:
         """Plan as many epochs as there is time for, so that the learning rate falls to the end of them."""
@@ -185,14 +219,13 @@ class Loop:
     def run_epoch(self, bar: TrainingBar) -> None:
         """Train, validate and save. Raises TrainingError when the loss is not finite; nothing is saved then."""
         epoch = self.done + 1
-        torch.manual_seed(epoch_seed(self.settings.seed, epoch))
         bar.start_epoch(epoch)
         start_s = time.perf_counter()
         loss, accuracy = self._train(epoch, bar)
         self._update_norms(epoch)
         trained_s = time.perf_counter() - start_s
         body_val_accuracy = self.method.tune(self.trained, plain_loader(self.val_set, self.settings), self.device)
-        val = self._validate(self.trained, self.val_set)
+        val = self._validate_epoch()
         row = Epoch(
             epoch=epoch,
             train_loss=loss,
@@ -214,15 +247,18 @@ class Loop:
 
     def _train(self, epoch: int, bar: TrainingBar) -> tuple[float, float]:
         """One pass over the training images; mean loss and accuracy."""
+        torch.manual_seed(epoch_seed(self.settings.seed, epoch) + self.ranks.rank)
         self.method.model.train()
         totals = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, right ones, images
         first = (epoch - 1) * self.steps
-        for step, (images, labels) in enumerate(train_loader(self.train_set, self.settings, epoch, self.device)):
+        batches = train_loader(self.train_set, self.settings, epoch, self.device, self.ranks)
+        for step, (images, labels) in enumerate(batches):
             totals += self._step(images.to(self.device), labels.to(self.device), first + step)
-            bar.advance(len(images))
+            bar.advance(len(images) * self.ranks.count)
             if step % CHECK_EVERY == 0 or step == self.steps - 1:
-                loss, accuracy = (totals[:2] / totals[2]).tolist()
-                self._require_finite(totals[0], epoch)
+                of_all = self.ranks.sum(totals)
+                loss, accuracy = (of_all[:2] / of_all[2]).tolist()
+                self._require_finite(of_all[0], epoch)
                 bar.show(loss, accuracy)
         return loss, accuracy
 
@@ -237,7 +273,7 @@ class Loop:
     def _step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
         """One step of the optimiser; (sum of the loss, right ones, images)."""
         self.method.set_progress(step / (self.steps * self.epochs))
-        loss, logits = self.stepper.step(self.trained, images, labels, self._lr_factor(step))
+        loss, logits = self.stepper.step(self.stepped, images, labels, self._lr_factor(step))
         right = are_right(logits, labels).sum()
         return torch.stack([loss.double() * len(labels), right.double(), right.new_tensor(len(labels))])
 
@@ -245,7 +281,7 @@ class Loop:
         return lr_factor(step, self.steps * self.epochs, self.steps * self.settings.warmup_epochs)
 
     def _require_finite(self, loss: Tensor, epoch: int) -> None:
-        if not bool(loss.isfinite()):
+        if not bool(loss.isfinite()) and self.ranks.rank == 0:
             message = (
                 f"the loss is no longer a finite number in epoch {epoch}: the learning rate {self.settings.lr:g} is "
                 f"probably too high; try {self.settings.lr / 10:g}, or warmup_epochs, in a new run. {self.kept()}"
@@ -256,6 +292,22 @@ class Loop:
     def _validate(self, model: nn.Module, images: ImageSet | FeatureStore) -> Metrics:
         settings, classes = self.settings, self.splits.classes
         return evaluate(model, images, classes, settings.batch_size, self.device, settings.num_workers)
+
+    def _validate_epoch(self) -> Metrics:
+        if self.ranks.count == 1:
+            return self._validate(self.trained, self.val_set)
+        return compute_metrics(self._val_logits(), self.images.val.labels, self.splits.classes)
+
+    def _val_logits(self) -> Tensor:
+        """Of all validation images, (N, num_classes); every process computes those of its share."""
+        self.ranks.share_buffers(self.trained)
+        settings, val = self.settings, self.images.val
+        own = list(self.ranks.share(range(len(val))))
+        whole = torch.zeros(len(val), len(self.splits.classes))
+        if own:
+            batches = val.subset(own), settings.batch_size, self.device, settings.num_workers
+            whole[own] = predict(self.trained, *batches)[0]
+        return self.ranks.sum(whole.to(self.device)).cpu()
 
     def _save(self) -> None:
         """`last` first: from it everything else can be written again."""

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torchsnow.data import Splits
+from torchsnow.errors import TrainingError
 from torchsnow.methods import METHODS, make_method
 from torchsnow.source import Source
 from torchsnow.train import Method, RunFolder, TrainSettings
 from torchsnow.train.auto import auto_sizes
 from torchsnow.train.batches import run_images
 from torchsnow.train.range_test import auto_lr
+from torchsnow.train.ranks import Ranks
 
 LEAST_PATIENCE = 10  # epochs from stored features
 
@@ -79,6 +81,15 @@ class Recipe:
                 settings = replace(settings, lr=lr)
             say(f"lr {settings.lr:g}: {chosen['lr']}")
         return replace(self, settings=settings, auto=(), chosen={**self.chosen, **chosen})
+
+    def validate_shared(self, source: Source, ranks: Ranks) -> None:
+        """Raise TrainingError for what several processes cannot train together."""
+        ranks.validate_device(self.settings.device)
+        if ranks.count > 1 and self._stores_features(source, num_classes=2):
+            raise TrainingError(
+                f"the method {self.method!r} (preset {self.preset!r}) trains from stored features, where {ranks.count} "
+                "processes are no faster than one: start it without torchrun"
+            )
 
     def as_started(self, run: RunFolder) -> Recipe:
         """The recipe with what was chosen when a run was started, instead of being chosen again."""

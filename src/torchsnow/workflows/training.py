@@ -26,6 +26,8 @@ from torchsnow.task_file import stored_bytes, validate_task_name, validate_task_
 from torchsnow.train import FitResult, Method, Metrics, RunFolder, Stopped, TaskRun, TrainSettings, fit_tasks
 from torchsnow.train.batches import plain_images, run_images
 from torchsnow.train.evaluate import compute_metrics, predict
+from torchsnow.train.loop import Loop
+from torchsnow.train.ranks import here
 from torchsnow.workflows.evaluation import Change
 from torchsnow.workflows.near_duplicates import warn_of_duplicates
 from torchsnow.workflows.place import Place, Training
@@ -189,6 +191,20 @@ def train_task(
         return complete(training, task.method, result, hub, start_s)
 
 
+def follow_task(recipe: Recipe, source: Source) -> None:
+    """Compute the share of this process of what the first of several trains, with the same recipe on the same source.
+
+    Nothing is written. Raises what `train_task` does.
+    """
+    ranks, device = here(), recipe.settings.torch_device()
+    with ranks.watched():
+        ranks.join(device)
+        told = ranks.said(None, device)
+    splits, settings = Splits.from_dict(told["splits"]), TrainSettings.from_dict(told["training"])
+    learner = replaced(recipe, settings=settings).learner(source, len(splits.classes))
+    Loop(TaskRun(learner, splits, settings, RunFolder(told["run"]))).follow()
+
+
 def warn(data: LoadedData, training: Training, source: Source | None, say: Callable[[str], None]) -> None:
     """Say and log what is odd about images and their split; with a source, which looks at them, near-duplicates too."""
     splits, run, settings = training.splits, training.run, training.recipe.settings
@@ -260,8 +276,8 @@ def complete(training: Training, learner: Method, result: FitResult, hub: Place 
     if learner.starts_as_probe:
         probe_accuracy = result.history[0].val_accuracy
     else:
-        source = next(module for module in learner.model.modules() if isinstance(module, Source))
-        probe_accuracy = probe_metrics(source, run_images(splits, config, settings, training.pool), settings).accuracy
+        shown = run_images(splits, config, settings, training.pool)
+        probe_accuracy = probe_metrics(learner.source, shown, settings).accuracy
     warning = below_probe(result, probe_accuracy, settings, recipe.method, recipe.preset)
     if warning is not None:
         run.log(f"warning: {warning}")
