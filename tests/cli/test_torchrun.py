@@ -137,7 +137,7 @@ def test_stopped_and_killed_processes_are_resumed(many_photos: Path, by_one: Pat
         _, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode != 0
     (sentence,) = [line for line in err.splitlines() if line.startswith("torchsnow: ")]
-    assert "Resume the run to continue: torchrun --nproc-per-node 2 -m torchsnow train" in sentence
+    assert "; to continue: torchrun --nproc-per-node 2 -m torchsnow train" in sentence
     with started(by_two(), *words, "--resume") as process:
         wait_for_epoch(2, run, process)
         kill(process)
