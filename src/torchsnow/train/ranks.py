@@ -145,7 +145,7 @@ class Ranks:
         import torch
         from torch import distributed as dist
 
-        content = torch.frombuffer(bytearray(json.dumps(words).encode()), dtype=torch.uint8).to(device)
+        content = torch.frombuffer(bytearray(json.dumps(words, allow_nan=False).encode()), dtype=torch.uint8).to(device)
         size = torch.tensor([len(content)], device=device)
         dist.broadcast(size, 0)
         if self.rank > 0:
