@@ -22,7 +22,7 @@ What SNOW gives, what it costs, and where it loses. Seeds, intervals, settings a
 [results-tables.md](results-tables.md); [compare.md](compare.md) says what is equal for all methods. cars196 (Stanford Cars),
 birds200 (CUB-200-2010), plankton121, seedlings12 and cifar10 are class folders, which are no part of this repository.
 Every method had 60 epochs, and ships the last within a standard error of its highest validation accuracy. All was made on one
-thread of a busy machine, so times are too long. Full fine-tuning and more seeds are still to be run.
+thread of a busy machine, so times are too long. Full fine-tuning, and the second and third seed where they are missing, are still to be run.
 
 ![Test accuracy over what a further task costs.](images/results/five-sets-cost-bundled.png)
 
