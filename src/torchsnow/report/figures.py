@@ -69,7 +69,7 @@ class Drawing(NamedTuple):
 def drawings(results: Results) -> list[Drawing]:
     """All pictures that there is something to show in, source by source; none of more data sets than fit on one."""
     rows = summarise(results)
-    if has_many(list(dict.fromkeys(row.data for row in rows))):
+    if has_many(row.data for row in rows):
         return []
     found: list[Drawing] = []
     for source in dict.fromkeys(row.source for row in rows):

@@ -83,7 +83,7 @@ def _content(results: Results, place: Place | None) -> dict[str, Any]:
     validate_finished(results)
     return {
         "short": False,
-        "many": has_many(list(dict.fromkeys(cell.data for cell in results.cells))),
+        "many": has_many(cell.data for cell in results.cells),
         "results": results,
         "seeds": ", ".join(str(seed) for seed in sorted({cell.seed for cell in results.cells})),
         "settings": [f"{name}: {_setting(value)}" for name, value in results.experiment.items()],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, median
@@ -67,9 +67,9 @@ def summary_tables(results: Results) -> Iterator[tuple[str, Table]]:
         yield f"Source {source}", Table(columns, lines, _SUMMARY)
 
 
-def has_many(data: Sequence[str]) -> bool:
-    """Whether these are too many data sets for a column each."""
-    return len(data) > MANY_DATA_SETS
+def has_many(data: Iterable[str]) -> bool:
+    """Whether these names, repeats aside, are of too many data sets for a column each."""
+    return len(set(data)) > MANY_DATA_SETS
 
 
 def _summary_row(rows: Sequence[Summary], data: Sequence[str]) -> list[str]:
@@ -89,7 +89,7 @@ def _summary_row(rows: Sequence[Summary], data: Sequence[str]) -> list[str]:
 def accuracy_tables(results: Results) -> Iterator[tuple[str, Table]]:
     """A heading and a table for every source and data set; of many data sets, one for every source."""
     rows = summarise(results)
-    if has_many(list(dict.fromkeys(row.data for row in rows))):
+    if has_many(row.data for row in rows):
         yield from (
             (f"Source {source}", _rows_of_data([r for r in rows if r.source == source])) for source in _sources(rows)
         )
