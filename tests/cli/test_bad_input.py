@@ -194,7 +194,7 @@ def test_a_task_name_that_is_a_path(trained: Trained, name: str) -> None:
 
 
 def test_a_hub_that_is_something_else(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("torchsnow.cli.train.load_checked")  # refused before anything slow
+    monkeypatch.delattr("torchsnow.cli.data_options.load_checked")  # refused before anything slow
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("precious")
     words = ("train", trained.photos, "--task", "new", *TINY, "--hub")

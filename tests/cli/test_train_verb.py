@@ -148,7 +148,7 @@ def test_the_hub_keeps_its_source_and_its_other_tasks(trained: Trained) -> None:
 def test_a_name_that_is_taken_is_refused_before_training(
     trained: Trained, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr("torchsnow.cli.train.load_checked")  # not even the images are looked at
+    monkeypatch.delattr("torchsnow.cli.data_options.load_checked")  # not even the images are looked at
     before = snapshot(trained.hub, trained.run)
     sentence = refused(
         "train", trained.photos, "--task", "colours", "--hub", trained.hub, *TINY, "--out", "other", *words
@@ -237,7 +237,7 @@ def test_ctrl_c_before_the_training_says_that_nothing_was_begun(photos: Path, mo
     def stopped(data: str, **how: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("torchsnow.cli.train.load_checked", stopped)
+    monkeypatch.setattr("torchsnow.cli.data_options.load_checked", stopped)
     outcome = train(photos, *TINY)
     assert (outcome.code, outcome.err) == (130, "torchsnow: interrupted; no training was begun\n")
     assert not Path("runs").exists()

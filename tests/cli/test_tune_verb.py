@@ -11,10 +11,8 @@ import pytest
 import torch
 from command_line import SIZES, Outcome, Trained, refused, torchsnow
 
-from torchsnow.cli.train import STUDY_FILE
 from torchsnow.hub import Hub
 from torchsnow.train.loop import Loop
-from torchsnow.workflows import tune as workflow
 
 WORDS = (*SIZES, "--epochs", "2", "--trials", "2")
 
@@ -101,7 +99,3 @@ def test_who_lacks_optuna_is_told_what_to_install(photos: Path, monkeypatch: pyt
 
     monkeypatch.setattr(importlib.util, "find_spec", without)
     assert refused("tune", photos, *WORDS) == "tune needs Optuna: pip install 'torchsnow[tune]'"
-
-
-def test_the_study_has_one_name() -> None:
-    assert STUDY_FILE == workflow.STUDY_FILE

@@ -9,27 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchsnow.cli.data_options import (
-    HUB,
-    DistinctNames,
-    FollowLinks,
-    GroupColumn,
-    LabelColumn,
-    PathColumn,
-    SplitColumn,
-    validate_outside,
-)
-from torchsnow.cli.output import load_checked, note, percent, print_json, say
-from torchsnow.cli.training_options import TrainingOptions, telling_how_to_resume, with_training_options
+from torchsnow.cli.data_options import HUB, DataOptions, validate_outside, with_option_groups
+from torchsnow.cli.output import note, percent, print_json, say
+from torchsnow.cli.training_options import TrainingOptions, telling_how_to_resume
 from torchsnow.errors import TorchsnowError
 
 if TYPE_CHECKING:
     from torchsnow.workflows.training import TrainedTask
 
-RUN_FILE, STUDY_FILE = "args.yaml", "study.json"
 
-
-@with_training_options
+@with_option_groups
 def train(
     data: Annotated[
         str, typer.Argument(help="Folder of class folders, CSV (path,label[,split]), or the name of a data set.")
@@ -45,16 +34,7 @@ def train(
     time: Annotated[
         str | None, typer.Option(help="Most time for training, as in 90s, 10m or 1.5h; fewer epochs if need be.")
     ] = None,
-    path_column: PathColumn = "",
-    label_column: LabelColumn = "",
-    split_column: SplitColumn = "",
-    group_column: GroupColumn = "",
-    follow_links: FollowLinks = False,
-    distinct_names: DistinctNames = False,
-    multi_label: Annotated[
-        bool,
-        typer.Option("--multi-label", help="Images of a CSV have any number of labels: red|round, or 0/1 columns."),
-    ] = False,
+    reading: DataOptions,
     out: Annotated[
         Path | None, typer.Option(help="Run folder; by default runs/TASK, or the next free runs/TASK-2...")
     ] = None,
@@ -78,7 +58,7 @@ def train(
     Example: torchsnow train photos/ --task screws --hub my-hub --time 10m
     """
     options.settings()  # what can be refused is refused before torch is loaded, and before anything slow
-    from torchsnow.data import Columns, validate_exists
+    from torchsnow.data import validate_exists
 
     validate_exists(data)
 
@@ -105,10 +85,7 @@ def train(
         validate_run(task, hub, run, resume=resume or overwrite, replace=replace)
         recipe, source = options.on_source(recipe, hub)
         recipe.validate_shared(source, here())
-        columns = Columns(path_column, label_column, split_column, group_column)
-        how = {"columns": columns, "follow_links": follow_links, "distinct_names": distinct_names}
-        how["multi_label"] = multi_label
-        loaded = load_checked(data, quiet=json, **how)
+        loaded = reading.load(data, quiet=json)
         if overwrite and not resume and run.args.exists():
             with run.owned():
                 run.clear()
@@ -163,9 +140,11 @@ def name_of(data: str) -> str:
 
 def run_folder(task: str, resume: bool, overwrite: bool) -> Path:
     """runs/TASK; where a run is there, the next one that is free, or with `resume` or `overwrite` the last one."""
+    from torchsnow.train import RunFolder
+
     last, free = Path("runs") / task, Path("runs") / task
     number = 1
-    while any((free / file).exists() for file in (RUN_FILE, STUDY_FILE)):
+    while RunFolder(free).args.exists() or RunFolder(free).study.exists():
         number += 1
         last, free = free, Path("runs") / f"{task}-{number}"
     return last if resume or overwrite else free

@@ -16,16 +16,16 @@ from torchsnow.cli.data_options import (
     PathColumn,
     SplitColumn,
     validate_outside,
+    with_option_groups,
 )
 from torchsnow.cli.output import counting, load_checked, note, percent, print_json, print_table, say
-from torchsnow.cli.train import RUN_FILE
-from torchsnow.cli.training_options import TrainingOptions, telling_how_to_resume, with_training_options
+from torchsnow.cli.training_options import TrainingOptions, telling_how_to_resume
 
 if TYPE_CHECKING:
     from torchsnow.workflows.shared import TaskGroup
 
 
-@with_training_options
+@with_option_groups
 def train_many(
     data: Annotated[
         list[str],
@@ -55,7 +55,9 @@ def train_many(
 
     Example: torchsnow train-many labels.csv --hub my-hub --epochs 20
     """
-    with telling_how_to_resume(lambda: any(out.glob(f"*/{RUN_FILE}"))):
+    from torchsnow.train import RunFolder
+
+    with telling_how_to_resume(lambda: any(RunFolder(run).args.exists() for run in out.glob("*"))):
         options.settings()  # what can be refused is refused before torch is loaded, and before anything slow
 
         from torchsnow.cluster import validate_ray

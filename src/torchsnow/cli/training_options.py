@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from dataclasses import replace as replaced
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,7 +31,7 @@ PRETRAINED = "pretrained"
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Options of a verb that trains, see `with_training_options`."""
+    """Options of a verb that trains, see `with_option_groups`."""
 
     source: Annotated[
         str | None,
@@ -140,30 +139,6 @@ class TrainingOptions:
         weights = PRETRAINED if self.pretrained else self.weights
         source = source_for(hub, self.source, weights, self.precision, self.mean, self.std)  # type: ignore[arg-type] # `settings` has checked it
         return replaced(recipe, settings=replaced(recipe.settings, precision=source.precision)), source
-
-
-def with_training_options(verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb with every field of `TrainingOptions` as an option, in the place of its parameter `options`."""
-    hints = get_type_hints(TrainingOptions, include_extras=True)
-    own = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-        )
-        for field in fields(TrainingOptions)
-    ]
-    parameters: list[inspect.Parameter] = []
-    for parameter in inspect.signature(verb, eval_str=True).parameters.values():
-        if parameter.name == "options":
-            parameters += own
-        else:
-            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-
-    def called(**given: Any) -> None:
-        verb(options=TrainingOptions(**{one.name: given.pop(one.name) for one in own}), **given)
-
-    called.__doc__ = verb.__doc__
-    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # by which options are made
-    return called
 
 
 @contextmanager

@@ -8,26 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torchsnow.cli.data_options import (
-    HUB,
-    DistinctNames,
-    FollowLinks,
-    GroupColumn,
-    LabelColumn,
-    PathColumn,
-    SplitColumn,
-    validate_outside,
-)
-from torchsnow.cli.output import load_checked, note, percent, print_json, print_table, say
-from torchsnow.cli.train import STUDY_FILE, name_of, run_folder, seconds_of, show
-from torchsnow.cli.training_options import TrainingOptions, telling_how_to_resume, with_training_options
+from torchsnow.cli.data_options import HUB, DataOptions, validate_outside, with_option_groups
+from torchsnow.cli.output import note, percent, print_json, print_table, say
+from torchsnow.cli.train import name_of, run_folder, seconds_of, show
+from torchsnow.cli.training_options import TrainingOptions, telling_how_to_resume
 from torchsnow.errors import TrainingError
 
 if TYPE_CHECKING:
     from torchsnow.workflows.tune import TunedTask
 
 
-@with_training_options
+@with_option_groups
 def tune(
     data: Annotated[
         str, typer.Argument(help="Folder of class folders, CSV (path,label[,split]), or the name of a data set.")
@@ -42,16 +33,7 @@ def tune(
     time: Annotated[
         str | None, typer.Option(help="No trial but the first goes on after that time, as in 90s, 10m or 1.5h.")
     ] = None,
-    path_column: PathColumn = "",
-    label_column: LabelColumn = "",
-    split_column: SplitColumn = "",
-    group_column: GroupColumn = "",
-    follow_links: FollowLinks = False,
-    distinct_names: DistinctNames = False,
-    multi_label: Annotated[
-        bool,
-        typer.Option("--multi-label", help="Images of a CSV have any number of labels: red|round, or 0/1 columns."),
-    ] = False,
+    reading: DataOptions,
     out: Annotated[
         Path | None, typer.Option(help="Run folder; by default runs/TASK, or the next free runs/TASK-2...")
     ] = None,
@@ -75,7 +57,7 @@ def tune(
     time_s = None if time is None else seconds_of(time)
     if importlib.util.find_spec("optuna") is None:
         raise TrainingError("tune needs Optuna: pip install 'torchsnow[tune]'")
-    from torchsnow.data import Columns, validate_exists
+    from torchsnow.data import validate_exists
 
     validate_exists(data)
 
@@ -86,7 +68,7 @@ def tune(
 
     task = name_of(data) if task is None else task
     run = RunFolder(out or run_folder(task, resume, False))
-    with telling_how_to_resume((run.path / STUDY_FILE).exists):
+    with telling_how_to_resume(run.study.exists):
         recipe = options.recipe(time_s)
         validate_tunable(recipe)
         validate_outside(data, run.path, "--out")
@@ -94,9 +76,7 @@ def tune(
         validate_study(run, resume)
         validate_run(task, hub, run, resume=resume, replace=replace)
         recipe, source = options.on_source(recipe, hub)
-        columns = Columns(path_column, label_column, split_column, group_column)
-        how = {"columns": columns, "follow_links": follow_links, "distinct_names": distinct_names}
-        loaded = load_checked(data, quiet=json, **how, multi_label=multi_label)
+        loaded = reading.load(data, quiet=json)
         place = Place(hub, source, replace=replace)
         result = tune_task(loaded, task, run, recipe, place, trials, resume=resume, say=None if json else note)
     if json:

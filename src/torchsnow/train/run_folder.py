@@ -45,6 +45,11 @@ class RunFolder:
         return self.path / "args.yaml"
 
     @property
+    def study(self) -> Path:
+        """What a study of several trainings resumes from; see `torchsnow.workflows.tune`."""
+        return self.path / "study.json"
+
+    @property
     def splits(self) -> Path:
         return self.path / "splits.json"
 

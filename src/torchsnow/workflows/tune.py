@@ -36,7 +36,7 @@ from torchsnow.workflows.place import Place, Training
 from torchsnow.workflows.recipe import LEAST_PATIENCE, Recipe
 from torchsnow.workflows.training import TrainedTask, complete, prepared, put_stage, silent, validate_run, warn
 
-STUDY_FILE, TABLE_FILE, TRIALS_FOLDER = "study.json", "trials.csv", "trials"
+TABLE_FILE, TRIALS_FOLDER = "trials.csv", "trials"
 UNFINISHED, FINISHED, PRUNED, DIVERGED = "unfinished", "finished", "stopped early", "diverged"
 _STATES = {FINISHED: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, DIVERGED: TrialState.FAIL}
 _WIDTHS = (0.5, 0.75, 1.0)  # times the greatest that the preset's budget allows
@@ -115,7 +115,7 @@ def validate_tunable(recipe: Recipe) -> None:
 
 def validate_study(run: RunFolder, resume: bool) -> None:
     """Raise TrainingError for a study in the run folder; with `resume`, for none."""
-    there = (run.path / STUDY_FILE).exists()
+    there = run.study.exists()
     if there and not resume:
         raise TrainingError(f"{run.path} holds a study already: resume it (--resume), or choose another folder")
     if resume and not there:
@@ -161,8 +161,8 @@ def tune_task(
 
 
 class _Study:
-    """The trials of a training. In its run folder `STUDY_FILE` is what a study resumes from, `TABLE_FILE` the same for
-    people, and `TRIALS_FOLDER` has a run folder for each trial."""
+    """The trials of a training. Its run folder has what it resumes from, as `TABLE_FILE` the same for people, and in
+    `TRIALS_FOLDER` a run folder for each trial."""
 
     def __init__(self, training: Training, hub: Place, say: Callable[[str], None], default: DeltaSpec) -> None:
         self.training, self.hub, self.say = training, hub, say
@@ -184,7 +184,7 @@ class _Study:
         config: dict[str, Any] = {"method": self.base.config(), "training": self.recipe.settings.to_dict()}
         config |= {"data": data_config(self.splits), "searched": list(self.space)}
         self.config = json.loads(json.dumps(config, allow_nan=False))  # as it will be read back
-        path = self.run.path / STUDY_FILE
+        path = self.run.study
         if not path.exists():
             return
         try:
@@ -303,7 +303,7 @@ class _Study:
 
     def _write(self) -> None:
         kept = {"config": self.config, "trials": [asdict(trial) for trial in self.trials]}
-        write_atomically(self.run.path / STUDY_FILE, json.dumps(kept, indent=1, allow_nan=False) + "\n", TrainingError)
+        write_atomically(self.run.study, json.dumps(kept, indent=1, allow_nan=False) + "\n", TrainingError)
         rows = [trial.row() for trial in self.trials]
         write_csv(self.run.path / TABLE_FILE, list(rows[0]), [list(row.values()) for row in rows], TrainingError)
 
