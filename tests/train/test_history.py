@@ -18,8 +18,11 @@ def test_best_is_the_last_within_one_standard_error_of_the_highest(num_images: i
     assert best_epoch(history((0.5, 0.1), (0.9, 2.0), (0.87, 0.1), (0.8, 0.1)), num_images).epoch == best
 
 
-def test_best_is_not_below_the_start() -> None:
+def test_best_is_not_worse_than_the_start_in_both_accuracy_and_loss() -> None:
     assert best_epoch([START, *history((0.82, 1.0), (0.81, 1.0), (0.79, 1.0))], 10).epoch == 2
+    assert best_epoch([START, *history((0.82, 1.0), (0.81, 1.0), (0.79, 0.9))], 10).epoch == 3
+    assert best_epoch([START, *history((0.82, 1.0), (0.81, 1.0), (0.60, 0.9))], 10).epoch == 2
+    assert best_epoch([START, *history((0.79, 1.0), (0.79, 1.1))], 10) is START
 
 
 def test_a_perfect_epoch_has_no_error() -> None:

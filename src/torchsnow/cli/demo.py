@@ -84,8 +84,9 @@ def _show(result: TrainedTask, predictions: list[Prediction], truths: list[str],
     summary = result.summary()
     what = "the linear probe that it started as" if result.alone else "a grid delta"
     say(
-        f"validation accuracy: a linear probe {percent(summary['probe_val_accuracy'])}, the task "
-        f"{percent(summary['val_accuracy'])}; what ships is {what}"
+        f"validation accuracy: a linear probe {percent(summary['probe_val_accuracy'])} (cross-entropy "
+        f"{result.fit.history[0].val_loss:.3f}), the task {percent(summary['val_accuracy'])} "
+        f"({result.fit.metrics.loss:.3f}); what ships is {what}"
     )
     say(
         f"test accuracy {percent(summary['test_accuracy'])} (balanced {percent(summary['test_balanced_accuracy'])}) on "

@@ -108,6 +108,9 @@ def show(result: TrainedTask, summary: Mapping[str, Any]) -> None:
     kind = "a linear head alone" if result.alone else f"the best model, of epoch {summary['best_epoch']},"
     say(f"{kind} has {on_validation(metrics)}, balanced {percent(metrics.balanced_accuracy)}")
     say(f"a linear head at the start: {percent(result.probe_accuracy)} on the same images")
+    best, start = result.fit.best, result.fit.history[0]
+    if best.val_accuracy < start.val_accuracy:
+        say(f"it has fewer right, and is surer: a cross-entropy of {best.val_loss:.3f}, the head {start.val_loss:.3f}")
     if test is not None:
         low, high = test.accuracy_interval
         told = (

@@ -33,15 +33,21 @@ def epochs_done(history: Sequence[Epoch]) -> int:
 
 def best_epoch(history: Sequence[Epoch], num_images: int) -> Epoch:
     """The last epoch whose validation accuracy, over so many images, is within one standard error of the highest
-    (Breiman et al., "Classification and Regression Trees", 1984, section 3.4.3), and not below the start's.
+    (Breiman et al., "Classification and Regression Trees", 1984, section 3.4.3), and which is not worse than the start
+    in both accuracy and loss.
 
     The highest of many is mostly luck, and while the learning rate falls a later epoch generalises better than an
-    earlier one of the same accuracy.
+    earlier one of the same accuracy. An accuracy that is lower by a few images says less than a lower loss.
     """
     highest = max(row.val_accuracy for row in history)
-    error = (highest * (1 - highest) / num_images) ** 0.5
-    least = max([highest - error, *(row.val_accuracy for row in history if row.epoch == 0)])
-    return max((row for row in history if row.val_accuracy >= least), key=lambda row: row.epoch)
+    least = highest - (highest * (1 - highest) / num_images) ** 0.5
+    start = history[0]
+    last = [
+        row
+        for row in history
+        if row.val_accuracy >= least and (row.val_accuracy >= start.val_accuracy or row.val_loss < start.val_loss)
+    ]
+    return last[-1]
 
 
 def highest_epoch(history: Sequence[Epoch]) -> Epoch:
