@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from torchsnow.errors import ExperimentError, TorchsnowError
-from torchsnow.experiments.plan import Experiment, PlannedCell, paper_experiment, smoke_experiment
+from torchsnow.experiments.plan import Experiment, PlannedCell, packaged_experiment
 from torchsnow.methods import METHODS
 
 PLAIN = {"name": "x", "data": ["elpv"], "methods": ["full", "snow"]}
@@ -113,7 +113,7 @@ def test_there_are_stored_experiments() -> None:
 
 
 def test_ready_made_experiments() -> None:
-    assert smoke_experiment().data == ("digits",)  # offline
-    assert "its figures mean nothing" in smoke_experiment().remark
-    assert paper_experiment().data == ("food101", "dtd", "action40", "cars", "cub200")
-    assert paper_experiment().sources == ("resnet50.tv_in1k",)
+    assert packaged_experiment("smoke").data == ("digits",)  # offline
+    assert "its figures mean nothing" in packaged_experiment("smoke").remark
+    assert packaged_experiment("paper").data == ("food101", "dtd", "action40", "cars", "cub200")
+    assert packaged_experiment("paper").sources == ("resnet50.tv_in1k",)

@@ -166,7 +166,7 @@ def _split(text: str | None) -> list[str] | None:
 
 
 def _experiment(given: dict[str, Any], file: Path | None, paper: bool, smoke: bool) -> Experiment:
-    from torchsnow.experiments.plan import Experiment, paper_experiment, smoke_experiment
+    from torchsnow.experiments.plan import Experiment, packaged_experiment
 
     ready = [name for name, wanted in (("--experiment", file), ("--paper", paper), ("--smoke", smoke)) if wanted]
     if len(ready) > 1:
@@ -174,7 +174,7 @@ def _experiment(given: dict[str, Any], file: Path | None, paper: bool, smoke: bo
     if file is not None:
         return Experiment.load(file).changed(given)
     if paper or smoke:
-        return (paper_experiment() if paper else smoke_experiment()).changed(given)
+        return packaged_experiment("paper" if paper else "smoke").changed(given)
     if "data" not in given:
         raise ExperimentError("name at least one data set, or --experiment FILE, --paper or --smoke")
     return Experiment.from_dict({"name": "comparison", "methods": _split(_METHODS), **given})
