@@ -55,8 +55,10 @@ def served(ray: Ray, hub: Hub, *words: str) -> Iterator[int]:
     given = ["serve", "--hub", hub.folder.path, "--ray", ray.address, "--port", port, "--device", "cpu", *words]
     with subprocess.Popen([sys.executable, "-m", "torchsnow", *map(str, given)], stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
-        while b'"serving"' not in (line := process.stderr.readline()):
-            assert line, "it has ended"
+        said = [process.stderr.readline()]
+        while b'"serving"' not in said[-1]:
+            assert said[-1], b"".join(said).decode()
+            said.append(process.stderr.readline())
         threading.Thread(target=process.stderr.read, daemon=True).start()
         try:
             yield port

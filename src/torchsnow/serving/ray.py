@@ -115,19 +115,30 @@ def app(told: dict[str, str]) -> Any:
 
 
 def serve_on(address: str, application: Any, host: str, port: int, settings: ServeSettings) -> None:
-    """Serve on the cluster at an address until SIGTERM or SIGINT, then let its replicas finish what they accepted."""
+    """Serve on the cluster at an address until SIGTERM or SIGINT, then let its replicas finish what they accepted.
+
+    Raises ServingError where Ray Serve does not come up, and ClusterError where there is no cluster.
+    """
     write_logs()
     stop = threading.Event()
     with cluster(address):
         from ray import serve
+        from ray.exceptions import RayError
 
         for number in STOP_SIGNALS:  # after Ray, which has handlers of its own
             signal.signal(number, lambda *given: stop.set())
         http = {"host": host, "port": port, "ssl_certfile": settings.tls_cert, "ssl_keyfile": settings.tls_key}
-        serve.start(
-            http_options={name: str(value) if isinstance(value, Path) else value for name, value in http.items()}
-        )
-        serve.run(application, name=NAME)
+        try:
+            serve.start(
+                http_options={name: str(value) if isinstance(value, Path) else value for name, value in http.items()}
+            )
+            serve.run(application, name=NAME)
+        except (RayError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise ServingError(
+                f"Ray Serve did not come up on the cluster {address!r} ({type(error).__name__}: {reason}); where its "
+                "proxy needs long to start, set RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S in the cluster's environment"
+            ) from error
         log("serving", address=[host, port], admin=settings.token is not None)
         stop.wait()
         serve.delete(NAME)
