@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -135,6 +136,24 @@ def test_a_replica_that_is_killed_costs_what_it_was_at_work_on_and_no_more(ray: 
     print(f"{len(answered)} answers, {len(failed)} requests failed")
     assert wrong == []
     assert len(failed) <= num_callers, failed
+
+
+def test_requests_that_name_their_task_go_where_it_is_in_memory(server: Running) -> None:
+    def ask(times: int, **headers: str) -> dict[str, float]:
+        """How many requests each replica has answered for the task, after so many more."""
+        for _ in range(times):
+            assert server.predict([picture()], ["b"], **headers).status == 200
+        words = [line.split() for line in server.call("GET", "/metrics").body.decode().splitlines()]
+        return {one[0]: float(one[1]) for one in words if 'request_seconds_count{task="b"' in one[0]}
+
+    named = {"serve-multiplexed-model-id": "b"}
+    assert len(ask(20)) == 2
+    ask(1, **named)
+    time.sleep(1)  # Ray tells the proxy which replica has it ten times a second
+    before = ask(0)
+    after = ask(20, **named)
+    assert {after[replica] - before[replica] for replica in after} == {0, 20}
+    assert server.predict([picture()], ["b"], **{"serve-multiplexed-model-id": "no such task"}).status == 200
 
 
 def test_a_task_that_is_removed_and_put_back_is_so_in_every_replica(server: Running, hub: Hub) -> None:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from torchsnow.cluster import cluster, validate_ray
 from torchsnow.errors import ServingError
@@ -31,6 +31,8 @@ from torchsnow.train import torch_device
 
 NAME = "torchsnow"
 """Of the application and of its one deployment."""
+HELD_TASKS = 400
+"""How many tasks a replica is sought for by name: what `torchsnow.hub.live.CACHE_BYTES` hold of a ResNet-50's."""
 _END_S = 5.0  # more than the longest answer takes
 
 
@@ -44,7 +46,21 @@ class HubReplica:
         self._service = Service(LiveHub(opened), ServeSettings.from_dict(settings), _Replicas(self.hear))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:  # by which name Ray Serve finds it
-        return make_app(self._service)
+        from ray import serve
+
+        answer = make_app(self._service)
+
+        @serve.multiplexed(max_num_models_per_replica=HELD_TASKS)  # type: ignore[untyped-decorator]
+        async def hold(task: str) -> str:
+            return task  # the hub loads it; this tells Ray where it will be
+
+        async def answer_and_hold(scope: Scope, receive: Receive, send: Send) -> None:
+            task = serve.get_multiplexed_model_id()
+            if task in self._service.live.now.entries:
+                await hold(task)
+            await answer(scope, receive, send)
+
+        return answer_and_hold
 
     async def hear(self, question: Mapping[str, Any]) -> Any:
         """Answer what a replica asks."""
@@ -133,7 +149,7 @@ def serve_on(address: str, application: Any, host: str, port: int, settings: Ser
                 http_options={name: str(value) if isinstance(value, Path) else value for name, value in http.items()}
             )
             serve.run(application, name=NAME)
-        except (RayError, RuntimeError) as error:
+        except (RayError, RuntimeError, TimeoutError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise ServingError(
                 f"Ray Serve did not come up on the cluster {address!r} ({type(error).__name__}: {reason}); where its "
