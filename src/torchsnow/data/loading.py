@@ -23,12 +23,13 @@ from torchsnow.data.folders import list_folder
 from torchsnow.data.hf import list_hf
 from torchsnow.data.listing import Listing, Skipped
 from torchsnow.data.published import list_elpv
+from torchsnow.data.shards import list_shards
 from torchsnow.data.tables import TABLE_SUFFIXES, Columns, list_table
 from torchsnow.errors import DataError
 
 EXPECTED = (
     "a folder of class folders, a CSV file with the header path,label[,split], elpv, elpv:binary, "
-    f"{', '.join(DATASETS)}, torchvision:NAME or hf:ORGANISATION/NAME"
+    f"{', '.join(DATASETS)}, torchvision:NAME, hf:ORGANISATION/NAME or wds:FOLDER of tar files"
 )
 
 
@@ -111,11 +112,12 @@ def load_data(
     `data` is a folder of class folders (with or without folders for train, val and test above them), a CSV file with
     the header `path,label[,split][,group]` (or other `columns`) and paths relative to its own folder, `elpv` (solar
     cells, four defect probabilities) or `elpv:binary` (functional or defective), a name in `DATASETS`, the same as
-    `torchvision:NAME` where torchvision has that data set, or `hf:ORGANISATION/NAME`. A folder of that name comes
-    before a bare name. `progress` is called with (images checked, images in all). What has a name is fetched when it
-    is missing, and its images are decoded again only when they change. Class names that look alike (`Red` and
-    `red`) are refused unless they are `distinct_names`. In a `multi_label` CSV file, an image has any number of labels:
-    their names with `|` between in the label column, or without such a column a column of 0 and 1 per label.
+    `torchvision:NAME` where torchvision has that data set, `hf:ORGANISATION/NAME`, or `wds:PLACE`, a folder or
+    pattern of tar files (see `list_shards`). A folder of that name comes before a bare name. `progress` is called
+    with (images checked, images in all). What has a name is fetched when it is missing, and its images are decoded
+    again only when they change. Class names that look alike (`Red` and `red`) are refused unless they are
+    `distinct_names`. In a `multi_label` CSV file, an image has any number of labels: their names with `|` between
+    in the label column, or without such a column a column of 0 and 1 per label.
 
     Images that cannot be read, and links that leave the data's folder (unless `follow_links`), are skipped and listed
     in `.skipped`. Raises DataError when they are over `max_bad_share` of all files or a whole class, and for data that
@@ -134,7 +136,7 @@ def load_data(
 def validate_exists(data: str) -> None:
     """Raise DataError for data that is neither there nor known by name. Nothing is read: it is asked first of all."""
     path = Path(os.path.expanduser(data))  # which leaves a user that there is not, where Path's own raises
-    is_named = data in ("elpv", "elpv:binary", *DATASETS) or data.startswith(("torchvision:", "hf:"))
+    is_named = data in ("elpv", "elpv:binary", *DATASETS) or data.startswith(("torchvision:", "hf:", "wds:"))
     if is_named or (data.strip() and path.is_dir()) or (path.is_file() and path.suffix.lower() in TABLE_SUFFIXES):
         return
     problem = "is a file, but not a .csv" if path.is_file() else "does not exist"
@@ -182,6 +184,8 @@ def _list(data: str, columns: Columns, how: Mapping[str, bool], multi_label: boo
         return list_named(find_torchvision(name))
     if prefix == "hf":
         return list_hf(name)
+    if prefix == "wds":
+        return list_shards(name)
     if data in ("elpv", "elpv:binary"):
         return list_elpv(binary=data == "elpv:binary")
     if data.strip() and path.is_dir():
