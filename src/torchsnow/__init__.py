@@ -1,4 +1,4 @@
-"""torchsnow: many small image-classification tasks on one frozen CNN, by channel pooling (SNOW)."""
+"""torchsnow: many small image-classification tasks on one frozen network, by channel pooling (SNOW)."""
 
 from importlib.metadata import version
 

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -25,7 +26,6 @@ from torchsnow.data import LoadedData, eval_transform, find_images, load_data, r
 from torchsnow.data.checking import check_images, validate_classes, validate_unique
 from torchsnow.data.listing import Entry, Listing
 from torchsnow.data.loading import loaded
-from torchsnow.data.names import ALL
 from torchsnow.errors import DataError
 from torchsnow.hub import Hub, source_for
 from torchsnow.io.files import write_atomically
@@ -78,8 +78,8 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
     def fit(self, X: Any, y: Any = None) -> Self:  # noqa: N803 # scikit-learn's name
         """Train on images and their labels, N of each; or, without labels, on a data set as `load_data` takes it.
 
-        15% of the images are held out to choose the best epoch by, and of a data set without a test split of its own
-        another 15% to test with.
+        15% of the images are held out to choose the best epoch by, and of a data set that is named, without a test
+        split of its own, another 15% to test with.
         """
         root = Path(tempfile.mkdtemp(prefix="torchsnow-"))
         weakref.finalize(self, shutil.rmtree, root, ignore_errors=True)
@@ -156,7 +156,7 @@ def _labelled(images: Any, labels: Any, folder: Path) -> tuple[LoadedData, np.nd
     folder.mkdir()
     paths = [_as_file(image, folder / f"{number}.png") for number, image in enumerate(images)]
     names = tuple(map(str, classes))
-    entries = tuple(Entry(path, names[place], ALL) for path, place in zip(paths, places.tolist(), strict=True))
+    entries = tuple(Entry(path, names[place], "train") for path, place in zip(paths, places.tolist(), strict=True))
     root = Path(os.path.commonpath([path.parent for path in paths])) if paths else folder
     listing = Listing("images", root, names, entries)
     validate_classes(listing)
@@ -165,7 +165,8 @@ def _labelled(images: Any, labels: Any, folder: Path) -> tuple[LoadedData, np.nd
     if checked.skipped:
         bad = checked.skipped[0]
         raise DataError(f"cannot read the image {bad.path}: {bad.reason}")
-    return loaded(listing, checked, 0), classes
+    data = loaded(listing, checked, 0)
+    return replace(data, splits={**data.splits, "test": []}), classes  # whoever has labels at hand tests by `score`
 
 
 def _several(images: Any) -> Sequence[Any]:

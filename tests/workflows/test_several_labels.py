@@ -100,6 +100,15 @@ def test_groups_stay_together_with_several_labels(table: Path) -> None:
     assert sum(map(len, groups)) == len(set.union(*groups)) == 18
 
 
+def test_a_slip_in_a_column_of_flags_does_not_drop_the_label(table: Path) -> None:
+    rows = [[f"{n}.png", n % 2, 2 if n == 7 else 1] for n in range(20)]
+    slip = write(table.with_name("slip.csv"), [["path", "red", "round"], *rows])
+    with pytest.raises(
+        DataError, match=r"'round' of .* has 0 or 1 but for 1 cell, the first in row 9, '2': correct it"
+    ):
+        load_data(slip, multi_label=True)
+
+
 def test_what_says_no_labels_is_refused(table: Path) -> None:
     other = write(table.with_name("other.csv"), [["path", "size"], ["0.png", 3]])
     with pytest.raises(DataError, match=r"neither a column label with names, as red\|round, nor columns of 0 and 1"):

@@ -99,7 +99,7 @@ def _show_version(asked: bool) -> None:
 
 app = typer.Typer(
     cls=_Verbs,
-    help="Many small image-classification tasks on one frozen CNN, by channel pooling (SNOW).",
+    help="Many small image-classification tasks on one frozen network, by channel pooling (SNOW).",
     epilog="Example: torchsnow train photos/ --task screws --hub my-hub",
     no_args_is_help=True,
     add_completion=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -52,4 +53,4 @@ def relabel(
     elif record is None:
         say(f"{images} moved back" if undo is not None else "no image was to be moved")
     else:
-        say(f"{images} moved; to undo: torchsnow relabel {data} --undo {record} --apply")
+        say(f"{images} moved; to undo: torchsnow relabel {quote(str(data))} --undo {quote(str(record))} --apply")

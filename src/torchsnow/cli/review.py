@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -69,7 +70,7 @@ def review(
         print_table(["likely mislabelled", "class", "likelier"], rows)
     say(f"{found.num_images} images reviewed; open {out / PAGE}")
     if Path(data).is_dir():
-        say(f"edit {out / MOVES}, then: torchsnow relabel {data} --moves {out / MOVES}")
+        say(f"edit {out / MOVES}, then: torchsnow relabel {quote(data)} --moves {quote(str(out / MOVES))}")
 
 
 def _document(found: Review) -> dict[str, Any]:

@@ -109,8 +109,11 @@ def show(result: TrainedTask, summary: Mapping[str, Any]) -> None:
     say(f"{kind} has {on_validation(metrics)}, balanced {percent(metrics.balanced_accuracy)}")
     say(f"a linear head at the start: {percent(result.probe_accuracy)} on the same images")
     best, start = result.fit.best, result.fit.history[0]
-    if best.val_accuracy < start.val_accuracy:
-        say(f"it has fewer right, and is surer: a cross-entropy of {best.val_loss:.3f}, the head {start.val_loss:.3f}")
+    if not result.alone and best.epoch and best.val_accuracy <= start.val_accuracy:
+        why = f"it is surer: its cross-entropy is {best.val_loss:.3f}, the head's {start.val_loss:.3f}"
+        if best.val_loss >= start.val_loss:
+            why = "so few images cannot tell; as a rule both together are better"
+        say(f"layers of its own have no more of these images right, and {why}")
     if test is not None:
         low, high = test.accuracy_interval
         told = (
@@ -129,7 +132,9 @@ def show(result: TrainedTask, summary: Mapping[str, Any]) -> None:
         )
     place = "what was trained" if result.hub is None else f"task {result.name!r} is in the hub {result.hub}"
     say(f"{place} ({shown_size(result.size_bytes)}); the run is in {result.run}")
-    if result.alone:
+    if result.alone and len(result.fit.history) == 1:
+        say("layers of its own were not trained: there was no time")
+    elif result.alone:
         say("layers of its own brought nothing on the validation split, so it has none: it adds no cost to the pass")
     if result.warning is not None:
         note(f"warning: {result.warning}")

@@ -42,6 +42,7 @@ _YES_OR_NO = {
     **dict.fromkeys(("0", "0.0", "false", "f", "no", "n"), False),
 }
 _FLAGS = {**_YES_OR_NO, "": False}
+_FEW_ODD = 0.1  # of a column of 0 and 1: so many other cells are slips
 _LIKELY_GROUPS = re.compile(
     r"(patient|subject|person|participant|video|clip|scene|site|location|session|series|study|specimen|animal|camera|"
     r"lesion|slide|case|individual|plant|object)"
@@ -181,6 +182,13 @@ def _list_labels(file: Path, columns: Columns, follow_links: bool, distinct_name
             f"{file} has neither a column label with names, as red|round, nor columns of 0 and 1, one per label; "
             "--label-column names another column"
         )
+    for name in table.others if flags else ():
+        odd = [(number, row[name]) for number, row in table.rows if not _is_flag([row[name]])]
+        if name and 0 < len(odd) <= _FEW_ODD * len(table.rows):
+            raise DataError(
+                f"the column {name!r} of {file} has 0 or 1 but for {counted(len(odd), 'cell')}, the first in row "
+                f"{odd[0][0]}, {odd[0][1]!r}: correct it, or leave the column out"
+            )
     entries = []
     for (_, row), entry in zip(table.rows, table.entries(table.rows, follow_links), strict=True):
         named = row[label].split(BETWEEN) if label else [name for name in flags if _FLAGS[row[name].strip().lower()]]

@@ -368,7 +368,9 @@ def _validate_precision(model: nn.Module, settings: TrainSettings) -> None:
 def _line(row: Epoch) -> str:
     if row.epoch == 0:
         return f"before the first step: validation loss {row.val_loss:.4f}, accuracy {row.val_accuracy:.1%}"
+    alone = "" if row.body_val_accuracy is None else f" (without the linear head {row.body_val_accuracy:.1%})"
     return (
         f"epoch {row.epoch}: loss {row.train_loss:.4f}, accuracy {row.train_accuracy:.1%}; validation loss "
-        f"{row.val_loss:.4f}, accuracy {row.val_accuracy:.1%}; {row.images_per_s:.0f} images/s, {row.seconds:.1f} s"
+        f"{row.val_loss:.4f}, accuracy {row.val_accuracy:.1%}{alone}; {row.images_per_s:.0f} images/s, "
+        f"{row.seconds:.1f} s"
     )
