@@ -15,14 +15,20 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
 TABLES = PAGE.with_name("results-tables.md")
 PICTURES = PAGE.parent / "images" / "results"
-ORDER = ("five-sets", "many-tasks", "offline-lite0")
+ORDER = ("five-sets", "fine-tuning", "many-tasks", "offline-lite0")
 INTRODUCTION = """# Results
 
 What SNOW gives, what it costs, and where it loses. Seeds, intervals, settings and pictures are in
 [results-tables.md](results-tables.md); [compare.md](compare.md) says what is equal for all methods. cars196 (Stanford Cars),
 birds200 (CUB-200-2010), plankton121, seedlings12 and cifar10 are class folders, which are no part of this repository.
-Every method had 60 epochs, and ships the last within a standard error of its highest validation accuracy. All was made on one
-thread of a busy machine, so times are too long. Full fine-tuning, and the second and third seed where they are missing, are still to be run.
+Every method of five-sets had 60 epochs, and ships the last within a standard error of its highest validation accuracy. All was
+made on one thread of busy machines of different speed, so times are too long, and those of the two comparisons not comparable.
+
+**Against a network of its own.** On birds200 (15 training images a class), fine-tuning the whole network has 62.7% of the test
+images, where SNOW has 62.5% (seed 0 of both; 30 epochs over images for 60 over stored features; the new last layer starts as a
+linear probe, one learning rate): no difference that 3,033 images could show. It costs a whole pass and 14.7 MB for each task,
+where SNOW costs 4% of a pass and 0.7 MB. The other sets, seeds and learning rates are still to be run, as are the second and third seed of
+five-sets where they are missing.
 
 ![Test accuracy over what a further task costs.](images/results/five-sets-cost-bundled.png)
 
