@@ -58,6 +58,7 @@ def fitted(source: Source, paths: list[Path], labels: list[str]) -> Classifier:
 
 def test_it_learns_and_answers(fitted: Classifier, paths: list[Path], labels: list[str]) -> None:
     assert fitted.classes_.tolist() == ["blue", "green", "red"]
+    assert fitted.result_.test is None  # no image is held out to test with
     probabilities = fitted.predict_proba(paths)
     assert probabilities.shape == (30, 3)
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)

@@ -107,6 +107,9 @@ def test_a_slip_in_a_column_of_flags_does_not_drop_the_label(table: Path) -> Non
         DataError, match=r"'round' of .* has 0 or 1 but for 1 cell, the first in row 9, '2': correct it"
     ):
         load_data(slip, multi_label=True)
+    remarks = [[name, red, 1, "blurred" if name == "7.png" else ""] for name, red, _ in rows]
+    noted = write(table.with_name("noted.csv"), [["path", "red", "round", "remark"], *remarks])
+    assert load_data(noted, multi_label=True).classes == ("red", "round")
 
 
 def test_what_says_no_labels_is_refused(table: Path) -> None:

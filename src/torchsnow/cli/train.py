@@ -109,7 +109,7 @@ def show(result: TrainedTask, summary: Mapping[str, Any]) -> None:
     say(f"{kind} has {on_validation(metrics)}, balanced {percent(metrics.balanced_accuracy)}")
     say(f"a linear head at the start: {percent(result.probe_accuracy)} on the same images")
     best, start = result.fit.best, result.fit.history[0]
-    if not result.alone and best.epoch and best.val_accuracy <= start.val_accuracy:
+    if result.hub is not None and not result.alone and best.epoch and best.val_accuracy <= start.val_accuracy:
         why = f"it is surer: its cross-entropy is {best.val_loss:.3f}, the head's {start.val_loss:.3f}"
         if best.val_loss >= start.val_loss:
             why = "so few images cannot tell; as a rule both together are better"

@@ -42,7 +42,7 @@ _YES_OR_NO = {
     **dict.fromkeys(("0", "0.0", "false", "f", "no", "n"), False),
 }
 _FLAGS = {**_YES_OR_NO, "": False}
-_FEW_ODD = 0.1  # of a column of 0 and 1: so many other cells are slips
+_FEW_ODD = 0.1  # of a column of 0 and 1: so many other cells, of those that are filled, are slips
 _LIKELY_GROUPS = re.compile(
     r"(patient|subject|person|participant|video|clip|scene|site|location|session|series|study|specimen|animal|camera|"
     r"lesion|slide|case|individual|plant|object)"
@@ -183,8 +183,9 @@ def _list_labels(file: Path, columns: Columns, follow_links: bool, distinct_name
             "--label-column names another column"
         )
     for name in table.others if flags else ():
-        odd = [(number, row[name]) for number, row in table.rows if not _is_flag([row[name]])]
-        if name and 0 < len(odd) <= _FEW_ODD * len(table.rows):
+        filled = [(number, row[name]) for number, row in table.rows if row[name].strip()]
+        odd = [(number, cell) for number, cell in filled if not _is_flag([cell])]
+        if name and 0 < len(odd) <= _FEW_ODD * len(filled):
             raise DataError(
                 f"the column {name!r} of {file} has 0 or 1 but for {counted(len(odd), 'cell')}, the first in row "
                 f"{odd[0][0]}, {odd[0][1]!r}: correct it, or leave the column out"

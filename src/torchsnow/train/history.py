@@ -42,12 +42,11 @@ def best_epoch(history: Sequence[Epoch], num_images: int) -> Epoch:
     highest = max(row.val_accuracy for row in history)
     least = highest - (highest * (1 - highest) / num_images) ** 0.5
     start = history[0]
-    last = [
+    return next(
         row
-        for row in history
+        for row in reversed(history)
         if row.val_accuracy >= least and (row.val_accuracy >= start.val_accuracy or row.val_loss < start.val_loss)
-    ]
-    return last[-1]
+    )
 
 
 def highest_epoch(history: Sequence[Epoch]) -> Epoch:
