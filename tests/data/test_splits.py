@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchsnow.data import Example, LoadedData, Splits, make_splits
-from torchsnow.data.splits import reduced
+from torchsnow.data.splits import parts_in, reduced
 from torchsnow.errors import DataError
 
 ROOT = Path("/data")
@@ -299,3 +299,54 @@ def test_another_process_gets_the_same_splits() -> None:
     odd = Example(ROOT / "caf\udce9.png", 1, (0, 1))  # a name that is not UTF-8, and several labels
     splits = replace(splits, test=(*splits.test, odd))
     assert Splits.from_dict(json.loads(json.dumps(splits.to_dict()))) == splits
+
+
+def with_digests(data: LoadedData) -> LoadedData:
+    """With contents that no two files share, and that a move to another class would not change."""
+    return replace(data, digests={example.path: f"{example.path.relative_to(ROOT)}" for example in data.examples})
+
+
+def parts_of(splits: Splits) -> dict[str, str]:
+    """The split of every image by its content."""
+    named = {"train": splits.train, "val": splits.val, "test": splits.test}
+    return {splits.digests[example.path]: name for name, part in named.items() for example in part}
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_images_stay_in_their_splits_and_others_are_shared_out(grouped: bool, tmp_path: Path) -> None:
+    data, more = with_digests(loaded(all=[20, 40])), with_digests(loaded(all=[40, 60]))
+    if grouped:
+        data, more = (
+            replace(one, groups={each.path: f"{each.label} {int(each.path.stem) // 4}" for each in one.examples})
+            for one in (data, more)
+        )
+    make_splits(data).save(tmp_path / "splits.json")
+    former = parts_in(tmp_path / "splits.json")
+    assert former == parts_of(make_splits(data))
+    moved = {ROOT / "all" / "c1" / f"{number}.png" for number in range(3)}
+    labels_now = [replace(one, label=0) if one.path in moved else one for one in more.examples]
+    more = replace(more, splits={"all": labels_now})
+    now = parts_of(make_splits(more, former=former))
+    assert {digest: now[digest] for digest in former} == former
+    assert len(now) == 100
+    assert now != parts_of(make_splits(more))
+    new = Counter(part for digest, part in now.items() if digest not in former)
+    assert min(new.values()) >= 2
+    assert new["train"] > new["val"] + new["test"]
+
+
+def test_what_the_former_split_cannot_give_is_drawn_anew() -> None:
+    data = with_digests(loaded(all=[20, 20]))
+    of_first = {digest: part for digest, part in parts_of(make_splits(data)).items() if "c0" in digest}
+    only_test = {f"all/c1/{number}.png": "test" for number in range(20)}
+    assert make_splits(data, former=of_first | only_test) == make_splits(data, former=of_first)
+    defined = with_digests(loaded(train=[20, 20], test=[5, 5]))
+    was_test = {f"train/c0/{number}.png": "test" for number in range(20)}
+    assert make_splits(defined, former=was_test) == make_splits(defined)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"digests": 3}', '{"digests": {"train": [1], "val": []}}'])
+def test_a_file_that_does_not_know_contents_names_no_image(text: str, tmp_path: Path) -> None:
+    (tmp_path / "splits.json").write_text(text)
+    assert parts_in(tmp_path / "splits.json") == {}
+    assert parts_in(tmp_path / "other.json") == {}

@@ -112,10 +112,42 @@ def test_two_versions_are_compared_image_by_image(data: LoadedData, source: Sour
     assert (change.gained, change.lost) == (pairs.count((False, True)), pairs.count((True, False)))
 
 
+def test_a_new_version_is_tested_on_what_no_version_has_learned_from(
+    data: LoadedData, source: Source, tmp_path: Path
+) -> None:
+    """Runs next to each other, or one in the place of the other; more images and another seed change no split."""
+    shutil.copytree(data.root, tmp_path / "photos")
+    recipe = Recipe(TrainSettings(epochs=1, image_size=32, device="cpu"))
+    held_out: list[set[str]] = []
+
+    def trained(folder: str, seed: int, **how: bool) -> Change | None:
+        settings = replace(recipe.settings, seed=seed)
+        place, run = Place(tmp_path / "hub", source, replace=True), RunFolder(tmp_path / "runs" / folder)
+        now = load_data(tmp_path / "photos")
+        change = train_task(now, "colours", run, replace(recipe, settings=settings), source, place, **how).change
+        test = Splits.load(run.splits, now).test
+        held_out.append({one.path.relative_to(now.root).as_posix() for one in test})
+        return change
+
+    assert trained("a", 0) is None
+    for number in range(9):
+        image = Image.effect_noise((40, 40), 20.0 + number).convert("RGB")
+        image.save(tmp_path / "photos" / data.classes[0] / f"new-{number}.png")
+    for change in (trained("b", 1), trained("b", 2, overwrite=True)):
+        assert change is not None
+        assert change.only_unseen
+        assert change.num_images == len(held_out[1])
+    assert held_out[0] < held_out[1] == held_out[2]
+    shutil.rmtree(tmp_path / "runs" / "b")
+    unknown = trained("c", 0)
+    assert unknown is not None
+    assert not unknown.only_unseen
+
+
 def test_mcnemars_test() -> None:
-    assert Change(20, 10, gained=5, lost=0).p_value == pytest.approx(2 / 2**5)
-    assert Change(20, 10, gained=1, lost=3).p_value == pytest.approx(2 * (1 + 4) / 2**4)
-    assert Change(20, 10, gained=0, lost=0).p_value == 1
+    assert Change(20, 10, gained=5, lost=0, only_unseen=True).p_value == pytest.approx(2 / 2**5)
+    assert Change(20, 10, gained=1, lost=3, only_unseen=True).p_value == pytest.approx(2 * (1 + 4) / 2**4)
+    assert Change(20, 10, gained=0, lost=0, only_unseen=True).p_value == 1
 
 
 def refuse(path: Path, why: str) -> None:

@@ -309,7 +309,7 @@ def test_what_cannot_be_tuned_is_refused(
     def without_val(*given: Any, **named: Any) -> Splits:
         return replace(make_splits(*given, **named), val=())
 
-    monkeypatch.setattr(tune, "make_splits", without_val)
+    monkeypatch.setattr("torchsnow.workflows.training.make_splits", without_val)
     with pytest.raises(TrainingError, match="the validation split is empty"):
         tuned(1)
     assert not (tmp_path / "run" / "study.json").exists()

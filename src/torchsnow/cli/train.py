@@ -86,11 +86,10 @@ def train(
         recipe, source = options.on_source(recipe, hub)
         recipe.validate_shared(source, here())
         loaded = reading.load(data, quiet=json)
-        if overwrite and not resume and run.args.exists():
-            with run.owned():
-                run.clear()
         place = None if hub is None else Place(hub, source, replace=replace)
-        result = train_task(loaded, task, run, recipe, source, place, resume=resume, say=None if json else note)
+        result = train_task(
+            loaded, task, run, recipe, source, place, resume=resume, overwrite=overwrite, say=None if json else note
+        )
         logged.finish(result)
     summary = result.summary()
     if json:
@@ -125,10 +124,13 @@ def show(result: TrainedTask, summary: Mapping[str, Any]) -> None:
         else:
             say(f"{told}mean average precision {percent(test.mean_average_precision)}")
     if (change := result.change) is not None:
+        those = f"{change.num_images} test images that it has not learned from"
+        if not change.only_unseen:
+            those = "these test images, which it may have learned from"
         say(
-            f"the former version has {percent(change.former_right / change.num_images)} of these test images, which it "
-            f"may have learned from: the new one is right on {change.gained} that it had wrong, and wrong on "
-            f"{change.lost} that it had right (McNemar's test: p = {change.p_value:.2g})"
+            f"the former version has {percent(change.former_right / change.num_images)} of {those}: the new one is "
+            f"right on {change.gained} that it had wrong, and wrong on {change.lost} that it had right (McNemar's "
+            f"test: p = {change.p_value:.2g})"
         )
     place = "what was trained" if result.hub is None else f"task {result.name!r} is in the hub {result.hub}"
     say(f"{place} ({shown_size(result.size_bytes)}); the run is in {result.run}")

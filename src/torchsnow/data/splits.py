@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ NO_TEST_NOTE = "the data defines train and val but no test: nothing was held out
 class Splits:
     """Disjoint examples for training, choosing and testing; `note` says what a reader of results must know.
 
-    `root` and `fingerprint` are those of the data.
+    `root`, `fingerprint` and `digests` are those of the data.
     """
 
     train: tuple[Example, ...]
@@ -38,6 +38,7 @@ class Splits:
     root: Path
     fingerprint: str
     note: str = ""
+    digests: Mapping[Path, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(getattr(self, name))} {name}" for name in NAMES)
@@ -54,6 +55,9 @@ class Splits:
         }
         for name in NAMES:
             content[name] = [example.path.relative_to(self.root).as_posix() for example in getattr(self, name)]
+        content["digests"] = {
+            name: [self.digests.get(example.path, "") for example in getattr(self, name)] for name in NAMES
+        }
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         # File names need not be UTF-8; surrogateescape carries such bytes through.
         write_atomically(path, text.encode("utf-8", "surrogateescape"), DataError)
@@ -78,7 +82,7 @@ class Splits:
             name: [(str(example.path), example.label, example.labels) for example in getattr(self, name)]
             for name in NAMES
         }
-        return {**vars(self), "root": str(self.root), **examples}
+        return {**vars(self), "root": str(self.root), "digests": {}, **examples}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Splits:
@@ -105,10 +109,27 @@ class Splits:
         _validate_unchanged(content, data, path)
         examples = {data.relative_path(example): example for example in data.examples}
         train, val, test = (tuple(examples[name] for name in content[split]) for split in NAMES)
-        return cls(train, val, test, data.classes, content["seed"], data.root, data.fingerprint, content["note"])
+        about = data.classes, content["seed"], data.root, data.fingerprint, content["note"], data.digests
+        return cls(train, val, test, *about)
 
 
-def make_splits(data: LoadedData, val_share: float = 0.15, test_share: float = 0.15, seed: int = 0) -> Splits:
+def parts_in(path: Path) -> dict[str, str]:
+    """The split of every image in a file that `Splits.save` wrote, by the digest of its content; empty where that is
+    not known."""
+    try:
+        digests = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))["digests"]
+        return {str(digest): name for name in NAMES for digest in digests[name] if digest}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {}
+
+
+def make_splits(
+    data: LoadedData,
+    val_share: float = 0.15,
+    test_share: float = 0.15,
+    seed: int = 0,
+    former: Mapping[str, str] | None = None,
+) -> Splits:
     """Splits in which every class has the given shares (fractions of its images), rounded, but at least one image.
 
     Splits that the data defines are kept. Only val is taken out of train when it defines train and test; when it
@@ -116,7 +137,9 @@ def make_splits(data: LoadedData, val_share: float = 0.15, test_share: float = 0
     data, shares and seed give the same splits, in whatever order the files are listed.
 
     Copies of one image stay in one split, where a class has enough different ones. So do the images of a group, where
-    the data has groups: shares are then met as nearly as the groups allow.
+    the data has groups: shares are then met as nearly as the groups allow. Images that `former` names, see `parts_in`,
+    stay in the split that they were in, so that a new version of a task is tested on images that no version has
+    learned from; a class with none to train on among these is drawn anew.
 
     Raises DataError for shares that leave nothing to train on, naming the class and its number of images.
     """
@@ -126,7 +149,9 @@ def make_splits(data: LoadedData, val_share: float = 0.15, test_share: float = 0
     has_val, has_test = "val" in data.splits, "test" in data.splits
     pool = data.splits.get("all", defined["train"])
     shares = (0.0 if has_val else val_share, 0.0 if has_val or has_test else test_share)
-    train, val, test = _carve(data, pool, shares, seed)
+    drawn = {"train", *(name for name, share in zip(NAMES[1:], shares, strict=True) if share)}
+    stays = {digest: name for digest, name in (former or {}).items() if name in drawn}
+    train, val, test = _carve(data, pool, shares, seed, stays)
     return Splits(
         train=tuple(train),
         val=tuple(defined["val"] or val),
@@ -136,17 +161,18 @@ def make_splits(data: LoadedData, val_share: float = 0.15, test_share: float = 0
         root=data.root,
         fingerprint=data.fingerprint,
         note=NO_TEST_NOTE if has_val and not has_test else "",
+        digests=data.digests,
     )
 
 
 def _carve(
-    data: LoadedData, pool: Sequence[Example], shares: tuple[float, float], seed: int
+    data: LoadedData, pool: Sequence[Example], shares: tuple[float, float], seed: int, former: Mapping[str, str]
 ) -> tuple[list[Example], list[Example], list[Example]]:
     pool = sorted(pool, key=data.relative_path)
     if not any(shares):  # an order without regard to labels, so that tasks on the same images have the same
         return pool, [], []
     if any(example.path in data.groups for example in pool):
-        return _carve_groups(data, pool, shares, seed)
+        return _carve_groups(data, pool, shares, seed, former)
     train: list[Example] = []
     val: list[Example] = []
     test: list[Example] = []
@@ -154,24 +180,35 @@ def _carve(
     for label, members in enumerate(by_class(pool, len(data.classes))):
         if not members:  # all images with this label have a rarer one
             continue
-        different = _different(members, data.digests)
         counts = [max(1, round(len(members) * share)) if share else 0 for share in shares]
         if sum(counts) >= len(members) and any(example.labels is not None for example in members):
             train += members  # others with these labels, and a rarer one, are shared out
             continue
         if sum(counts) >= len(members):
             raise DataError(_too_few(data.classes[label], len(members), shares))
-        if len(different) <= sum(count > 0 for count in counts):  # then copies cannot be kept together
-            different = [[example] for example in members]
+        kept = [[example for example in members if _part_of(example, data, former) == name] for name in NAMES]
+        if not kept[0]:
+            kept = [[], [], []]
+        known = {example.path for part in kept for example in part}
+        new = [example for example in members if example.path not in known]
+        different = _different(new, data.digests)
+        if not known and len(different) <= sum(count > 0 for count in counts):  # then copies cannot be kept together
+            different = [[example] for example in new]
         shuffled = [different[i] for i in generator.permutation(len(different))]
-        for part, count in zip((val, test), counts, strict=True):
-            taken = 0
-            while taken < count and len(shuffled) > 1:
+        for part, of_former, count in zip((val, test), kept[1:], counts, strict=True):
+            part += of_former
+            taken = len(of_former)
+            while taken < count and len(shuffled) > (not known):
                 copies = shuffled.pop(0)
                 part += copies
                 taken += len(copies)
-        train += [example for copies in shuffled for example in copies]
+        train += kept[0] + [example for copies in shuffled for example in copies]
     return train, val, test
+
+
+def _part_of(example: Example, data: LoadedData, former: Mapping[str, str]) -> str | None:
+    """The split that an image was in."""
+    return former.get(data.digests.get(example.path, ""))
 
 
 def _different(members: Sequence[Example], digests: Mapping[Path, str]) -> list[list[Example]]:
@@ -183,19 +220,31 @@ def _different(members: Sequence[Example], digests: Mapping[Path, str]) -> list[
 
 
 def _carve_groups(
-    data: LoadedData, pool: Sequence[Example], shares: tuple[float, float], seed: int
+    data: LoadedData, pool: Sequence[Example], shares: tuple[float, float], seed: int, former: Mapping[str, str]
 ) -> tuple[list[Example], list[Example], list[Example]]:
-    groups = [data.groups.get(example.path, str(example.path)) for example in pool]
-    drawn = draw_groups([example.label for example in pool], groups, shares, seed)
-    parts = [[pool[at] for at in places] for places in drawn]
+    of_group: dict[str, str] = {}
+    for name in NAMES[::-1]:  # a group of which an image was trained on is for training
+        of_group |= {_group_of(one, data): name for one in pool if _part_of(one, data, former) == name}
+    new = [example for example in pool if _group_of(example, data) not in of_group]
+    groups = [_group_of(example, data) for example in new]
+    drawn = draw_groups([example.label for example in new], groups, shares, seed)
+    parts = [[new[at] for at in places] for places in drawn]
+    for part, name in zip(parts, NAMES, strict=True):
+        part += [example for example in pool if of_group.get(_group_of(example, data)) == name]
     seen = {label for example in parts[0] for label in example.all_labels}
     missing = [name for label, name in enumerate(data.classes) if label not in seen]
     if missing or (shares[0] and not parts[1]):
+        if of_group:  # the groups that there were do not allow it any more
+            return _carve_groups(data, pool, shares, seed, {})
         what = f"no image of the class {missing[0]!r} is left to train on" if missing else "none are left to choose by"
         raise DataError(
             f"{len(set(groups))} groups of {data.name} cannot be shared out: {what}; add groups, or define the split"
         )
     return parts[0], parts[1], parts[2]
+
+
+def _group_of(example: Example, data: LoadedData) -> str:
+    return data.groups.get(example.path, str(example.path))
 
 
 def draw_groups(

@@ -131,6 +131,14 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
+    def run_of(self, sha256: str) -> RunFolder | None:
+        """The run of which a version of a task is, in this folder or one next to it; None where it is not there."""
+        try:
+            runs = [self, *map(RunFolder, sorted(self.path.absolute().parent.iterdir()))]
+        except OSError:
+            return None
+        return next((run for run in runs if run.read_shipped() == sha256), None)
+
     def validate_begun(self) -> None:
         """Raise TrainingError when there is no run to resume here, nor one that was killed before it had begun."""
         if not self.is_begun:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,13 @@ class Evaluation:
 class Change:
     """A new version of a task next to the former one, on the same images: of `num_images` the former has `former_right`
     right, the new one has `gained` right that the former has not, and the former has `lost` right that the new one has
-    not."""
+    not. With `only_unseen` these are images that the former one has not learned from; otherwise that is not known."""
 
     num_images: int
     former_right: int
     gained: int
     lost: int
+    only_unseen: bool
 
     @property
     def p_value(self) -> float:
@@ -78,24 +79,35 @@ class Change:
 
 
 def change_since(
-    former: Task, source: Source, splits: Splits, logits: Tensor, thresholds: Thresholds = None
+    former: Task,
+    source: Source,
+    splits: Splits,
+    logits: Tensor,
+    thresholds: Thresholds = None,
+    parts: Mapping[str, str] | None = None,
 ) -> Change | None:
     """What a new version, which gives `logits` (N, num_classes) for the test images, changed since the former one.
 
-    None where that one knew other classes, or only one of them several labels of an image. Raises DataError when an
-    image cannot be read any more.
+    `parts` say in which split images were for that one, see `torchsnow.data.splits.parts_in`: those that it has learned
+    from are left out, if there are others. None where it knew other classes, or only one of them several labels of an
+    image. Raises DataError when an image cannot be read any more.
     """
     if set(former.classes) != set(splits.classes) or (former.thresholds is None) != (thresholds is None):
         return None
-    files = [example.path for example in splits.test]
-    labels = targets_of(splits.test, len(splits.classes))
+    digests = [splits.digests.get(example.path, "") for example in splits.test]
+    unseen = [place for place, digest in enumerate(digests) if (parts or {}).get(digest, "test") == "test"]
+    only_unseen = bool(parts and unseen)
+    rows = unseen if only_unseen else list(range(len(digests)))
+    files = [splits.test[row].path for row in rows]
+    labels = targets_of([splits.test[row] for row in rows], len(splits.classes))
     of_former = torch.cat(
         [batch.logits[former.name] for batch in run_tasks(source, {former.name: former}, files, raise_bad_image)]
     )
     places = [former.classes.index(name) for name in splits.classes]
     limits = None if former.thresholds is None else tuple(former.thresholds[place] for place in places)
-    before, now = are_right(of_former[:, places], labels, limits), are_right(logits, labels, thresholds)
-    return Change(len(labels), int(before.sum()), int((now & ~before).sum()), int((before & ~now).sum()))
+    before, now = are_right(of_former[:, places], labels, limits), are_right(logits[rows], labels, thresholds)
+    gained, lost = int((now & ~before).sum()), int((before & ~now).sum())
+    return Change(len(labels), int(before.sum()), gained, lost, only_unseen)
 
 
 def evaluate_task(

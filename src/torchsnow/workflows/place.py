@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -24,7 +25,8 @@ from torchsnow.workflows.recipe import Recipe
 class Training:
     """What is trained: a task, on data by name and split, by a recipe with nothing left to choose.
 
-    `pool` holds the images that were decoded.
+    `pool` holds the images that were decoded. `former` says in which split images were for the version whose place the
+    task takes, by the digests of their contents.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Training:
     run: RunFolder
     recipe: Recipe
     pool: ImageSet
+    former: Mapping[str, str] = field(default_factory=dict)
 
     def limits(self, result: FitResult) -> Limits:
         """What the validation images say of a result; nothing of one that is no delta."""
@@ -83,4 +86,13 @@ class Place:
             former = None if hub is None or name not in hub.former() else hub.version(name, hub.former()[name][0])
         except HubError:  # the hub's own verbs say what is wrong with it
             return None
-        return None if former is None else change_since(former, self.source, training.splits, logits, thresholds)
+        if former is None:
+            return None
+        return change_since(former, self.source, training.splits, logits, thresholds, training.former)
+
+    def former_run(self, name: str, run: RunFolder, *, resume: bool) -> RunFolder | None:
+        """The run of the version of a task whose place another run takes, if it is in that folder or next to it."""
+        versions = () if self._hub is None else self._hub.index().versions(name)
+        if resume and versions and versions[0].sha256 == run.read_shipped():
+            versions = versions[1:]  # the first is a stage of the run that goes on
+        return run.run_of(versions[0].sha256) if versions else None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchsnow.data import Example, ImageSet, LoadedData, Splits, eval_transform, make_splits, prepare
 from torchsnow.data.checking import advice_on_greys
-from torchsnow.data.splits import reduced
+from torchsnow.data.splits import parts_in, reduced
 from torchsnow.errors import DivergedError, HubError, TrainingError
 from torchsnow.hub import Hub, is_hub, validate_local
 from torchsnow.io.files import validate_writable_folder
@@ -147,6 +147,7 @@ def train_task(
     hub: Place | None,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> TrainedTask:
     """Train one task and, if the method makes a delta, add it to a hub, which is made if there is none.
@@ -154,23 +155,27 @@ def train_task(
     A method that starts as a linear probe adds that at once, as a first stage of the task, and an interruption adds the
     best model until then. `say` is told so, what was chosen and why; without it nothing is shown.
 
-    The split is drawn by the settings' seed and kept in the run folder. A resumed run keeps what it was started with.
+    The split is drawn by the settings' seed and kept in the run folder; images stay where they were in that of the
+    version whose place the task takes, if it is in the same folder or next to it. A resumed run keeps what it was
+    started with. With `overwrite` a former run in the folder is deleted, once nothing more can be refused.
     What can be refused is refused before training starts, with a TorchsnowError, a task too large for its file among
     it; when only the hub fails in the end, resuming the run adds the task.
     """
     start_s, tell = time.monotonic(), say or silent
     path, replace = (None, False) if hub is None else (hub.path, hub.replace)
     validate_hub_choice(recipe.method, recipe.preset, path, replace=replace)
-    validate_run(name, path, run, resume=resume, replace=replace)
+    validate_run(name, path, run, resume=resume or overwrite, replace=replace)
     if resume:
         run.validate_begun()
     recipe = recipe.for_source(source)
     with run.owned():
         is_drawn = resume and run.splits.exists()
-        splits = Splits.load(run.splits, data) if is_drawn else make_splits(data, seed=recipe.settings.seed)
+        splits, former = split_of(name, data, run, recipe, hub, resume=is_drawn, say=tell)
         task = prepared(name, splits, run, recipe, source, resume=resume, say=tell)
+        if overwrite and not resume and run.args.exists():
+            run.clear()
         pool = plain_images(source.input_config, task.settings.framing)
-        training = Training(name, data.name, splits, run, replaced(recipe, settings=task.settings), pool)
+        training = Training(name, data.name, splits, run, replaced(recipe, settings=task.settings), pool, former)
         warn(data, training, None if is_drawn else source, tell)
 
         def stage(result: FitResult, what: str) -> None:
@@ -189,6 +194,27 @@ def train_task(
         if isinstance(result, DivergedError):
             raise result
         return complete(training, task.method, result, hub, start_s)
+
+
+def split_of(
+    name: str,
+    data: LoadedData,
+    run: RunFolder,
+    recipe: Recipe,
+    hub: Place | None,
+    *,
+    resume: bool,
+    say: Callable[[str], None],
+) -> tuple[Splits, dict[str, str]]:
+    """The split of a task, as it was when its run was started or drawn anew; and in which split images were, by digest,
+    in the run of the version whose place the task takes, where that run is in the same folder or next to it."""
+    former_run = None if hub is None else hub.former_run(name, run, resume=resume)
+    former = {} if former_run is None else parts_in(former_run.splits)
+    if resume:
+        return Splits.load(run.splits, data), former
+    if former_run is not None and former and "all" in data.splits:
+        say(f"images stay in the splits that they had in {former_run.path}; others are shared out")
+    return make_splits(data, seed=recipe.settings.seed, former=former), former
 
 
 def follow_task(recipe: Recipe, source: Source) -> None:

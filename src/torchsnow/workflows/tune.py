@@ -16,7 +16,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from torchsnow.data import LoadedData, Splits, make_splits
+from torchsnow.data import LoadedData
 from torchsnow.delta.cost import GRID_WIDTH_STEP, LEAST_GRID_WIDTH, within_budget
 from torchsnow.delta.spec import DeltaSpec
 from torchsnow.errors import DivergedError, TrainingError
@@ -34,7 +34,16 @@ from torchsnow.train.history import Epoch, best_epoch
 from torchsnow.train.store import FeatureStore
 from torchsnow.workflows.place import Place, Training
 from torchsnow.workflows.recipe import LEAST_PATIENCE, Recipe
-from torchsnow.workflows.training import TrainedTask, complete, prepared, put_stage, silent, validate_run, warn
+from torchsnow.workflows.training import (
+    TrainedTask,
+    complete,
+    prepared,
+    put_stage,
+    silent,
+    split_of,
+    validate_run,
+    warn,
+)
 
 TABLE_FILE, TRIALS_FOLDER = "trials.csv", "trials"
 UNFINISHED, FINISHED, PRUNED, DIVERGED = "unfinished", "finished", "stopped early", "diverged"
@@ -147,12 +156,12 @@ def tune_task(
     validate_run(name, hub.path, run, resume=resume, replace=hub.replace)
     recipe = recipe.for_source(hub.source)
     with run.owned():
-        splits = Splits.load(run.splits, data) if resume else make_splits(data, seed=recipe.settings.seed)
+        splits, former = split_of(name, data, run, recipe, hub, resume=resume, say=tell)
         task = prepared(name, splits, run, recipe, hub.source, resume=False, say=tell)
         pool = plain_images(hub.source.input_config, task.settings.framing)
         recipe = replaced(recipe, settings=task.settings, chosen=task.chosen)
         assert isinstance(task.method, Snow)
-        study = _Study(Training(name, data.name, splits, run, recipe, pool), hub, tell, task.method.spec)
+        study = _Study(Training(name, data.name, splits, run, recipe, pool, former), hub, tell, task.method.spec)
         study.open()
         warn(data, study.training, None if resume else hub.source, tell)
         study.go_on(num_trials, math.inf if recipe.time_s is None else start_s + recipe.time_s)
