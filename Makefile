@@ -52,7 +52,7 @@ browser:
 
 # With what others wrote, each started by the tests and ended with them: Ray, an S3 server, MLflow, TensorBoard, a browser.
 test-integration: $(STAMP) browser
-	$(BIN)/python -m pip install -q -e '.[dev,integration]'
+	$(BIN)/python -m pip install -q -e '.[integration]'
 	$(BIN)/python -m pytest -m integration
 	$(BIN)/python -m pytest tests/workflows/test_loggers.py
 
