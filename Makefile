@@ -39,7 +39,7 @@ demo: $(DEMO_STAMP)
 	$(BIN)/torchsnow demo --out demo-output
 
 # One thread each: tiny networks, and what the tests start, are slower on two that wait for each other.
-test test-slow coverage: export OMP_NUM_THREADS = 1
+test test-slow test-integration coverage: export OMP_NUM_THREADS = 1
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 

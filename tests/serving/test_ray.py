@@ -147,7 +147,7 @@ def test_requests_that_name_their_task_go_where_it_is_in_memory(server: Running)
         return {one[0]: float(one[1]) for one in words if 'request_seconds_count{task="b"' in one[0]}
 
     named = {"serve-multiplexed-model-id": "b"}
-    assert len(ask(20)) == 2
+    server.wait_until(lambda: len(ask(20)) == 2, 60)  # a replica that was made anew gets its first ones late
     ask(1, **named)
     time.sleep(1)  # Ray tells the proxy which replica has it ten times a second
     before = ask(0)
