@@ -5,16 +5,13 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torchsnow.data.formats import PREFIX_BYTES, SUFFIXES, format_of
 from torchsnow.data.listing import Listing
 from torchsnow.data.names import ALL, splits_named
-from torchsnow.data.prepared import CHECKED, Picture, data_folder, list_given, prepare
+from torchsnow.data.prepared import Picture, data_folder, prepared_once
 from torchsnow.errors import DataError
-from torchsnow.io.files import validate_writable_folder
 
 REPOSITORY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
@@ -29,11 +26,7 @@ def list_hf(repository: str) -> Listing:
         raise DataError(f"{repository!r} cannot be a data set's name: expected hf:ORGANISATION/NAME")
     name = repository.replace("/", "--")
     folder = data_folder() / f"hf--{name}"
-    listing = list_given(folder)
-    if listing is None:
-        validate_writable_folder(folder, DataError)
-    listing = listing or prepare(folder, _pictures(repository, _load(repository, folder)))
-    return replace(listing, name=name, checked=folder / CHECKED)
+    return prepared_once(folder, name, lambda: _pictures(repository, _load(repository, folder)))
 
 
 def _load(repository: str, folder: Path) -> Any:
@@ -70,9 +63,7 @@ def _pictures(repository: str, splits: Mapping[str, Any]) -> Iterator[Picture]:
             # ClassLabel writes an unknown class, as in a test split without answers, as -1.
             if row[image] is not None and row[label] is not None and row[label] >= 0:
                 content = row[image]["bytes"] or Path(row[image]["path"]).read_bytes()
-                # What is no image gets a place too: the check of all images says what is wrong with it.
-                suffix = SUFFIXES.get(format_of(content[:PREFIX_BYTES]) or "", ".png")
-                yield Picture(split, names[row[label]], content, suffix)
+                yield Picture.of_file(split, names[row[label]], content)
 
 
 def _column(repository: str, features: Mapping[str, Any], kind: type, usual_name: str) -> str:

@@ -6,16 +6,17 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote
 
 from torchsnow.data.folders import list_folder
+from torchsnow.data.formats import PREFIX_BYTES, SUFFIXES, format_of
 from torchsnow.data.listing import Listing
 from torchsnow.data.names import ALL
 from torchsnow.errors import DataError
-from torchsnow.io.files import TEMPORARY_SUFFIX, clear_os_errors
+from torchsnow.io.files import TEMPORARY_SUFFIX, clear_os_errors, validate_writable_folder
 
 DATA_VARIABLE = "TORCHSNOW_DATA"
 DEFAULT_FOLDER = "~/.cache/torchsnow/data"
@@ -34,6 +35,12 @@ class Picture:
     content: bytes
     suffix: str = ".png"
 
+    @classmethod
+    def of_file(cls, split: str, class_name: str, content: bytes) -> Picture:
+        """With the suffix of the format that the content is in. What is no image gets a place too: the check of all
+        images says what is wrong with it."""
+        return cls(split, class_name, content, SUFFIXES.get(format_of(content[:PREFIX_BYTES]) or "", ".png"))
+
 
 def data_folder() -> Path:
     """Where data sets with a name lie: the environment variable TORCHSNOW_DATA, or ~/.cache/torchsnow/data.
@@ -51,6 +58,15 @@ def list_given(folder: Path) -> Listing | None:
     if (folder / PREPARED).is_dir():
         return _list_prepared(folder)
     return list_folder(folder) if (folder / "train").is_dir() else None
+
+
+def prepared_once(folder: Path, name: str, pictures: Callable[[], Iterable[Picture]]) -> Listing:
+    """The data set `name` in its folder, after its pictures are written there if they are not yet. Raises DataError."""
+    listing = list_given(folder)
+    if listing is None:
+        validate_writable_folder(folder, DataError)
+        listing = prepare(folder, pictures())
+    return replace(listing, name=name, checked=folder / CHECKED)
 
 
 def prepare(folder: Path, pictures: Iterable[Picture]) -> Listing:

@@ -8,17 +8,14 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
 from torchsnow.data.folders import IMAGE_SUFFIXES
-from torchsnow.data.formats import PREFIX_BYTES, SUFFIXES, format_of
 from torchsnow.data.listing import Listing
 from torchsnow.data.names import ALL, splits_named
-from torchsnow.data.prepared import CHECKED, Picture, data_folder, list_given, prepare, safe_name
+from torchsnow.data.prepared import Picture, data_folder, prepared_once, safe_name
 from torchsnow.errors import DataError
-from torchsnow.io.files import validate_writable_folder
 
 CLASS_NAMES = "classnames.txt"
 """Next to the tar files: a line for each number that stands for a class."""
@@ -42,11 +39,7 @@ def list_shards(place: str) -> Listing:
     digest = hashlib.sha256(repr((place, versions, names)).encode("utf-8", "surrogateescape")).hexdigest()
     name = safe_name(PurePosixPath(shards[0]).parent.name) or "shards"
     folder = data_folder() / f"wds--{name}--{digest[:12]}"
-    listing = list_given(folder)
-    if listing is None:
-        validate_writable_folder(folder, DataError)
-        listing = prepare(folder, _pictures(files, splits, names))
-    return replace(listing, name=name, checked=folder / CHECKED)
+    return prepared_once(folder, name, lambda: _pictures(files, splits, names))
 
 
 def _find(place: str) -> tuple[Any, list[str]]:
@@ -97,8 +90,7 @@ def _pictures(files: Any, splits: dict[str, str], names: Sequence[str] | None) -
         for key, image, label in _samples(files, shard):
             class_name = _class_of(f"{key} in {shard}", label, names)
             if class_name is not None:
-                suffix = SUFFIXES.get(format_of(image[:PREFIX_BYTES]) or "", ".png")
-                yield Picture(split, class_name, image, suffix)
+                yield Picture.of_file(split, class_name, image)
 
 
 def _samples(files: Any, shard: str) -> Iterator[tuple[str, bytes, tuple[str, bytes]]]:
