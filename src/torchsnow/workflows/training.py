@@ -212,7 +212,7 @@ def split_of(
     former = {} if former_run is None else parts_in(former_run.splits)
     if resume:
         return Splits.load(run.splits, data), former
-    if former_run is not None and former and "all" in data.splits:
+    if former_run is not None and "all" in data.splits and not former.keys().isdisjoint(data.digests.values()):
         say(f"images stay in the splits that they had in {former_run.path}; others are shared out")
     return make_splits(data, seed=recipe.settings.seed, former=former), former
 
