@@ -27,11 +27,11 @@ class Cluster:
     """A cluster to which this process is connected. Its machines have the same files under the same paths."""
 
     def __init__(self, num_cpus: int, num_gpus: int) -> None:
-        self._num_cpus, self._num_gpus = num_cpus, num_gpus
+        self._num_cpus, self.num_gpus = num_cpus, num_gpus
 
     def num_calls(self, device: str) -> int:
         """How many calls there can be at once: one for each GPU, or CPU where there is none or `device` is "cpu"."""
-        return max(1, self._num_cpus if device == "cpu" else self._num_gpus or self._num_cpus)
+        return max(1, self._num_cpus if device == "cpu" else self.num_gpus or self._num_cpus)
 
     def spread(
         self, function: Callable[..., Any], calls: Sequence[Call], device: str
@@ -43,7 +43,7 @@ class Cluster:
         """
         import ray
 
-        num_gpus = 1 if device != "cpu" and self._num_gpus else 0
+        num_gpus = 1 if device != "cpu" and self.num_gpus else 0
         remote = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=3)(_call)
         refs: list[Any] = []
         for call in calls:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from typing import Any
 
 import pytest
-from command_line import TINY, refused
+from command_line import TINY, Trained, refused
 
 
 @pytest.mark.parametrize(
@@ -33,3 +35,20 @@ def test_without_ray_one_sentence_names_the_extra(words: tuple[str, ...], monkey
 )
 def test_what_contradicts_it_is_refused(words: tuple[str, ...], sentence: str) -> None:
     assert refused(*words, "--ray", "auto") == sentence
+
+
+@pytest.mark.parametrize(("option", "value"), [("--replicas", "2"), ("--gpus", "0.5")])
+def test_what_is_for_it_alone_is_refused(option: str, value: str) -> None:
+    assert refused("serve", "--hub", "hub", option, value) == (
+        f"{option} is for --ray; on one machine --workers 2 are two"
+    )
+
+
+@pytest.mark.integration
+def test_gpus_that_this_machine_lacks_are_refused(pristine: Trained) -> None:
+    pytest.importorskip("ray")
+    words = ("serve", "--hub", str(pristine.hub), "--ray", "local", "--gpus", "8")
+    # in a process of its own: Ray warns of itself, and its processes would outlive the test
+    done = subprocess.run([sys.executable, "-m", "torchsnow", *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done
+    assert "each replica is to have 8 GPUs, and this machine has " in done.stderr

@@ -49,5 +49,7 @@ def test_pull(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_refusals(pristine: Trained, tmp_path: Path) -> None:
     assert "expected ORGANISATION/NAME" in refused("push", "odd name", "--hub", pristine.hub)
+    assert "ends with it; name a place that stays" in refused("push", "memory://a/hub", "--hub", pristine.hub)
+    assert "s3:// names no place" in refused("push", "s3://", "--hub", pristine.hub)
     assert "is not a hub" in refused("push", "me/hub", "--hub", tmp_path / "none")
     assert "expected ORGANISATION/NAME" in refused("pull", "../x", "--hub", tmp_path / "none")

@@ -61,6 +61,12 @@ def test_addresses(given: Path | str, url: str | None) -> None:
     assert url_of(given) == url
 
 
+@pytest.mark.parametrize("address", ["s3://", "s3:///", "file://", "hf://"])
+def test_an_address_without_a_place_is_refused(address: str) -> None:
+    with pytest.raises(HubError, match=f"{address} names no place; expected an address as {address[:4].strip('/')}"):
+        url_of(address)
+
+
 def test_a_hub_in_a_store_answers_as_the_folder_does(hub: Hub, store: Any, images: Tensor, source: Source) -> None:
     upload(hub, store)
     remote = Hub.open(URL, source)

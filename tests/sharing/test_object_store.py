@@ -157,6 +157,14 @@ def test_a_cut_in_the_middle_leaves_what_was_there(
 
 
 @pytest.mark.integration
+def test_no_bucket_is_made(hub: Hub, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_s3(s3_server, monkeypatch)
+    with pytest.raises(HubError, match=r"cannot write s3://buckte/hub/.*bucket does not exist"):
+        push_to_store(hub, "s3://buckte/hub")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+@pytest.mark.integration
 def test_a_server_that_is_gone_is_named(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("s3fs")
     use_s3("http://127.0.0.1:9", monkeypatch)

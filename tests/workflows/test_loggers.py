@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,17 @@ def test_a_place_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(TrainingError, match="cannot log to full:x: no room"):
         TrainingLog(["good:x", "full:x"], "run", RunFolder(tmp_path))
     assert book.closed == [False]
+
+
+def test_a_tracking_server_that_is_not_there_is_soon_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    for name in ("MAX_RETRIES", "TIMEOUT"):  # what is set is what was set when this is over
+        monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", "")
+        monkeypatch.delenv(f"MLFLOW_HTTP_REQUEST_{name}")
+    start_s = time.monotonic()
+    with pytest.raises(TrainingError, match=r"cannot log to mlflow:http://127\.0\.0\.1:9: "):
+        open_logger("mlflow:http://127.0.0.1:9", "run")
+    assert time.monotonic() - start_s < 60
 
 
 def test_tensorboard_reads_it(tmp_path: Path, data: LoadedData, source: Source) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def export(
     out: Annotated[
         Path,
-        typer.Option(help="The file to write: .onnx, .xml (OpenVINO), .pt2 (torch.export) or .mlpackage (Core ML)."),
+        typer.Option(help="File to write: .onnx, .xml (OpenVINO), .pt2 (torch.export), .mlpackage (Core ML), .tflite."),
     ],
     hub: HubFolder = HUB,
     format: Annotated[

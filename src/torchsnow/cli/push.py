@@ -43,6 +43,8 @@ def push(
     url = url_of(repository)
     if url is not None and (licence is not None or private):
         raise HubError("--license and --private are for the Hugging Face Hub; an object store has rights of its own")
+    if url is not None and url.startswith("memory:"):
+        raise HubError(f"{url} is in the memory of this command, and ends with it; name a place that stays")
     opened, names = Hub.open(hub), task or ()
     if url is not None:
         pushed = push_to_store(opened, url, names, replace=replace)

@@ -116,19 +116,21 @@ def serve(
     Example: torchsnow serve --hub my-hub --port 8000
     """
     validate_installed()
+    from torchsnow.errors import ServingError
     from torchsnow.hub import Hub
     from torchsnow.serving.logs import write_logs
     from torchsnow.serving.workers import Workers, bind
 
     settings = options.settings(host)
     if ray is not None:
-        from torchsnow.errors import ServingError
         from torchsnow.serving.ray import application, serve_on
 
         if options.workers > 1 or options.proxy:
             raise ServingError(f"{'--workers' if options.workers > 1 else '--proxy'} is not for --ray: see --replicas")
-        serve_on(ray, application(hub, device, settings, replicas, gpus), host, port, settings)
+        serve_on(ray, application(hub, device, settings, replicas, gpus), host, port, settings, gpus)
         return
+    if replicas != "1" or gpus:
+        raise ServingError(f"{'--gpus' if gpus else '--replicas'} is for --ray; on one machine --workers 2 are two")
     opened = Hub.open(hub)
     with bind(host, port) as listener:
         write_logs()

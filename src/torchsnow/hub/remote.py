@@ -29,18 +29,21 @@ REFRESH_S = 5.0
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}(?=.)(.*)", re.DOTALL)
 _MAX_JSON_BYTES = 256 * 2**20
+_EXAMPLES = {"file": "/data/hub", "local": "/data/hub", "hf": "organisation/name"}
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hub"}
 
 
 def url_of(path: Path | str) -> str | None:
     """The address of a hub that is no folder of this machine, as in "s3://bucket/hub"; None for a folder.
 
-    A `Path` has lost one of the slashes, and gets it back.
+    A `Path` has lost one of the slashes, and gets it back. Raises HubError for an address that names no place.
     """
     found = _URL.fullmatch(str(path))
     if found is None:
         return None
     scheme, rest = found.groups()
+    if not rest.strip("/"):
+        raise HubError(f"{path} names no place; expected an address as {scheme}://{_EXAMPLES.get(scheme, 'place/hub')}")
     return f"{scheme}://{'/' + rest.lstrip('/') if scheme in ('file', 'local') else rest.lstrip('/')}".rstrip("/")
 
 

@@ -130,14 +130,17 @@ def app(told: dict[str, str]) -> Any:
     )
 
 
-def serve_on(address: str, application: Any, host: str, port: int, settings: ServeSettings) -> None:
+def serve_on(address: str, application: Any, host: str, port: int, settings: ServeSettings, gpus: float = 0.0) -> None:
     """Serve on the cluster at an address until SIGTERM or SIGINT, then let its replicas finish what they accepted.
 
-    Raises ServingError where Ray Serve does not come up, and ClusterError where there is no cluster.
+    Raises ServingError where Ray Serve does not come up or this machine has less than the `gpus` of a replica, and
+    ClusterError where there is no cluster.
     """
     write_logs()
     stop = threading.Event()
-    with cluster(address):
+    with cluster(address) as machines:
+        if address == "local" and gpus > machines.num_gpus:  # another cluster may still get some
+            raise ServingError(f"each replica is to have {gpus:g} GPUs, and this machine has {machines.num_gpus}")
         from ray import serve
         from ray.exceptions import RayError
 

@@ -53,6 +53,7 @@ class Store:
                 f"with one of {', '.join(_SWAPS)}"
             )
         self._swap = _SWAPS[scheme]
+        self._has_folders = scheme not in ("s3", "s3a")  # there, what would be made is a bucket
         self._files, self._root = reach(url)
 
     def read(self, file: str) -> _Seen | None:
@@ -74,7 +75,8 @@ class Store:
             except FileNotFoundError:
                 pass
             path = f"{self._root}/{file}"
-            self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
+            if self._has_folders:
+                self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
             self._files.pipe_file(path, content)
 
     def swap(self, file: str, seen: _Seen | None, content: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from torchsnow.train.history import Epoch
 from torchsnow.workflows.training import TrainedTask
 
 _MLFLOW_CHARACTERS = 6_000  # of a setting, at most
+_MLFLOW_PATIENCE = {"MAX_RETRIES": "1", "TIMEOUT": "10"}  # unless the environment says otherwise; by itself, minutes
 
 
 class Logger(Protocol):
@@ -72,6 +74,8 @@ class MlflowLogger:
     """A new MLflow run in the experiment "torchsnow" of the tracking server or folder at `place`."""
 
     def __init__(self, place: str, name: str) -> None:
+        for setting, value in _MLFLOW_PATIENCE.items():
+            os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{setting}", value)
         from mlflow import MlflowClient
 
         self._client = MlflowClient(tracking_uri=place)
