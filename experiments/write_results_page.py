@@ -24,10 +24,18 @@ birds200 (CUB-200-2010), plankton121, seedlings12 and cifar10 are class folders,
 Every method of five-sets had 60 epochs, and ships the last within a standard error of its highest validation accuracy. All was
 made on one thread of busy machines of different speed, so times are too long, and those of the two comparisons not comparable.
 
-**Against a network of its own.** With birds200 (13 images a class to train on), fine-tuning the whole network has 62.7% of the test
-images, where SNOW has 62.5%; with cars196 (21 a class) 68.9%, where SNOW has 70.5% (seed 0 of all; 30 epochs over images for 60
-over stored features; the new last layer starts as a linear probe, one learning rate): no difference that 3,033 birds could
-show, and for 3,337 cars one at the edge of chance. It costs a whole pass and 14.7 MB for each task, where SNOW costs 4% of a pass and 0.7 MB. The other sets, seeds and learning rates are still to be run.
+**Against a network of its own.** Test accuracy in %, seed 0 of all; fine-tuning had 30 epochs over images where SNOW had 60 over
+stored features, its new last layer started as a linear probe, and one learning rate was tried:
+
+| | images a class to train on | linear probe | SNOW | the whole network, fine-tuned |
+|---|---|---|---|---|
+| birds200 | 13 | 51.9 | 62.5 | 62.7 |
+| cars196 | 21 | 41.8 | 70.5 | 68.9 |
+| seedlings12 | 285 | 77.3 | 94.1 | 95.7 |
+
+On the mean, SNOW closes all but a hundredth of the gap between the probe and fine-tuning. With
+723 to 3,337 test images, no difference between the two is larger than chance makes it. A fine-tuned network costs a whole pass and 14.7 MB for each task, where SNOW costs 4% of a pass and 0.6 MB. plankton121,
+cifar10, other seeds and other learning rates are still to be run.
 
 ![Test accuracy over what a further task costs.](images/results/five-sets-cost-bundled.png)
 
