@@ -22,7 +22,7 @@ What SNOW gives, what it costs, and where it loses. Seeds, intervals, settings a
 [results-tables.md](results-tables.md); [compare.md](compare.md) says what is equal for all methods. cars196 (Stanford Cars),
 birds200 (CUB-200-2010), plankton121, seedlings12 and cifar10 are class folders, which are no part of this repository.
 Every method of five-sets had 60 epochs, and ships the last within a standard error of its highest validation accuracy. All was
-made on one thread of busy machines of different speed, so times are too long, and those of the two comparisons not comparable.
+made on one thread of busy machines of different speed, so times are too long, and those of different comparisons not comparable.
 
 **Against a network of its own.** Test accuracy in %, seed 0 of all; fine-tuning had 30 epochs over images where SNOW had 60 over
 stored features, its new last layer started as a linear probe, and one learning rate was tried:
@@ -33,9 +33,9 @@ stored features, its new last layer started as a linear probe, and one learning 
 | cars196 | 21 | 41.8 | 70.5 | 68.9 |
 | seedlings12 | 285 | 77.3 | 94.1 | 95.7 |
 
-On the mean, SNOW closes all but a hundredth of the gap between the probe and fine-tuning. With
-723 to 3,337 test images, no difference between the two is larger than chance makes it. A fine-tuned network costs a whole pass and 14.7 MB for each task, where SNOW costs 4% of a pass and 0.6 MB. plankton121,
-cifar10, other seeds and other learning rates are still to be run.
+On the mean, SNOW closes all but a hundredth of the gap between the probe and fine-tuning. With 723 to 3,337 test images, no
+difference between the two is larger than chance makes it. A fine-tuned network costs a whole pass and 14.7 MB for each task,
+where SNOW costs 4% of a pass and 0.6 MB. plankton121, cifar10, other seeds and other learning rates are still to be run.
 
 ![Test accuracy over what a further task costs.](images/results/five-sets-cost-bundled.png)
 
